@@ -1,0 +1,78 @@
+"""One error grammar for every static argument: what it must be, and what it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from consensus_optax._typing import Array, Threshold
+
+
+def fail(name: str, requirement: str, value: Any) -> None:
+    """Raises the one sentence that every bad argument gets."""
+    raise ValueError(f"`{name}` must be {requirement}; got {value!r}")
+
+
+def interval(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Checks low <= value <= high; schedules and traced values pass unchecked."""
+    if callable(value) or isinstance(value, jax.core.Tracer):
+        return
+    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    requirement = f"in {left}{low:g}, {high:g}{right}"
+    if isinstance(value, bool) or not isinstance(
+        value, int | float | np.number | np.ndarray | jax.Array
+    ):
+        fail(name, f"a number {requirement} or a schedule", value)
+    number = np.asarray(value)
+    if number.ndim:
+        fail(name, f"a number {requirement} or a schedule", value)
+    above = number > low if open_low else number >= low
+    below = number < high if open_high else number <= high
+    if not (above and below):
+        fail(name, requirement, float(number))
+
+
+def one_of(name: str, value: Any, choices: Collection[str]) -> None:
+    """Checks that a string option is one of its choices."""
+    if value not in choices:
+        fail(name, f"one of {', '.join(map(repr, choices))}", value)
+
+
+def flag(name: str, value: Any) -> None:
+    """Checks a static True or False."""
+    if not isinstance(value, bool | np.bool_):
+        fail(name, "True or False, known when traced", value)
+
+
+def count(name: str, value: Any, minimum: int = 1) -> None:
+    """Checks a static integer: counts fix shapes, so no schedule and no tracer."""
+    if isinstance(value, jax.Array):
+        fail(
+            name,
+            "a Python int, since it fixes shapes (with `optax.inject_hyperparams`, "
+            f"list {name!r} in `static_args`)",
+            value,
+        )
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        fail(name, "an integer", value)
+    if value < minimum:
+        fail(name, f"at least {minimum}", value)
+
+
+def value_at(threshold: Threshold, step: Array, dtype: Any) -> Array:
+    """The number that a threshold or schedule has at this step, in the given dtype."""
+    value = threshold(step) if callable(threshold) else threshold
+    return jnp.asarray(value).astype(dtype)

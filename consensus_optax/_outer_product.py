@@ -1,0 +1,144 @@
+"""A row that has not been multiplied out: the last contraction of a gradient, kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from consensus_optax._typing import Array
+
+Step = tuple[str, tuple[int, ...]]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["left", "right"],
+    meta_fields=["row_shape", "steps", "dtype", "precision"],
+)
+@dataclasses.dataclass(frozen=True)
+class OuterProduct:
+    r"""Rows :math:`g_i = \sum_t a_{it} \otimes d_{it}` of one parameter, as factors.
+
+    The gradient of almost every large parameter ends in a contraction of something
+    from the forward pass with something from the backward pass. Its two operands are
+    B T (M + N) numbers, its result B M N: what needs only sums, norms or inner
+    products of rows never has to form it.
+
+    Attributes:
+      left: the factors a, shape (B, T, M).
+      right: the factors d, shape (B, T, N).
+      row_shape: shape in which the contraction leaves one row, with M * N entries.
+      steps: transpositions and reshapes from ``row_shape`` to the parameter's shape.
+      dtype: dtype of the materialized rows.
+      precision: precision of the contraction in the model's own backward pass.
+
+    Guarantees: ``materialize()`` equals the gradient that ``jax.vmap(jax.grad(fun))``
+    computes, to rounding. The object is a pytree whose children are the two factors,
+    so it crosses ``jit``, ``vmap``, ``scan`` and ``shard_map``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> a, d = jnp.array([[[1., 2.]]]), jnp.array([[[3., 5.]]])
+      >>> leaf = OuterProduct(a, d, row_shape=(2, 2))
+      >>> leaf.shape
+      (1, 2, 2)
+      >>> leaf.materialize()[0].tolist()
+      [[3.0, 5.0], [6.0, 10.0]]
+    """
+
+    left: Array
+    right: Array
+    row_shape: tuple[int, ...]
+    steps: tuple[Step, ...] = ()
+    dtype: Any = np.dtype("float32")
+    precision: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the materialized rows, (B, *parameter.shape)."""
+        row = jax.ShapeDtypeStruct(self.row_shape, self.dtype)
+        return (self.left.shape[0], *jax.eval_shape(self.restore, row).shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the materialized rows."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the materialized rows."""
+        return int(np.prod(self.shape))
+
+    def restore(self, matrix: Array) -> Array:
+        """Brings one (M, N) matrix, say a combination of rows, to parameter shape."""
+        out = matrix.reshape(self.row_shape)
+        for name, argument in self.steps:
+            out = (
+                out.transpose(argument)
+                if name == "transpose"
+                else out.reshape(argument)
+            )
+        return out
+
+    def row(self, index: Any) -> Array:
+        """Row ``index`` as an (M, N) matrix, in at least float32."""
+        a, d = self.left[index], self.right[index]  # (T, M), (T, N)
+        return self.contract(a, d)
+
+    def contract(self, a: Array, d: Array) -> Array:
+        """The sum of outer products, (T, M) and (T, N) to (M, N)."""
+        dtype = jnp.float64 if self.dtype == jnp.float64 else jnp.float32
+        if a.shape[0] == 1:  # a product of two vectors; a matmul of depth one is slow
+            return a[0].astype(dtype)[:, None] * d[0].astype(dtype)[None, :]
+        return lax.dot_general(
+            a,
+            d,
+            (((0,), (0,)), ((), ())),
+            precision=self.precision,
+            preferred_element_type=dtype,
+        )
+
+    def materialize(self) -> Array:
+        """The rows multiplied out, shape (B, *parameter.shape) and ``dtype``."""
+        rows = jax.vmap(lambda a, d: self.restore(self.contract(a, d)))
+        return rows(self.left, self.right).astype(self.dtype)
+
+
+def is_outer_product(leaf: Any) -> bool:
+    """True for an :class:`OuterProduct`: the ``is_leaf`` of any map over rows.
+
+    Args:
+      leaf: anything.
+
+    Returns:
+      Whether the object is a lazily factored leaf.
+
+    Examples:
+      >>> is_outer_product(1.0)
+      False
+    """
+    return isinstance(leaf, OuterProduct)
+
+
+def materialize(rows: Any) -> Any:
+    """Replaces every lazily factored leaf of a tree by the array it stands for.
+
+    Args:
+      rows: tree of arrays and :class:`OuterProduct` leaves.
+
+    Returns:
+      The tree with arrays only, each (B, *parameter.shape).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> materialize({"w": jnp.ones((2, 3))})["w"].shape
+      (2, 3)
+    """
+    multiply = lambda leaf: leaf.materialize() if is_outer_product(leaf) else leaf
+    return jax.tree.map(multiply, rows, is_leaf=is_outer_product)

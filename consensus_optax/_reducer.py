@@ -1,0 +1,119 @@
+"""The face that optax sees: a rule as an Aggregator."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from optax.experimental import aggregating
+
+from consensus_optax._rules import Rows, Rule
+from consensus_optax._run import init_rule, run
+from consensus_optax._stack import as_stack, present_weights
+from consensus_optax._typing import Array, Tree
+
+
+class ReducerState(NamedTuple):
+    """State of every reducer; its shapes do not depend on the number of rows.
+
+    Attributes:
+      step: () int32, updates made so far.
+      ready: () bool, False where nothing was agreed on and the update is zero.
+      num_present: () int32, rows that counted.
+      num_nonfinite: () int32, rows excluded for an inf or a nan.
+      rule: the rule's own state.
+    """
+
+    step: Array
+    ready: Array
+    num_present: Array
+    num_nonfinite: Array
+    rule: Any
+
+
+class Reducer(aggregating.Aggregator):
+    """An ``optax.experimental.aggregating.Aggregator`` that remembers its rule.
+
+    A pair (init, update) like any other; engines read ``rule``, chains need not.
+
+    Attributes:
+      rule: the pure mathematics, for engines that obtain rows in other ways.
+    """
+
+    rule: Rule
+
+
+def reducer(rule: Rule) -> Reducer:
+    r"""Makes an optax aggregator of a rule: rows (B, \*shape) in, one update out.
+
+    Guarantees, for every rule:
+      - rows with a non-finite entry in any leaf count as absent, and are counted;
+      - a row of weight 0 is the same as no row;
+      - sums, inner products and votes are in float32 at least (float64 with float64
+        parameters), the update has the parameters' dtypes;
+      - nothing agreed on: the update is exactly zero and ``ready`` is False.
+
+    Args:
+      rule: a :class:`Fold`, :class:`Columns`, :class:`Weighting` or :class:`Among`.
+
+    Returns:
+      A :class:`Reducer`, first (or after example transformations) in ``optax.chain``.
+      ``update(rows, state, params, *, weights=None, **extra)``: ``params`` is needed;
+      ``weights`` (B,) says which rows are there and what they count; other keyword
+      arguments are passed to the rule.
+
+    Raises:
+      ValueError: in ``update``, when traced: a leaf is not (B,) + its parameter's
+        shape, ``params`` is missing, or ``weights`` is not (B,).
+
+    Cost: that of the rule; the test for non-finite entries reads the rows once.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, consensus_optax as co
+      >>> mean = co.Weighting(lambda _, rows, state: (rows.shares, state),
+      ...                     reads="nothing")
+      >>> optimizer = optax.chain(co.reducer(mean), optax.sgd(1.0))
+      >>> params = jnp.zeros(2)
+      >>> rows = jnp.array([[1., 2.], [3., 4.]])
+      >>> updates, _ = optimizer.update(rows, optimizer.init(params), params)
+      >>> updates.tolist()
+      [-2.0, -3.0]
+    """
+
+    def init(params: Tree) -> ReducerState:
+        zero = lambda dtype: jnp.zeros((), dtype)
+        return ReducerState(
+            step=zero(jnp.int32),
+            ready=zero(jnp.bool_),
+            num_present=zero(jnp.int32),
+            num_nonfinite=zero(jnp.int32),
+            rule=init_rule(rule, params),
+        )
+
+    def update(
+        updates: Tree,
+        state: ReducerState,
+        params: Tree | None = None,
+        *,
+        weights: Array | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, ReducerState]:
+        stack = as_stack(updates, params)
+        step = optax.safe_increment(state.step)
+        if not stack.leaves:  # say, one label of optax.partition without parameters
+            return stack.rebuild([]), state._replace(step=step)
+        weights, num_nonfinite = present_weights(stack, weights)
+        rows = Rows(weights, state.step, extra)
+        outcome = run(rule, stack.leaves, rows, state.rule)
+        return stack.rebuild(outcome.update), ReducerState(
+            step=step,
+            ready=outcome.ready,
+            num_present=jnp.sum(rows.present, dtype=jnp.int32),
+            num_nonfinite=num_nonfinite,
+            rule=outcome.state,
+        )
+
+    face = Reducer(init, update)
+    face.rule = rule
+    return face

@@ -1,0 +1,134 @@
+"""Sign consensus: a coordinate moves only where the rows agree on its sign."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Fold, Rows
+from consensus_optax._statistics import (
+    LARGEST_NEGATIVE,
+    LOG_MAGNITUDE,
+    MINMOD,
+    NEGATIVE_SUM,
+    NEGATIVE_WEIGHT,
+    POSITIVE_SUM,
+    POSITIVE_WEIGHT,
+    SMALLEST_POSITIVE,
+    WEIGHTED_SUM,
+)
+from consensus_optax._typing import Array, Threshold
+
+_MAGNITUDES = ("min", "mean", "agreeing_mean", "geometric")
+_SLACK = 1e-6  # 3 of 5 rows are a quorum of 0.6, whatever 0.6 * 5 rounds to
+
+
+def sign_consensus(
+    quorum: Threshold = 1.0, magnitude: str = "min", rescale: bool = False
+) -> Reducer:
+    r"""Consensus training: keep a coordinate only where all rows agree in sign.
+
+    .. math:: u_p = s_p \min_{i:\, \mathrm{sign}(g_{ip}) = s_p} |g_{ip}|
+
+    where :math:`s_p` is the sign that a weighted fraction of at least ``quorum`` of the
+    rows has at coordinate p, and :math:`u_p = 0` where no sign has that. With
+    ``quorum=1`` and ``magnitude="min"`` it is the minmod limiter of numerical analysis.
+    ``magnitude="mean"`` is the AND-mask, whose threshold tau is a quorum of
+    (1 + tau) / 2 where no entry is zero. A zero entry agrees with neither sign.
+
+    Guarantees:
+      - the order of the rows is irrelevant; scaling all rows scales the update
+        (``"geometric"``: to its constant 1e-10);
+      - ``quorum=1, magnitude="min"``: no row has a smaller entry, nor another sign;
+        consensus of consensuses = consensus of all; one row is its own consensus.
+
+    Edge cases: no agreement anywhere: zero, not ready. With all rows equal: that row
+    (``"geometric"``: to 1e-10).
+
+    ``weights``: votes. They decide what a quorum is and weigh every mean; for
+    ``quorum=1, magnitude="min"`` only whether they are 0 matters.
+
+    Args:
+      quorum: weighted fraction in (0.5, 1], or a schedule of the step.
+      magnitude: ``"min"``: the smallest among the agreeing rows; ``"mean"``: the mean
+        of all rows; ``"agreeing_mean"``: the mean of the agreeing rows;
+        ``"geometric"``: sign of the mean times exp(mean log(\|g\| + 1e-10)).
+      rescale: divide every leaf by the fraction of its coordinates that survived
+        (+ 1e-10).
+
+    Returns:
+      A :class:`Reducer`; field ``consensus_ratio`` of its state is the share of
+      coordinates with a non-zero update.
+
+    Raises:
+      ValueError: a static argument is out of range.
+
+    Cost: one pass over the rows, one array like the parameters carried (two to four
+    with a quorum or another magnitude).
+
+    References: Parascandolo et al., `Learning explanations that are hard to vary
+    <https://arxiv.org/abs/2009.00329>`_, 2020 (mean, geometric, rescale). The minimum
+    is consensus training's own.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rows = jnp.array([[0.5, 0.5], [0.6, 0.6], [-0.8, 0.2]])
+      >>> rule, params = sign_consensus(), jnp.zeros(2)
+      >>> update, state = rule.update(rows, rule.init(params), params)
+      >>> print(update)
+      [0.  0.2]
+      >>> print(state.rule.consensus_ratio)
+      0.5
+    """
+    _check.interval("quorum", quorum, 0.5, 1, open_low=True)
+    _check.one_of("magnitude", magnitude, _MAGNITUDES)
+    _check.flag("rescale", rescale)
+    unanimous = isinstance(quorum, int | float) and quorum == 1
+    if unanimous and magnitude == "min":
+        return reducer(
+            Fold((MINMOD,), lambda merged, rows: _rescaled(merged[0], rescale))
+        )
+    statistics = {
+        "min": (SMALLEST_POSITIVE, LARGEST_NEGATIVE),
+        "mean": (WEIGHTED_SUM,),
+        "agreeing_mean": (POSITIVE_SUM, NEGATIVE_SUM),
+        "geometric": (WEIGHTED_SUM, LOG_MAGNITUDE),
+    }[magnitude]
+
+    def magnitudes(positive: Array, negative: Array, total: Array, *merged: Array):
+        """The update of a coordinate if the positive rows win, and if the others do."""
+        match magnitude:
+            case "min":
+                return merged
+            case "mean":
+                return (merged[0] / total,) * 2
+            case "agreeing_mean":
+                return merged[0] / _or_one(positive), merged[1] / _or_one(negative)
+        size = jnp.exp(merged[1] / total)
+        return (jnp.sign(merged[0]) * size,) * 2
+
+    def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
+        total = _or_one(rows.weights.sum())
+        needed = _check.value_at(quorum, rows.step, total.dtype) * total * (1 - _SLACK)
+        update = []
+        for positive, negative, *others in zip(*merged, strict=True):
+            up, down = magnitudes(positive, negative, total, *others)
+            agreed = jnp.where(negative >= needed, down, 0)
+            update.append(jnp.where(positive >= needed, up, agreed))
+        return _rescaled(update, rescale)
+
+    return reducer(Fold((POSITIVE_WEIGHT, NEGATIVE_WEIGHT, *statistics), resolve))
+
+
+def _or_one(number: Array) -> Array:
+    """A divisor: the number where it is positive, else 1."""
+    return jnp.where(number > 0, number, 1)
+
+
+def _rescaled(update: list[Array], rescale: bool) -> list[Array]:
+    """Every leaf divided by the fraction of its coordinates that survived."""
+    if not rescale:
+        return update
+    share = lambda leaf: jnp.sum(leaf != 0, dtype=leaf.dtype) / max(leaf.size, 1)
+    return [leaf / (share(leaf) + 1e-10) for leaf in update]

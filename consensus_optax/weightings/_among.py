@@ -1,0 +1,53 @@
+"""Any rule on the rows that a weighting selects."""
+
+from __future__ import annotations
+
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Among, Weighting
+
+
+def among(selector: Reducer, rule: Reducer) -> Reducer:
+    """Lets one rule choose the rows and another reduce those.
+
+    The selector's weights decide only who takes part (weight > 0); the survivors go
+    with their own weights to the second rule.
+
+    Guarantees: equals ``rule`` on the stack of the selected rows alone.
+    Edge cases: nobody selected: zero, not ready.
+    ``weights``: what they mean to the selector, and then to the rule.
+
+    Args:
+      selector: a reducer that is a weighting of the whole model, such as
+        :func:`cosine_filter`.
+      rule: any reducer.
+
+    Returns:
+      A :class:`Reducer`, with both states.
+
+    Raises:
+      ValueError: the selector is not a weighting of the whole model.
+
+    Cost: that of both; the rows are not computed again.
+
+    Examples:
+      >>> import jax.numpy as jnp, consensus_optax as co
+      >>> rule = co.among(co.cosine_filter(0.5), co.sign_consensus())
+      >>> rows = jnp.array([[1., 2.], [-1., 0.], [3., 1.]])
+      >>> params = jnp.zeros(2)
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [1.0, 1.0]
+    """
+    for name, given in (("selector", selector), ("rule", rule)):
+        if not isinstance(given, Reducer):
+            raise ValueError(
+                f"`{name}` must be a reducer of this library (not a chain, whose parts "
+                f"cannot be told apart); got {type(given).__name__}"
+            )
+    chosen = selector.rule
+    if not isinstance(chosen, Weighting) or chosen.scope != "model":
+        raise ValueError(
+            "`selector` must be a weighting with scope='model', which gives every row "
+            f"one weight; got a {type(chosen).__name__}"
+            + (" with scope='leaf'" if isinstance(chosen, Weighting) else "")
+        )
+    return reducer(Among(chosen, rule.rule))

@@ -1,0 +1,168 @@
+"""Gradient Agreement Filtering: rows that point elsewhere are left out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax import _check
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._typing import Array, Threshold, Tree
+
+
+class CosineFilterState(NamedTuple):
+    """What the filter did in the last step; a leading axis over leaves by leaf.
+
+    Attributes:
+      accepted: () float32, rows accepted after the first (a sum of gates if soft).
+      cosine_mean: () float32, mean cosine of running and next row; 0 if none.
+      cosine_min: () float32, the least of them; 0 if none.
+    """
+
+    accepted: Array
+    cosine_mean: Array
+    cosine_min: Array
+
+
+class _Running(NamedTuple):
+    """The running gradient as coefficients of the rows, with what the loop counts."""
+
+    coefficients: Array  # (B,)
+    products: Array  # (B,) inner products of all rows with the running gradient
+    mass: Array  # () weight of what the running gradient averages
+    accepted: Array
+    cosine_sum: Array
+    cosine_min: Array
+    examined: Array
+
+
+def cosine_filter(
+    threshold: Threshold = 0.97,
+    average: str = "halving",
+    scope: str = "model",
+    temperature: Threshold | None = None,
+) -> Reducer:
+    r"""Gradient Agreement Filtering (GAF): skip rows whose cosine distance is large.
+
+    In the order of the rows, from :math:`g = g_1`, for m = 2..B:
+
+    .. math:: g \leftarrow (g + g_m) / 2 \quad\text{if}\quad 1 - \cos(g, g_m) \le \tau
+
+    Everything is read from the Gramian: the running gradient is a vector of B
+    coefficients.
+
+    Guarantees: in the convex hull of the rows; unchanged in direction if all rows are
+    scaled. NOT invariant to the order of the rows: with ``"halving"`` the last
+    accepted row weighs 1/2, the one before 1/4; an outlier in first place rejects
+    everybody.
+
+    Edge cases: nothing accepted (so also a single row): zero, not ready, as in the
+    authors' code, which then makes no optimizer step; use :func:`skip_if_empty`.
+    A zero row, or a running gradient of zero, has no direction: rejected. (The
+    authors' code accepts, since ``nan > threshold`` is False.)
+
+    ``weights``: 0 = absent; other values are sample counts with ``average="mean"``
+    and have no meaning with ``"halving"``.
+
+    Args:
+      threshold: largest cosine distance accepted, in [0, 2]; the authors recommend
+        0.9 to 1. A number, array or schedule.
+      average: ``"halving"`` as the authors' code does, or ``"mean"``, the running mean
+        of all accepted rows. They agree for two rows.
+      scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
+      temperature: None for a hard threshold; else rows are averaged in by the gate
+        sigmoid((threshold - distance) / temperature).
+
+    Returns:
+      A :class:`Reducer` with ``accepted``, ``cosine_mean``, ``cosine_min`` in its
+      state (arrays over leaves with ``scope="leaf"``).
+
+    Raises:
+      ValueError: a static argument is out of range.
+
+    Cost: one Gramian, O(B^2) for the decision, one combination.
+
+    References: Chaubard et al., `Beyond gradient averaging in parallel optimization
+    <https://arxiv.org/abs/2412.18052>`_, 2024.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = cosine_filter(0.5), jnp.zeros(2)
+      >>> rows = jnp.array([[1., 0.], [-1., 0.], [1., 1.]])
+      >>> update, state = rule.update(rows, rule.init(params), params)
+      >>> update.tolist(), float(state.rule.accepted)
+      ([1.0, 0.5], 1.0)
+    """
+    _check.interval("threshold", threshold, 0, 2)
+    _check.one_of("average", average, ("halving", "mean"))
+    _check.one_of("scope", scope, ("model", "leaf"))
+    if temperature is not None:
+        _check.interval("temperature", temperature, 0, open_low=True)
+
+    def init(params: Tree, dtype: Any) -> CosineFilterState:
+        del params, dtype
+        return CosineFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+
+    def gate(cosine: Array, step: Array) -> Array:
+        margin = _check.value_at(threshold, step, cosine.dtype) - (1 - cosine)
+        if temperature is None:
+            return (margin >= 0).astype(cosine.dtype)
+        return jax.nn.sigmoid(margin / _check.value_at(temperature, step, cosine.dtype))
+
+    def weigh(
+        gramian: Array, rows: Rows, state: CosineFilterState
+    ) -> tuple[Array, CosineFilterState]:
+        del state
+        first = jnp.argmax(rows.present)
+        norms = jnp.sqrt(gramian.diagonal())
+
+        def next_row(m: Array, running: _Running) -> _Running:
+            length = jnp.sqrt(jnp.maximum(running.coefficients @ running.products, 0))
+            scale = length * norms[m]
+            examined = rows.present[m] & (m != first) & (scale > 0)
+            cosine = running.products[m] / jnp.where(scale > 0, scale, 1)
+            share = jnp.where(examined, gate(cosine, rows.step), 0)
+            if average == "halving":
+                mass = running.mass
+                move = share / 2
+            else:
+                mass = running.mass + share * rows.weights[m]
+                move = share * rows.weights[m] / jnp.where(mass > 0, mass, 1)
+            one_hot = jax.nn.one_hot(m, norms.shape[0], dtype=norms.dtype)
+            return _Running(
+                coefficients=(1 - move) * running.coefficients + move * one_hot,
+                products=(1 - move) * running.products + move * gramian[m],
+                mass=mass,
+                accepted=running.accepted + share,
+                cosine_sum=running.cosine_sum + jnp.where(examined, cosine, 0),
+                cosine_min=jnp.where(
+                    examined & (cosine < running.cosine_min), cosine, running.cosine_min
+                ),
+                examined=running.examined + examined.astype(norms.dtype),
+            )
+
+        zero = jnp.zeros((), norms.dtype)
+        start = _Running(
+            coefficients=jax.nn.one_hot(first, norms.shape[0], dtype=norms.dtype),
+            products=gramian[first],
+            mass=rows.weights[first],
+            accepted=zero,
+            cosine_sum=zero,
+            cosine_min=zero + 2,
+            examined=zero,
+        )
+        end = lax.fori_loop(0, norms.shape[0], next_row, start)
+        weights = jnp.where(end.accepted > 0, end.coefficients, 0)
+        any_examined = end.examined > 0
+        numbers = (
+            end.accepted,
+            end.cosine_sum / jnp.where(any_examined, end.examined, 1),
+            jnp.where(any_examined, end.cosine_min, 0),
+        )
+        return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
+
+    return reducer(Weighting(weigh, init, scope=scope))

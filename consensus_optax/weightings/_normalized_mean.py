@@ -1,0 +1,45 @@
+"""The mean of the rows' directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._typing import Array
+
+
+def normalized_mean() -> Reducer:
+    r"""The mean of unit-normalized rows, over the whole model.
+
+    .. math:: u = \sum_i w_i \frac{g_i}{\|g_i\|} / \sum_i w_i
+
+    The baseline that any table with :func:`subspace_weighting` must have: on its
+    authors' own problem it explains the whole gain over the mean.
+
+    Guarantees: :math:`\|u\| \le 1`; unchanged if any row is scaled by a positive
+    number; order is irrelevant. A learning rate for plain SGD does not carry over.
+    Edge cases: a zero row counts in the divisor and adds nothing. All zero: zero.
+    ``weights``: sample counts.
+
+    Returns:
+      A :class:`Reducer`.
+
+    Cost: the rows' norms and one combination.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = normalized_mean(), jnp.zeros(2)
+      >>> rows = jnp.array([[3., 4.], [0., 10.]])
+      >>> print(rule.update(rows, rule.init(params), params)[0])
+      [0.3 0.9]
+    """
+
+    def weigh(squared_norms: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+        norms = jnp.sqrt(squared_norms)
+        moving = norms > 0
+        return jnp.where(moving, rows.shares / jnp.where(moving, norms, 1), 0), state
+
+    return reducer(Weighting(weigh, reads="norms"))
