@@ -13,12 +13,13 @@ from consensus_optax._outer_product import (
     materialize,
 )
 from consensus_optax._reducer import Reducer, ReducerState, reducer
-from consensus_optax._rules import Columns, Fold, Rows, Weighting
+from consensus_optax._rules import Columns, Fold, Mixing, Rows, Weighting
 from consensus_optax._statistics import Statistic, minmod
 from consensus_optax.examples import clip_examples, normalize_examples
 from consensus_optax.folds import sign_consensus
 from consensus_optax.temporal import ema_agreement, skip_if_empty
 from consensus_optax.weightings import (
+    after,
     among,
     cosine_filter,
     mean,
@@ -43,6 +44,7 @@ __all__ = [
     "cosine_filter",
     "subspace_weighting",
     "among",
+    "after",
     # example transformations
     "clip_examples",
     "normalize_examples",
@@ -56,6 +58,7 @@ __all__ = [
     "Fold",
     "Columns",
     "Weighting",
+    "Mixing",
     "Statistic",
     "Rows",
     "minmod",

@@ -1,7 +1,8 @@
-"""All algebra on leaves with an example axis, for both kinds of leaf.
+"""All algebra on leaves with an example axis, for every kind of leaf.
 
-A leaf is an array (B, *shape) or an :class:`OuterProduct`. Everything above this file
-is written in these few verbs, so a third kind of leaf would be taught here alone.
+A leaf is an array (B, *shape), an :class:`OuterProduct`, or :class:`Mixed` rows of one
+of these. Everything above this file is written in these few verbs, so a fourth kind
+of leaf would be taught here alone.
 What depends on the values of all rows runs in float32 at least, whatever their dtype.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,22 @@ from consensus_optax._outer_product import OuterProduct, is_outer_product
 from consensus_optax._statistics import WEIGHTED_SUM, Statistic
 from consensus_optax._typing import Array
 
-Leaf = Array | OuterProduct
+
+class Mixed(NamedTuple):
+    """Rows that are combinations of other rows, B' of B, not yet computed.
+
+    Attributes:
+      matrix: (B', B), zero in the columns of absent rows.
+      leaf: the rows combined.
+      order: (B,), see :attr:`Rows.order`.
+    """
+
+    matrix: Array
+    leaf: Array | OuterProduct
+    order: Array
+
+
+Leaf = Array | OuterProduct | Mixed
 
 # Rows merged per turn of a fold, so that the carry is read and written once for all.
 # Measured on two CPU cores: 4 to 8 rows reach memory bandwidth for arrays.
@@ -63,6 +79,8 @@ def scale(leaf: Leaf, factors: Array) -> Leaf:
 
 def squared_norms(leaf: Leaf, dtype: Any) -> Array:
     """Squared Euclidean norm of every row, (B,)."""
+    if isinstance(leaf, Mixed):
+        return gramian(leaf, dtype).diagonal()
     if is_outer_product(leaf):
         a, d = leaf.left.astype(dtype), leaf.right.astype(dtype)
         terms, (m, n) = a.shape[1], (a.shape[2], d.shape[2])
@@ -77,6 +95,11 @@ def squared_norms(leaf: Leaf, dtype: Any) -> Array:
 
 def gramian(leaf: Leaf, dtype: Any) -> Array:
     """Inner products of all pairs of rows, (B, B), at the highest precision."""
+    if isinstance(leaf, Mixed):
+        used = jnp.any(leaf.matrix != 0, 0)
+        inner = jnp.where(used[:, None] & used[None, :], gramian(leaf.leaf, dtype), 0)
+        product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+        return product(product(leaf.matrix, inner), leaf.matrix.T)
     if is_outer_product(leaf):
         a, d = leaf.left.astype(dtype), leaf.right.astype(dtype)
         (b, t, m), n = a.shape, d.shape[2]
@@ -95,6 +118,8 @@ def combine(leaf: Leaf, weights: Array, order: Array) -> Array:
     Such a row is replaced by row ``order[i]``, a sound one: 0 times nan is nan.
     """
     dtype = weights.dtype
+    if isinstance(leaf, Mixed):
+        return combine(leaf.leaf, weights @ leaf.matrix, leaf.order)
     if is_outer_product(leaf):
         keep = (weights != 0)[:, None, None]
         a = jnp.where(keep, leaf.left.astype(dtype) * weights[:, None, None], 0)
@@ -115,6 +140,8 @@ def fold(
     array per statistic. XLA on CPU reduces a leading axis very slowly; a loop with a
     carry runs at memory bandwidth.
     """
+    if isinstance(leaf, Mixed):
+        leaf = as_array(leaf, weights.dtype)
     outer = is_outer_product(leaf)
     read = leaf.row if outer else lambda index: leaf[index]
 
@@ -141,8 +168,41 @@ def fold(
     return tuple(map(leaf.restore, merged)) if outer else merged
 
 
+def as_array(leaf: Leaf, dtype: Any) -> Array:
+    """The rows multiplied out and mixed, (B, *shape)."""
+    if isinstance(leaf, Mixed):
+        used = jnp.any(leaf.matrix != 0, 0)
+        rows = present_rows(leaf.leaf, used, dtype)
+        return jnp.tensordot(leaf.matrix, rows, 1)
+    return (leaf.materialize() if is_outer_product(leaf) else leaf).astype(dtype)
+
+
 def present_rows(leaf: Leaf, present: Array, dtype: Any) -> Array:
     """The rows multiplied out, (B, *shape), with zeros for the absent ones."""
-    rows = leaf.materialize() if is_outer_product(leaf) else leaf
-    shape = (-1,) + (1,) * (rows.ndim - 1)
-    return jnp.where(present.reshape(shape), rows.astype(dtype), 0)
+    rows = as_array(leaf, dtype)
+    return jnp.where(present.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+
+
+def inner_products(leaf: Leaf, direction: Array) -> Array:
+    """Inner product of every row with one array of parameter shape, (B,)."""
+    dtype = direction.dtype
+    if isinstance(leaf, Mixed):
+        used = jnp.any(leaf.matrix != 0, 0)
+        return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
+    precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    if is_outer_product(leaf):
+        row = jax.ShapeDtypeStruct((leaf.left.shape[2], leaf.right.shape[2]), dtype)
+        (matrix,) = jax.linear_transpose(leaf.restore, row)(direction)  # (M, N)
+        projected = precise(leaf.left.astype(dtype), matrix)  # (B, T, N)
+        return (projected * leaf.right.astype(dtype)).sum((1, 2))
+    return precise(flat(leaf, dtype), direction.reshape(-1))
+
+
+def centered(leaf: Leaf, shares: Array, order: Array) -> tuple[Array, Array]:
+    """Rows less their mean weighted by ``shares``, multiplied out, and that mean.
+
+    An outer product less a mean is none, and inner products of nearly equal rows lose
+    every digit when the mean is taken off them afterwards.
+    """
+    center = combine(leaf, shares, order)
+    return as_array(leaf, shares.dtype) - center[None], center

@@ -117,3 +117,13 @@ def reducer(rule: Rule) -> Reducer:
     face = Reducer(init, update)
     face.rule = rule
     return face
+
+
+def rule_of(name: str, given: Any) -> Rule:
+    """The rule of an argument that must be a reducer of this library."""
+    if not isinstance(given, Reducer):
+        raise ValueError(
+            f"`{name}` must be a reducer of this library (not a chain, whose parts "
+            f"cannot be told apart); got {type(given).__name__}"
+        )
+    return given.rule

@@ -1,4 +1,4 @@
-"""Rules: the pure mathematics of reducers, in three kinds and one composition.
+"""Rules: the pure mathematics of reducers, three kinds and two ways to compose them.
 
 A rule never sees how rows are obtained; an engine never sees which rule it runs. So m
 rules and n engines are m + n pieces of code.
@@ -106,9 +106,12 @@ class Weighting(NamedTuple):
       weigh: (products, rows, state) to (w, state): w is (B,), and may be negative;
         all zero means that nothing is agreed on. ``products`` is what ``reads`` says.
       init: (params, dtype) to the rule's own state, a NamedTuple of arrays.
-      reads: ``"gramian"`` for (B, B) inner products, ``"norms"`` for (B,) squared
-        norms, ``"nothing"`` for None. What is not asked for is not computed. Entries
-        of absent rows are 0.
+      reads: ``"gramian"`` for (B, B) inner products; ``"centered"`` for those of the
+        rows less their weighted mean, from which distances come out right even where
+        rows are nearly equal; ``"norms"`` for (B,) squared norms; ``"nothing"`` for
+        None. What is not asked for is not computed. Entries of absent rows are 0.
+      remembers: whether the previous update (zero at first) joins as one row more, at
+        the end: products are then (B + 1, B + 1), w is (B + 1,).
       scope: ``"model"``: one decision; ``"leaf"``: one for every leaf from its own
         products, all fields of the state with a leading axis over leaves.
 
@@ -126,6 +129,7 @@ class Weighting(NamedTuple):
     init: Callable[[Tree, Any], Any] = _no_state
     reads: str = "gramian"
     scope: str = "model"
+    remembers: bool = False
 
 
 class Among(NamedTuple):
@@ -140,4 +144,29 @@ class Among(NamedTuple):
     rule: Any
 
 
-Rule = Fold | Columns | Weighting | Among
+class Mixing(NamedTuple):
+    """A linear map of the rows, B to B', decided from inner products.
+
+    Attributes:
+      mix: (products, rows) to (matrix, weights): new row i is sum_j matrix[i, j] g_j,
+        with weight weights[i]; (B', B) and (B',). Columns of absent rows are not read.
+      reads: as in :class:`Weighting`.
+    """
+
+    mix: Callable[[Any, Rows], tuple[Array, Array]]
+    reads: str = "gramian"
+
+
+class After(NamedTuple):
+    """A rule on mixed rows.
+
+    Attributes:
+      mixing: what is done to the rows first.
+      rule: what the mixed rows are given to.
+    """
+
+    mixing: Mixing
+    rule: Any
+
+
+Rule = Fold | Columns | Weighting | Among | After

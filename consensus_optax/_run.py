@@ -10,10 +10,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from consensus_optax import _leaves
 from consensus_optax._leaves import Leaf
-from consensus_optax._rules import Among, Fold, Rows, Rule, Weighting
+from consensus_optax._rules import (
+    After,
+    Among,
+    Fold,
+    Mixing,
+    Rows,
+    Rule,
+    Weighting,
+)
 from consensus_optax._typing import Array, Tree
 
 
@@ -34,6 +43,18 @@ class AmongState(NamedTuple):
     rule: Any
 
 
+class MemoryState(NamedTuple):
+    """State of a weighting that remembers its previous update.
+
+    Attributes:
+      previous: that update, one array for every floating leaf.
+      rule: the rule's own state.
+    """
+
+    previous: list[Array]
+    rule: Any
+
+
 class Outcome(NamedTuple):
     """What running a rule gives: update leaves, whether any is there, new state."""
 
@@ -50,16 +71,23 @@ def init_rule(rule: Rule, params: Tree) -> Any:
             return AmongState(
                 init_rule(rule.selector, params), init_rule(rule.rule, params)
             )
-        case Weighting(scope="leaf"):
+        case After():
+            return init_rule(rule.rule, params)
+        case Weighting():
             leaves = [
                 leaf
                 for leaf in jax.tree.leaves(params)
                 if jnp.issubdtype(leaf.dtype, jnp.floating)
             ]
-            states = [rule.init(leaf, dtype) for leaf in leaves]
-            return jax.tree.map(lambda *fields: jnp.stack(fields), *states)
-        case Weighting():
-            return rule.init(params, dtype)
+            if rule.scope == "leaf":
+                states = [rule.init(leaf, dtype) for leaf in leaves]
+                state = jax.tree.map(lambda *fields: jnp.stack(fields), *states)
+            else:
+                state = rule.init(params, dtype)
+            if rule.remembers:
+                zeros = [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
+                return MemoryState(zeros, state)
+            return state
     return FoldState(jnp.zeros((), jnp.float32))
 
 
@@ -74,13 +102,28 @@ def run(rule: Rule, leaves: list[Leaf], rows: Rows, state: Any) -> Outcome:
                 rule.rule, leaves, rows._replace(weights=survivors), state.rule
             )
             return outcome._replace(state=AmongState(selector, outcome.state))
+        case After():
+            products = read_products(rule.mixing, leaves, rows)
+            mixed, mixed_rows = mix(rule.mixing, products, leaves, rows)
+            return run(rule.rule, mixed, mixed_rows, state)
+        case Weighting(remembers=True):
+            previous = state.previous
+            products = read_products(rule, leaves, rows, previous)
+            weights, rule_state = weigh(rule, products, rows, state.rule)
+            triples = zip(leaves, weights, previous, strict=True)
+            update = [
+                _leaves.combine(leaf, w[:-1], rows.order) + w[-1] * old
+                for leaf, w, old in triples
+            ]
+            return Outcome(
+                update, _any_weight(weights), MemoryState(update, rule_state)
+            )
         case Weighting():
             products = read_products(rule, leaves, rows)
             weights, state = weigh(rule, products, rows, state)
             pairs = zip(leaves, weights, strict=True)
             update = [_leaves.combine(leaf, w, rows.order) for leaf, w in pairs]
-            ready = jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
-            return Outcome(update, ready, state)
+            return Outcome(update, _any_weight(weights), state)
         case Fold():
             merged = [
                 _leaves.fold(leaf, rule.statistics, rows.weights, rows.order)
@@ -93,10 +136,54 @@ def run(rule: Rule, leaves: list[Leaf], rows: Rows, state: Any) -> Outcome:
     return settle([rule.reduce(column, rows.weights) for column in columns], rows)
 
 
-def read_products(rule: Weighting, leaves: list[Leaf], rows: Rows) -> list[Any]:
-    """Per leaf, the inner products that a weighting reads."""
-    read = {"gramian": _leaves.gramian, "norms": _leaves.squared_norms}.get(rule.reads)
-    return [read and read(leaf, rows.weights.dtype) for leaf in leaves]
+def _any_weight(weights: list[Array]) -> Array:
+    """Whether any row has any weight in any leaf, () bool."""
+    return jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
+
+
+def read_products(
+    rule: Weighting | Mixing,
+    leaves: list[Leaf],
+    rows: Rows,
+    previous: list[Array] | None = None,
+) -> list[Any]:
+    """Per leaf, the inner products that a rule reads, 0 where a row is absent."""
+    olds = previous or [None] * len(leaves)
+    return [
+        _leaf_products(rule.reads, leaf, rows, old)
+        for leaf, old in zip(leaves, olds, strict=True)
+    ]
+
+
+def _leaf_products(reads: str, leaf: Leaf, rows: Rows, previous: Array | None) -> Any:
+    """Inner products of one leaf's rows, bordered by those with a previous update."""
+    dtype, present = rows.weights.dtype, rows.present
+    if reads == "nothing":
+        return None
+    if reads == "norms":
+        return jnp.where(present, _leaves.squared_norms(leaf, dtype), 0)
+    if reads == "centered":
+        leaf, center = _leaves.centered(leaf, rows.shares, rows.order)
+        previous = None if previous is None else previous - center
+    pairs = present[:, None] & present[None, :]
+    gramian = jnp.where(pairs, _leaves.gramian(leaf, dtype), 0)
+    if previous is None:
+        return gramian
+    side = jnp.where(present, _leaves.inner_products(leaf, previous), 0)
+    corner = jnp.vdot(previous, previous, precision=lax.Precision.HIGHEST)
+    top = jnp.concatenate([gramian, side[:, None]], 1)
+    return jnp.concatenate([top, jnp.append(side, corner)[None]], 0)
+
+
+def mix(
+    mixing: Mixing, products: list[Any], leaves: list[Leaf], rows: Rows
+) -> tuple[list[Leaf], Rows]:
+    """The mixed rows, as leaves that are computed when they are read."""
+    given = None if mixing.reads == "nothing" else sum(products[1:], products[0])
+    matrix, weights = mixing.mix(given, rows)
+    matrix = jnp.where(rows.present[None, :], matrix, 0)
+    mixed = [_leaves.Mixed(matrix, leaf, rows.order) for leaf in leaves]
+    return mixed, rows._replace(weights=weights)
 
 
 def weigh(
@@ -104,22 +191,16 @@ def weigh(
 ) -> tuple[list[Array], Any]:
     """Weights for every leaf, (B,) each, from the products of every leaf.
 
-    Absent rows are cut out by selection before the rule and after it. A rule whose
-    weights come out non-finite has agreed on nothing.
+    Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
+    non-finite has agreed on nothing.
     """
-    present = rows.present
-    if rule.reads == "gramian":
-        present_pairs = present[:, None] & present[None, :]
-        products = [jnp.where(present_pairs, gram, 0) for gram in products]
-    elif rule.reads == "norms":
-        products = [jnp.where(present, norms, 0) for norms in products]
+    present = jnp.append(rows.present, True) if rule.remembers else rows.present
 
     def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
         weights, rule_state = rule.weigh(given, rows, rule_state)
-        sound = jnp.all(jnp.isfinite(jnp.where(present, weights, 0)))
-        return jnp.where(present & sound, weights, 0).astype(
-            rows.weights.dtype
-        ), rule_state
+        weights = jnp.where(present, weights, 0).astype(rows.weights.dtype)
+        some = jnp.any(rows.present) & jnp.all(jnp.isfinite(weights))
+        return jnp.where(some, weights, 0), rule_state
 
     if rule.scope == "leaf":
         given = None if rule.reads == "nothing" else jnp.stack(products)

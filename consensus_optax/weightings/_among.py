@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._reducer import Reducer, reducer, rule_of
 from consensus_optax._rules import Among, Weighting
 
 
@@ -37,17 +37,14 @@ def among(selector: Reducer, rule: Reducer) -> Reducer:
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
       [1.0, 1.0]
     """
-    for name, given in (("selector", selector), ("rule", rule)):
-        if not isinstance(given, Reducer):
-            raise ValueError(
-                f"`{name}` must be a reducer of this library (not a chain, whose parts "
-                f"cannot be told apart); got {type(given).__name__}"
-            )
-    chosen = selector.rule
-    if not isinstance(chosen, Weighting) or chosen.scope != "model":
-        raise ValueError(
-            "`selector` must be a weighting with scope='model', which gives every row "
-            f"one weight; got a {type(chosen).__name__}"
-            + (" with scope='leaf'" if isinstance(chosen, Weighting) else "")
-        )
-    return reducer(Among(chosen, rule.rule))
+    chosen, then = rule_of("selector", selector), rule_of("rule", rule)
+    if not isinstance(chosen, Weighting):
+        found = f"a {type(chosen).__name__}"
+    elif chosen.scope == "leaf" or chosen.remembers:
+        found = f"one with scope={chosen.scope!r}, remembers={chosen.remembers}"
+    else:
+        return reducer(Among(chosen, then))
+    raise ValueError(
+        "`selector` must be a weighting that gives every row one weight from this "
+        f"step's rows alone; got {found}"
+    )
