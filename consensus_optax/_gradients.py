@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._contraction import unfinished
 from consensus_optax._typing import Array
 
 Argnums = int | Sequence[int]
@@ -53,7 +54,7 @@ def per_example_value_and_grad(
     _check.flag("keep_batch_dim", keep_batch_dim)
     if not keep_batch_dim and group_size > 1:
         _check.fail("keep_batch_dim", "True when `group_size` is above 1", False)
-    del materialize
+    _check.flag("materialize", materialize)
     batched = (
         (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
     )
@@ -71,7 +72,11 @@ def per_example_value_and_grad(
             in_axes[prng_argnum] = 0
             arranged[prng_argnum] = row_keys(args[prng_argnum], num_rows)
         one_row = lambda *row: value_and_grad(*row, **kwargs)
-        return jax.vmap(one_row, in_axes)(*arranged)
+        all_rows = jax.vmap(one_row, in_axes)
+        if materialize:
+            return all_rows(*arranged)
+        value, rows, _ = unfinished(all_rows, *arranged)
+        return value, rows
 
     return rows_of
 
@@ -146,7 +151,7 @@ def per_example_grad(
 
 
 def row_keys(key: Array, num_rows: int, first: int | Array = 0) -> Array:
-    """One key for every row, by its index in the whole batch; B keys stay as they are."""
+    """One key for every row, by its index in the whole batch; B keys stay as given."""
     single = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
     if not single:
         return key

@@ -62,7 +62,8 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
     at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times slower on CPU.
     """
     if is_outer_product(leaf):
-        return finite_rows(leaf.left, dtype) & finite_rows(leaf.right, dtype)
+        right = finite_rows(leaf.right, dtype)
+        return right if leaf.is_look_up else right & finite_rows(leaf.left, dtype)
     rows = flat(leaf, dtype)
     return jnp.isfinite(rows @ jnp.zeros(rows.shape[1], dtype))
 
@@ -70,7 +71,8 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
 def scale(leaf: Leaf, factors: Array) -> Leaf:
     """Row i times factors[i]; of a product one factor is scaled, whatever its size."""
     if is_outer_product(leaf):
-        side = "left" if leaf.left.size <= leaf.right.size else "right"
+        smaller = not leaf.is_look_up and leaf.left.size <= leaf.right.size
+        side = "left" if smaller else "right"
         scaled = getattr(leaf, side).astype(factors.dtype) * factors[:, None, None]
         return dataclasses.replace(leaf, **{side: scaled})
     shape = (-1,) + (1,) * (leaf.ndim - 1)
@@ -82,12 +84,10 @@ def squared_norms(leaf: Leaf, dtype: Any) -> Array:
     if isinstance(leaf, Mixed):
         return gramian(leaf, dtype).diagonal()
     if is_outer_product(leaf):
-        a, d = leaf.left.astype(dtype), leaf.right.astype(dtype)
-        terms, (m, n) = a.shape[1], (a.shape[2], d.shape[2])
+        terms, m, n = leaf.sides
         if terms * (m + n) <= m * n:  # flops of T x T products against those of the row
-            inner = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-            products = inner("btm,bsm->bts", a, a) * inner("btn,bsn->bts", d, d)
-            return products.sum((1, 2))
+            left, right = _factor_products(leaf, "bsx,btx->bst", dtype)
+            return (left * right).sum((1, 2))
         leaf = leaf.materialize()
     rows = flat(leaf, dtype)
     return (rows * rows).sum(1)
@@ -101,15 +101,33 @@ def gramian(leaf: Leaf, dtype: Any) -> Array:
         product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
         return product(product(leaf.matrix, inner), leaf.matrix.T)
     if is_outer_product(leaf):
-        a, d = leaf.left.astype(dtype), leaf.right.astype(dtype)
-        (b, t, m), n = a.shape, d.shape[2]
+        (t, m, n), b = leaf.sides, leaf.shape[0]
         if b * t * t * (m + n) <= t * m * n + b * m * n:
-            inner = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-            products = inner("btm,csm->bcts", a, a) * inner("btn,csn->bcts", d, d)
-            return products.sum((2, 3))
+            left, right = _factor_products(leaf, "bsx,ctx->bcst", dtype)
+            return (left * right).sum((2, 3))
         leaf = leaf.materialize()
     rows = flat(leaf, dtype)
     return jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST)
+
+
+def _factor_products(leaf: OuterProduct, pairs: str, dtype: Any) -> tuple[Array, Array]:
+    """Inner products of pairs of left factors, and of the same pairs of right factors.
+
+    Those of look-ups are 1 where two indices are equal.
+    """
+    inner = functools.partial(jnp.einsum, pairs, precision=lax.Precision.HIGHEST)
+    right = inner(leaf.right.astype(dtype), leaf.right.astype(dtype))
+    if not leaf.is_look_up:
+        return inner(leaf.left.astype(dtype), leaf.left.astype(dtype)), right
+    x, y = leaf.left[..., :, None], leaf.left[..., None, :]  # (B, T, 1), (B, 1, T)
+    same = x == y if pairs.endswith("bst") else x[:, None] == y[None]
+    in_table = (leaf.left >= 0) & (leaf.left < leaf.row_shape[0])
+    valid = (
+        in_table[..., :, None]
+        if pairs.endswith("->bst")
+        else in_table[:, None, :, None]
+    )
+    return jnp.where(same & valid, 1, 0).astype(dtype), right
 
 
 def combine(leaf: Leaf, weights: Array, order: Array) -> Array:
@@ -122,11 +140,12 @@ def combine(leaf: Leaf, weights: Array, order: Array) -> Array:
         return combine(leaf.leaf, weights @ leaf.matrix, leaf.order)
     if is_outer_product(leaf):
         keep = (weights != 0)[:, None, None]
-        a = jnp.where(keep, leaf.left.astype(dtype) * weights[:, None, None], 0)
-        d = jnp.where(keep, leaf.right.astype(dtype), 0)
-        b, t, m = a.shape
-        matrix = leaf.contract(a.reshape(b * t, m), d.reshape(b * t, -1))
-        return leaf.restore(matrix)
+        d = jnp.where(keep, leaf.right.astype(dtype) * weights[:, None, None], 0)
+        a = leaf.left
+        if not leaf.is_look_up:
+            a = jnp.where(keep, a.astype(dtype), 0)
+        all_terms = lambda factor: factor.reshape(-1, *factor.shape[2:])
+        return leaf.restore(leaf.contract(all_terms(a), all_terms(d)))
     return fold(leaf, (WEIGHTED_SUM,), weights, order)[0]
 
 
@@ -191,9 +210,13 @@ def inner_products(leaf: Leaf, direction: Array) -> Array:
         return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
     precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     if is_outer_product(leaf):
-        row = jax.ShapeDtypeStruct((leaf.left.shape[2], leaf.right.shape[2]), dtype)
+        _, m, n = leaf.sides
+        row = jax.ShapeDtypeStruct((m, n), dtype)
         (matrix,) = jax.linear_transpose(leaf.restore, row)(direction)  # (M, N)
-        projected = precise(leaf.left.astype(dtype), matrix)  # (B, T, N)
+        if leaf.is_look_up:
+            projected = matrix.at[leaf.left].get(mode="fill", fill_value=0)
+        else:
+            projected = precise(leaf.left.astype(dtype), matrix)  # (B, T, N)
         return (projected * leaf.right.astype(dtype)).sum((1, 2))
     return precise(flat(leaf, dtype), direction.reshape(-1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -31,7 +32,9 @@ class OuterProduct:
     products of rows never has to form it.
 
     Attributes:
-      left: the factors a, shape (B, T, M).
+      left: the factors a, shape (B, T, M); or (B, T) integers, for rows of an M-row
+        table that were looked up: a_it is then one-hot, and no factor where the integer
+        is not in [0, M).
       right: the factors d, shape (B, T, N).
       row_shape: shape in which the contraction leaves one row, with M * N entries.
       steps: transpositions and reshapes from ``row_shape`` to the parameter's shape.
@@ -60,10 +63,25 @@ class OuterProduct:
     precision: Any = None
 
     @property
+    def is_look_up(self) -> bool:
+        """Whether ``left`` holds indices."""
+        return self.left.ndim == 2
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """T, M and N."""
+        terms, n = self.right.shape[1:]
+        m = self.row_shape[0] if self.is_look_up else self.left.shape[2]
+        return terms, m, n
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the materialized rows, (B, *parameter.shape)."""
-        row = jax.ShapeDtypeStruct(self.row_shape, self.dtype)
-        return (self.left.shape[0], *jax.eval_shape(self.restore, row).shape)
+        row = self.row_shape
+        for name, argument in self.steps:
+            transposed = name == "transpose"
+            row = tuple(row[axis] for axis in argument) if transposed else argument
+        return (self.right.shape[0], *row)
 
     @property
     def ndim(self) -> int:
@@ -73,27 +91,25 @@ class OuterProduct:
     @property
     def size(self) -> int:
         """Number of entries of the materialized rows."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def restore(self, matrix: Array) -> Array:
         """Brings one (M, N) matrix, say a combination of rows, to parameter shape."""
         out = matrix.reshape(self.row_shape)
         for name, argument in self.steps:
-            out = (
-                out.transpose(argument)
-                if name == "transpose"
-                else out.reshape(argument)
-            )
+            transposed = name == "transpose"
+            out = out.transpose(argument) if transposed else out.reshape(argument)
         return out
 
     def row(self, index: Any) -> Array:
         """Row ``index`` as an (M, N) matrix, in at least float32."""
-        a, d = self.left[index], self.right[index]  # (T, M), (T, N)
-        return self.contract(a, d)
+        return self.contract(self.left[index], self.right[index])
 
     def contract(self, a: Array, d: Array) -> Array:
-        """The sum of outer products, (T, M) and (T, N) to (M, N)."""
+        """The sum of outer products, (T, M) or (T,) and (T, N) to (M, N)."""
         dtype = jnp.float64 if self.dtype == jnp.float64 else jnp.float32
+        if a.ndim == 1:
+            return jax.ops.segment_sum(d.astype(dtype), a, self.row_shape[0])
         if a.shape[0] == 1:  # a product of two vectors; a matmul of depth one is slow
             return a[0].astype(dtype)[:, None] * d[0].astype(dtype)[None, :]
         return lax.dot_general(
@@ -108,6 +124,38 @@ class OuterProduct:
         """The rows multiplied out, shape (B, *parameter.shape) and ``dtype``."""
         rows = jax.vmap(lambda a, d: self.restore(self.contract(a, d)))
         return rows(self.left, self.right).astype(self.dtype)
+
+    def reshaped(self, shape: tuple[int, ...]) -> OuterProduct:
+        """The same rows in another shape, given without the example axis."""
+        step = ("reshape", tuple(shape))
+        return dataclasses.replace(self, steps=(*self.steps, step))
+
+    def transposed(self, axes: tuple[int, ...]) -> OuterProduct:
+        """The same rows with axes permuted, by exchanging the sides if that is all."""
+        _, m, _ = self.sides
+        for split in range(len(self.row_shape) + 1):
+            first, last = self.row_shape[:split], self.row_shape[split:]
+            exchanges = axes == (*range(split, len(axes)), *range(split))
+            if (
+                exchanges
+                and math.prod(first) == m
+                and not (self.steps or self.is_look_up)
+            ):
+                return dataclasses.replace(
+                    self, left=self.right, right=self.left, row_shape=(*last, *first)
+                )
+        return dataclasses.replace(self, steps=(*self.steps, ("transpose", axes)))
+
+    def with_dtype(self, dtype: Any) -> OuterProduct:
+        """The same rows, to be materialized in another dtype."""
+        return dataclasses.replace(self, dtype=np.dtype(dtype))
+
+    def with_dense_left(self) -> OuterProduct:
+        """The same rows with indices written out as one-hot factors."""
+        if not self.is_look_up:
+            return self
+        one_hot = jax.nn.one_hot(self.left, self.row_shape[0], dtype=self.right.dtype)
+        return dataclasses.replace(self, left=one_hot)
 
 
 def is_outer_product(leaf: Any) -> bool:
