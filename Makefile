@@ -1,0 +1,74 @@
+# Needs python3 (3.11 or newer) and make. Every target sets up its own environment.
+#   make demo                      train on ARC tasks, print the table, draw the curves
+#   make test                      the test suite
+#   make test PYTHON=python3.12    the same with another interpreter, side by side
+# ARGS adds options: make test ARGS="-k sign", make demo ARGS="--steps 50 --seeds 3".
+
+PYTHON ?= python3
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+ARGS ?=
+BIN := $(VENV)/bin
+# The extras of pyproject.toml that a target needs; each is installed once.
+INSTALLED := $(VENV)/.installed-
+
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+.PHONY: help demo test lint format types doctest notebooks bench clean
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@echo "Targets: demo test lint format types doctest notebooks bench clean"
+
+demo: $(INSTALLED)demo
+	$(BIN)/python -m consensus_optax compare --task arc \
+	  --rules mean,sign_consensus,cosine_filter,subspace_weighting \
+	  --out runs/demo $(ARGS)
+
+test: $(INSTALLED)test
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests $(ARGS)
+
+lint: $(INSTALLED)dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED)dev
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+# The first without tests/conftest.py: examples run as they do for a reader.
+doctest: $(INSTALLED)test
+	$(BIN)/python -m pytest --doctest-modules consensus_optax $(ARGS)
+	$(BIN)/python -m pytest tests/test_readme.py
+
+# Executed at smoke size and not written back; CONTRIBUTING.md says how to refresh them.
+notebooks: $(INSTALLED)dev
+	@test -n "$(NOTEBOOKS)" || { echo "notebooks/ has no notebook"; exit 1; }
+	CONSENSUS_OPTAX_SMOKE=1 $(BIN)/jupyter-execute --timeout=600 $(NOTEBOOKS)
+
+bench: $(INSTALLED)dev
+	@test -n "$(BENCHMARKS)" || { echo "benchmarks/ has no script"; exit 1; }
+	@set -e; for script in $(BENCHMARKS); do \
+	  echo "$$script" >&2; $(BIN)/python $$script $(ARGS); done
+
+clean:
+	rm -rf .venv .venv-* runs build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED)%: pyproject.toml | $(VENV)/.created
+	@echo "Installing consensus_optax[$*] into $(VENV), once: a minute or two."
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c '' 2>/dev/null || { echo "$(PYTHON) does not run here." \
+	  "Name a Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "consensus_optax needs Python 3.11 or newer; $(PYTHON) is" \
+	    "$$($(PYTHON) --version). Name another: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

