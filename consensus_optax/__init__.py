@@ -30,38 +30,38 @@ from consensus_optax.weightings import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Columns",
+    "Fold",
+    "Mixing",
+    "OuterProduct",
+    "Reducer",
+    "ReducerState",
+    "Rows",
+    "Statistic",
+    "Weighting",
+    # version
+    "__version__",
+    "after",
+    "among",
+    # example transformations
+    "clip_examples",
+    "cosine_filter",
+    # temporal transformations
+    "ema_agreement",
+    "is_outer_product",
+    "materialize",
+    # reducers: weightings
+    "mean",
+    "minmod",
+    "normalize_examples",
+    "normalized_mean",
     # rows
     "per_example_grad",
     "per_example_value_and_grad",
-    "OuterProduct",
-    "is_outer_product",
-    "materialize",
-    # reducers: folds
-    "sign_consensus",
-    # reducers: weightings
-    "mean",
-    "normalized_mean",
-    "cosine_filter",
-    "subspace_weighting",
-    "among",
-    "after",
-    # example transformations
-    "clip_examples",
-    "normalize_examples",
-    # temporal transformations
-    "ema_agreement",
-    "skip_if_empty",
     # rules of one's own
     "reducer",
-    "Reducer",
-    "ReducerState",
-    "Fold",
-    "Columns",
-    "Weighting",
-    "Mixing",
-    "Statistic",
-    "Rows",
-    "minmod",
-    # version
-    "__version__",
+    # reducers: folds
+    "sign_consensus",
+    "skip_if_empty",
+    "subspace_weighting",
 ]

@@ -25,6 +25,8 @@ from jax.extend import core
 
 from consensus_optax._outer_product import OuterProduct, is_outer_product, materialize
 
+Read = Callable[[Any], Any]
+
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -128,9 +130,11 @@ def _evaluate(
     return [read(var) for var in jaxpr.outvars]
 
 
-def _evaluate_one(jaxpr: Any, eqn: Any, number: Callable) -> list[Any]:
+def _evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
     """One equation as JAX evaluates it, source information included."""
-    inputs = list({var: None for var in eqn.invars if not isinstance(var, core.Literal)})
+    inputs = list(
+        {var: None for var in eqn.invars if not isinstance(var, core.Literal)}
+    )
     alone = jaxpr.replace(
         constvars=[],
         invars=inputs,
@@ -154,9 +158,7 @@ def _zeros(jaxpr: Any) -> set[Any]:
     return zeros
 
 
-def _keep(
-    eqn: Any, read: Callable, number: Callable, zeros: set[Any]
-) -> list[Any] | None:
+def _keep(eqn: Any, read: Read, number: Read, zeros: set[Any]) -> list[Any] | None:
     """The outputs of a marked operation if it is kept factored, else None."""
     name = eqn.primitive.name
     if name in _CALLS and _may_open(eqn):

@@ -62,7 +62,8 @@ def per_example_value_and_grad(
 
     def rows_of(*args: Any, **kwargs: Any) -> Any:
         num_rows = _num_rows(args, batched, group_size)
-        arranged, in_axes = list(args), [None] * len(args)
+        arranged: list[Any] = list(args)
+        in_axes: list[int | None] = [None] * len(args)
         for position in batched:
             in_axes[position] = 0
             if keep_batch_dim:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._outer_product import OuterProduct, is_outer_product
-from consensus_optax._statistics import WEIGHTED_SUM, Statistic
+from consensus_optax._statistics import WEIGHTED_SUM, Statistic, fold_rows
 from consensus_optax._typing import Array
 
 
@@ -32,15 +32,18 @@ class Mixed(NamedTuple):
     """
 
     matrix: Array
-    leaf: Array | OuterProduct
+    leaf: Any
     order: Array
 
 
-Leaf = Array | OuterProduct | Mixed
+Leaf = Array | OuterProduct  # as gradients come
+AnyLeaf = Leaf | Mixed  # as rules read them
 
-# Rows merged per turn of a fold, so that the carry is read and written once for all.
-# Measured on two CPU cores: 4 to 8 rows reach memory bandwidth for arrays.
-_ROWS_PER_TURN = 4
+# Rows merged per turn of a fold, so that the carry is read and written once for all:
+# on two CPU cores 4 reach memory bandwidth. Rows that are matrix products of their own
+# have to be held meanwhile.
+_ARRAYS_PER_TURN = 4
+_PRODUCTS_PER_TURN = 2
 
 
 def decision_dtype(*trees: Any) -> Any:
@@ -79,7 +82,7 @@ def scale(leaf: Leaf, factors: Array) -> Leaf:
     return (leaf.astype(factors.dtype) * factors.reshape(shape)).astype(leaf.dtype)
 
 
-def squared_norms(leaf: Leaf, dtype: Any) -> Array:
+def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
     """Squared Euclidean norm of every row, (B,)."""
     if isinstance(leaf, Mixed):
         return gramian(leaf, dtype).diagonal()
@@ -93,7 +96,7 @@ def squared_norms(leaf: Leaf, dtype: Any) -> Array:
     return (rows * rows).sum(1)
 
 
-def gramian(leaf: Leaf, dtype: Any) -> Array:
+def gramian(leaf: AnyLeaf, dtype: Any) -> Array:
     """Inner products of all pairs of rows, (B, B), at the highest precision."""
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
@@ -130,7 +133,7 @@ def _factor_products(leaf: OuterProduct, pairs: str, dtype: Any) -> tuple[Array,
     return jnp.where(same & valid, 1, 0).astype(dtype), right
 
 
-def combine(leaf: Leaf, weights: Array, order: Array) -> Array:
+def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
     """sum_i weights[i] row_i, in parameter shape; rows of weight 0 are never read.
 
     Such a row is replaced by row ``order[i]``, a sound one: 0 times nan is nan.
@@ -150,44 +153,34 @@ def combine(leaf: Leaf, weights: Array, order: Array) -> Array:
 
 
 def fold(
-    leaf: Leaf, statistics: Sequence[Statistic], weights: Array, order: Array
+    leaf: AnyLeaf, statistics: Sequence[Statistic], weights: Array, order: Array
 ) -> tuple[Array, ...]:
     """Statistics of all rows merged, each in parameter shape, never a second stack.
 
     Row ``order[i]`` is read with weight ``weights[i]``: an absent row i has weight 0
-    and points to a present row, whose copy changes no statistic. The carry is one
-    array per statistic. XLA on CPU reduces a leading axis very slowly; a loop with a
-    carry runs at memory bandwidth.
+    and points to a present row, whose copy changes no statistic.
     """
     if isinstance(leaf, Mixed):
         leaf = as_array(leaf, weights.dtype)
-    outer = is_outer_product(leaf)
-    read = leaf.row if outer else lambda index: leaf[index]
-
-    def observe(i: Any) -> tuple[Array, ...]:
-        row = read(order[i]).astype(weights.dtype)
-        return tuple(statistic.observe(row, weights[i]) for statistic in statistics)
-
-    def merge(x: tuple[Array, ...], y: tuple[Array, ...]) -> tuple[Array, ...]:
-        pairs = zip(statistics, x, y, strict=True)
-        return tuple(statistic.merge(p, q) for statistic, p, q in pairs)
-
-    def turn(start: Any, length: int) -> tuple[Array, ...]:
-        return functools.reduce(merge, [observe(start + k) for k in range(length)])
-
-    count = weights.shape[0]
-    length = min(_ROWS_PER_TURN, count)
-    first = (count - 1) % length + 1
-    merged = lax.fori_loop(
-        0,
-        (count - first) // length,
-        lambda i, carry: merge(carry, turn(first + i * length, length)),
-        turn(0, first),
-    )
-    return tuple(map(leaf.restore, merged)) if outer else merged
+    if not is_outer_product(leaf):
+        read = lambda i: leaf[order[i]]
+        return fold_rows(read, statistics, weights, _ARRAYS_PER_TURN)
+    if leaf.is_look_up or leaf.sides[0] > 1:
+        read = lambda i: leaf.row(order[i])
+        merged = fold_rows(read, statistics, weights, _PRODUCTS_PER_TURN)
+        return tuple(map(leaf.restore, merged))
+    a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
+    others = [statistic for statistic in statistics if statistic.of_products is None]
+    read = lambda i: a[i][:, None] * d[i][None, :]
+    looped = iter(others and fold_rows(read, others, weights, _ARRAYS_PER_TURN))
+    direct = [
+        statistic.of_products(a, d, weights) if statistic.of_products else next(looped)
+        for statistic in statistics
+    ]
+    return tuple(map(leaf.restore, direct))
 
 
-def as_array(leaf: Leaf, dtype: Any) -> Array:
+def as_array(leaf: AnyLeaf, dtype: Any) -> Array:
     """The rows multiplied out and mixed, (B, *shape)."""
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
@@ -196,13 +189,13 @@ def as_array(leaf: Leaf, dtype: Any) -> Array:
     return (leaf.materialize() if is_outer_product(leaf) else leaf).astype(dtype)
 
 
-def present_rows(leaf: Leaf, present: Array, dtype: Any) -> Array:
+def present_rows(leaf: AnyLeaf, present: Array, dtype: Any) -> Array:
     """The rows multiplied out, (B, *shape), with zeros for the absent ones."""
     rows = as_array(leaf, dtype)
     return jnp.where(present.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
 
 
-def inner_products(leaf: Leaf, direction: Array) -> Array:
+def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
     """Inner product of every row with one array of parameter shape, (B,)."""
     dtype = direction.dtype
     if isinstance(leaf, Mixed):
@@ -221,7 +214,7 @@ def inner_products(leaf: Leaf, direction: Array) -> Array:
     return precise(flat(leaf, dtype), direction.reshape(-1))
 
 
-def centered(leaf: Leaf, shares: Array, order: Array) -> tuple[Array, Array]:
+def centered(leaf: AnyLeaf, shares: Array, order: Array) -> tuple[Array, Array]:
     """Rows less their mean weighted by ``shares``, multiplied out, and that mean.
 
     An outer product less a mean is none, and inner products of nearly equal rows lose

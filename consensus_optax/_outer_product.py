@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ import numpy as np
 from jax import lax
 
 from consensus_optax._typing import Array
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Step = tuple[str, tuple[int, ...]]
 
@@ -158,7 +161,7 @@ class OuterProduct:
         return dataclasses.replace(self, left=one_hot)
 
 
-def is_outer_product(leaf: Any) -> bool:
+def is_outer_product(leaf: Any) -> TypeIs[OuterProduct]:
     """True for an :class:`OuterProduct`: the ``is_leaf`` of any map over rows.
 
     Args:

@@ -93,19 +93,19 @@ def reducer(rule: Rule) -> Reducer:
 
     def update(
         updates: Tree,
-        state: ReducerState,
+        state: Any,
         params: Tree | None = None,
         *,
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, ReducerState]:
         stack = as_stack(updates, params)
-        step = optax.safe_increment(state.step)
+        step = jnp.asarray(optax.safe_increment(state.step))
         if not stack.leaves:  # say, one label of optax.partition without parameters
             return stack.rebuild([]), state._replace(step=step)
         weights, num_nonfinite = present_weights(stack, weights)
         rows = Rows(weights, state.step, extra)
-        outcome = run(rule, stack.leaves, rows, state.rule)
+        outcome = run(rule, [*stack.leaves], rows, state.rule)
         return stack.rebuild(outcome.update), ReducerState(
             step=step,
             ready=outcome.ready,
@@ -114,7 +114,8 @@ def reducer(rule: Rule) -> Reducer:
             rule=outcome.state,
         )
 
-    face = Reducer(init, update)
+    # optax names the first argument per_elt_updates; every caller passes it by position
+    face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule = rule
     return face
 

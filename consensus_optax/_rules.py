@@ -81,10 +81,10 @@ class Fold(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """A rule that looks at all rows of one coordinate: (B, ...) to (...).
+    r"""A rule that looks at all rows of one coordinate: (B, ...) to (...).
 
     Attributes:
-      reduce: (stack, weights) to the update of one leaf: (B, \\*shape) and (B,) to
+      reduce: (stack, weights) to the update of one leaf: (B, \*shape) and (B,) to
         shape. Rows of weight 0 hold zeros and must not count.
 
     Examples:

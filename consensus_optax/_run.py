@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _leaves
-from consensus_optax._leaves import Leaf
+from consensus_optax._leaves import AnyLeaf
 from consensus_optax._rules import (
     After,
     Among,
@@ -91,7 +91,7 @@ def init_rule(rule: Rule, params: Tree) -> Any:
     return FoldState(jnp.zeros((), jnp.float32))
 
 
-def run(rule: Rule, leaves: list[Leaf], rows: Rows, state: Any) -> Outcome:
+def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
     """Runs a rule on rows in memory, both kinds of leaf."""
     match rule:
         case Among():
@@ -143,7 +143,7 @@ def _any_weight(weights: list[Array]) -> Array:
 
 def read_products(
     rule: Weighting | Mixing,
-    leaves: list[Leaf],
+    leaves: list[AnyLeaf],
     rows: Rows,
     previous: list[Array] | None = None,
 ) -> list[Any]:
@@ -155,7 +155,9 @@ def read_products(
     ]
 
 
-def _leaf_products(reads: str, leaf: Leaf, rows: Rows, previous: Array | None) -> Any:
+def _leaf_products(
+    reads: str, leaf: AnyLeaf, rows: Rows, previous: Array | None
+) -> Any:
     """Inner products of one leaf's rows, bordered by those with a previous update."""
     dtype, present = rows.weights.dtype, rows.present
     if reads == "nothing":
@@ -176,13 +178,13 @@ def _leaf_products(reads: str, leaf: Leaf, rows: Rows, previous: Array | None) -
 
 
 def mix(
-    mixing: Mixing, products: list[Any], leaves: list[Leaf], rows: Rows
-) -> tuple[list[Leaf], Rows]:
+    mixing: Mixing, products: list[Any], leaves: list[AnyLeaf], rows: Rows
+) -> tuple[list[AnyLeaf], Rows]:
     """The mixed rows, as leaves that are computed when they are read."""
     given = None if mixing.reads == "nothing" else sum(products[1:], products[0])
     matrix, weights = mixing.mix(given, rows)
     matrix = jnp.where(rows.present[None, :], matrix, 0)
-    mixed = [_leaves.Mixed(matrix, leaf, rows.order) for leaf in leaves]
+    mixed: list[AnyLeaf] = [_leaves.Mixed(matrix, leaf, rows.order) for leaf in leaves]
     return mixed, rows._replace(weights=weights)
 
 
@@ -221,5 +223,6 @@ def settle(update: list[Array], rows: Rows) -> Outcome:
     """No rows, no update; and the share of coordinates that have one."""
     update = [jnp.where(jnp.any(rows.present), leaf, 0) for leaf in update]
     size = max(sum(leaf.size for leaf in update), 1)
-    moved = sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in update)
-    return Outcome(update, moved > 0, FoldState(jnp.float32(moved) / size))
+    counts = [jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in update]
+    moved = jnp.stack(counts).sum()
+    return Outcome(update, moved > 0, FoldState(moved / size))

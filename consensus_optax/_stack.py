@@ -17,10 +17,10 @@ from consensus_optax._typing import Array, Tree
 
 
 class Stack(NamedTuple):
-    """The floating leaves of a tree of rows.
+    r"""The floating leaves of a tree of rows.
 
     Attributes:
-      leaves: arrays (B, \\*shape) or outer products.
+      leaves: arrays (B, \*shape) or outer products.
       num_rows: B.
       dtype: dtype in which rules decide and sum.
       rebuild: list of updates, one for every leaf, to a tree like the parameters.
@@ -94,6 +94,7 @@ def _pair(updates: Tree, params: Tree) -> tuple[list[str], list[Leaf], list[Any]
         given = treedef.flatten_up_to(params)
         matches = all(hasattr(param, "shape") for param in given)
     except ValueError:
+        given: list[Any] = []
         matches = False
     if not matches:
         raise ValueError(

@@ -42,10 +42,10 @@ def row_scaling(
         return RowScalingState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
     def update(
-        updates: Tree, state: RowScalingState, params: Tree | None = None, **extra: Any
+        updates: Tree, state: Any, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, RowScalingState]:
         del extra
-        step = optax.safe_increment(state.step)
+        step = jnp.asarray(optax.safe_increment(state.step))
         rows, dtype = as_rows(updates, params)
         if not rows:
             return updates, state._replace(step=step)

@@ -76,14 +76,14 @@ def ema_agreement(
 
     def update(
         updates: Tree,
-        state: EmaAgreementState,
+        state: Any,
         params: Tree | None = None,
         **extra: Any,
     ) -> tuple[Tree, EmaAgreementState]:
         del params, extra
         incoming, treedef = jax.tree.flatten(updates)
         averages = treedef.flatten_up_to(state.ema)
-        step = optax.safe_increment(state.step)
+        step = jnp.asarray(optax.safe_increment(state.step))
         if not incoming:
             return updates, state._replace(step=step)
         wide = [u.astype(m.dtype) for u, m in zip(incoming, averages, strict=True)]

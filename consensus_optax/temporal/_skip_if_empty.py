@@ -58,7 +58,7 @@ def skip_if_empty(
         return SkipIfEmptyState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(
-        updates: Tree, state: SkipIfEmptyState, params: Tree | None = None, **extra: Any
+        updates: Tree, state: Any, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, SkipIfEmptyState]:
         def step() -> tuple[Tree, Any]:
             return inner.update(updates, state.inner, params, **extra)
