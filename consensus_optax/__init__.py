@@ -15,6 +15,7 @@ from consensus_optax._outer_product import (
 from consensus_optax._reducer import Reducer, ReducerState, reducer
 from consensus_optax._rules import Columns, Fold, Mixing, Rows, Weighting
 from consensus_optax._statistics import Statistic, minmod
+from consensus_optax.engines import value_and_reduced_grad
 from consensus_optax.examples import clip_examples, normalize_examples
 from consensus_optax.folds import sign_consensus
 from consensus_optax.temporal import ema_agreement, skip_if_empty
@@ -58,6 +59,7 @@ __all__ = [
     # rows
     "per_example_grad",
     "per_example_value_and_grad",
+    "value_and_reduced_grad",
     # rules of one's own
     "reducer",
     # reducers: folds

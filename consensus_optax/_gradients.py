@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,34 +51,13 @@ def per_example_value_and_grad(
       >>> values.tolist(), rows.tolist()
       ([1.0, 4.0], [[2.0, 0.0], [0.0, 8.0]])
     """
-    _check.count("group_size", group_size)
-    _check.flag("keep_batch_dim", keep_batch_dim)
-    if not keep_batch_dim and group_size > 1:
-        _check.fail("keep_batch_dim", "True when `group_size` is above 1", False)
+    arrange = arranger(batch_argnums, keep_batch_dim, group_size, prng_argnum)
     _check.flag("materialize", materialize)
-    batched = (
-        (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
-    )
     value_and_grad = jax.value_and_grad(fun, argnums, has_aux=has_aux)
 
     def rows_of(*args: Any, **kwargs: Any) -> Any:
-        num_rows = _num_rows(args, batched, group_size)
-        arranged: list[Any] = list(args)
-        in_axes: list[int | None] = [None] * len(args)
-        for position in batched:
-            in_axes[position] = 0
-            if keep_batch_dim:
-                group = lambda x: x.reshape(num_rows, group_size, *x.shape[1:])
-                arranged[position] = jax.tree.map(group, args[position])
-        if prng_argnum is not None:
-            in_axes[prng_argnum] = 0
-            arranged[prng_argnum] = row_keys(args[prng_argnum], num_rows)
-        one_row = lambda *row: value_and_grad(*row, **kwargs)
-        all_rows = jax.vmap(one_row, in_axes)
-        if materialize:
-            return all_rows(*arranged)
-        value, rows, _ = unfinished(all_rows, *arranged)
-        return value, rows
+        of_row = functools.partial(value_and_grad, **kwargs)
+        return value_and_rows(of_row, arrange(args), materialize)
 
     return rows_of
 
@@ -133,7 +113,7 @@ def per_example_grad(
       >>> per_example_grad(loss, group_size=2)(jnp.ones(2), x).tolist()
       [[1.0, 4.0], [2.0, 0.0]]
     """
-    value_and_rows = per_example_value_and_grad(
+    value_and_grad = per_example_value_and_grad(
         fun,
         argnums,
         batch_argnums=batch_argnums,
@@ -145,18 +125,85 @@ def per_example_grad(
     )
 
     def rows_of(*args: Any, **kwargs: Any) -> Any:
-        value, rows = value_and_rows(*args, **kwargs)
+        value, rows = value_and_grad(*args, **kwargs)
         return (rows, value[1]) if has_aux else rows
 
     return rows_of
 
 
-def row_keys(key: Array, num_rows: int, first: int | Array = 0) -> Array:
+class Arranged(NamedTuple):
+    """Arguments of a call in which row i is index i of a leading axis.
+
+    Attributes:
+      args: the arguments.
+      in_axes: for each, 0 if it has that axis and None if all rows share it.
+      num_rows: B.
+    """
+
+    args: tuple[Any, ...]
+    in_axes: tuple[int | None, ...]
+    num_rows: int
+
+    def take(self, indices: Array) -> Arranged:
+        """The rows with these indices."""
+        take = lambda leaf: jnp.take(leaf, indices, axis=0)
+        args = [
+            arg if axis is None else jax.tree.map(take, arg)
+            for arg, axis in zip(self.args, self.in_axes, strict=True)
+        ]
+        return self._replace(args=tuple(args), num_rows=indices.shape[0])
+
+
+def value_and_rows(
+    value_and_grad: Callable[..., Any],
+    arranged: Arranged,
+    materialize: bool = False,
+) -> tuple[Any, Any]:
+    """Values and gradients of all rows, the latter as outer products if possible."""
+    all_rows = jax.vmap(value_and_grad, arranged.in_axes)
+    if materialize:
+        return all_rows(*arranged.args)
+    value, rows, _ = unfinished(all_rows, *arranged.args)
+    return value, rows
+
+
+def arranger(
+    batch_argnums: Argnums,
+    keep_batch_dim: bool,
+    group_size: int,
+    prng_argnum: int | None,
+) -> Callable[[Sequence[Any]], Arranged]:
+    """Checks the options that say what a row is; returns what makes rows of a call."""
+    _check.count("group_size", group_size)
+    _check.flag("keep_batch_dim", keep_batch_dim)
+    if not keep_batch_dim and group_size > 1:
+        _check.fail("keep_batch_dim", "True when `group_size` is above 1", False)
+    single = isinstance(batch_argnums, int)
+    batched = (batch_argnums,) if single else tuple(batch_argnums)
+
+    def arrange(args: Sequence[Any]) -> Arranged:
+        num_rows = _num_rows(args, batched, group_size)
+        arranged: list[Any] = list(args)
+        in_axes: list[int | None] = [None] * len(args)
+        for position in batched:
+            in_axes[position] = 0
+            if keep_batch_dim:
+                group = lambda x: x.reshape(num_rows, group_size, *x.shape[1:])
+                arranged[position] = jax.tree.map(group, args[position])
+        if prng_argnum is not None:
+            in_axes[prng_argnum] = 0
+            arranged[prng_argnum] = row_keys(args[prng_argnum], num_rows)
+        return Arranged(tuple(arranged), tuple(in_axes), num_rows)
+
+    return arrange
+
+
+def row_keys(key: Array, num_rows: int) -> Array:
     """One key for every row, by its index in the whole batch; B keys stay as given."""
     single = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
     if not single:
         return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_rows))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
 
 
 def _num_rows(args: Sequence[Any], batched: Sequence[int], group_size: int) -> int:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from optax.experimental import aggregating
 
+from consensus_optax._leaves import AnyLeaf
 from consensus_optax._rules import Rows, Rule
-from consensus_optax._run import init_rule, run
+from consensus_optax._run import Outcome, init_rule, run
 from consensus_optax._stack import as_stack, present_weights
 from consensus_optax._typing import Array, Tree
 
@@ -100,24 +101,30 @@ def reducer(rule: Rule) -> Reducer:
         **extra: Any,
     ) -> tuple[Tree, ReducerState]:
         stack = as_stack(updates, params)
-        step = jnp.asarray(optax.safe_increment(state.step))
         if not stack.leaves:  # say, one label of optax.partition without parameters
+            step = jnp.asarray(optax.safe_increment(state.step))
             return stack.rebuild([]), state._replace(step=step)
         weights, num_nonfinite = present_weights(stack, weights)
         rows = Rows(weights, state.step, extra)
-        outcome = run(rule, [*stack.leaves], rows, state.rule)
-        return stack.rebuild(outcome.update), ReducerState(
-            step=step,
-            ready=outcome.ready,
-            num_present=jnp.sum(rows.present, dtype=jnp.int32),
-            num_nonfinite=num_nonfinite,
-            rule=outcome.state,
-        )
+        leaves: list[AnyLeaf] = [*stack.leaves]
+        outcome = run(rule, leaves, rows, state.rule)
+        return stack.rebuild(outcome.update), next_state(outcome, rows, num_nonfinite)
 
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule = rule
     return face
+
+
+def next_state(outcome: Outcome, rows: Rows, num_nonfinite: Array) -> ReducerState:
+    """The state after a step, whichever engine made it."""
+    return ReducerState(
+        step=jnp.asarray(optax.safe_increment(rows.step)),
+        ready=outcome.ready,
+        num_present=jnp.sum(rows.present, dtype=jnp.int32),
+        num_nonfinite=num_nonfinite,
+        rule=outcome.state,
+    )
 
 
 def rule_of(name: str, given: Any) -> Rule:

@@ -115,15 +115,13 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
                 _leaves.combine(leaf, w[:-1], rows.order) + w[-1] * old
                 for leaf, w, old in triples
             ]
-            return Outcome(
-                update, _any_weight(weights), MemoryState(update, rule_state)
-            )
+            return Outcome(update, any_weight(weights), MemoryState(update, rule_state))
         case Weighting():
             products = read_products(rule, leaves, rows)
             weights, state = weigh(rule, products, rows, state)
             pairs = zip(leaves, weights, strict=True)
             update = [_leaves.combine(leaf, w, rows.order) for leaf, w in pairs]
-            return Outcome(update, _any_weight(weights), state)
+            return Outcome(update, any_weight(weights), state)
         case Fold():
             merged = [
                 _leaves.fold(leaf, rule.statistics, rows.weights, rows.order)
@@ -136,7 +134,7 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
     return settle([rule.reduce(column, rows.weights) for column in columns], rows)
 
 
-def _any_weight(weights: list[Array]) -> Array:
+def any_weight(weights: list[Array]) -> Array:
     """Whether any row has any weight in any leaf, () bool."""
     return jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
 
@@ -172,6 +170,11 @@ def _leaf_products(
     if previous is None:
         return gramian
     side = jnp.where(present, _leaves.inner_products(leaf, previous), 0)
+    return border(gramian, side, previous)
+
+
+def border(gramian: Array, side: Array, previous: Array) -> Array:
+    """A Gramian with one row more, whose inner products with the others are ``side``."""
     corner = jnp.vdot(previous, previous, precision=lax.Precision.HIGHEST)
     top = jnp.concatenate([gramian, side[:, None]], 1)
     return jnp.concatenate([top, jnp.append(side, corner)[None]], 0)

@@ -147,18 +147,24 @@ def present_weights(stack: Stack, weights: Array | None) -> tuple[Array, Array]:
     Absent on request: weight 0, negative or not finite. Absent by content: any
     non-finite entry in any leaf; the second result counts these.
     """
-    if weights is None:
-        weights = jnp.ones(stack.num_rows, stack.dtype)
-    weights = jnp.asarray(weights)
-    if weights.shape != (stack.num_rows,):
-        raise ValueError(
-            f"`weights` must have shape ({stack.num_rows},), one for every row; "
-            f"got {weights.shape}."
-        )
-    weights = weights.astype(stack.dtype)
-    wanted = (weights > 0) & jnp.isfinite(weights)
+    weights = checked_weights(weights, stack.num_rows, stack.dtype)
+    wanted = weights > 0
     finite = jnp.ones(stack.num_rows, bool)
     for leaf in stack.leaves:
         finite &= _leaves.finite_rows(leaf, stack.dtype)
     num_nonfinite = jnp.sum(wanted & ~finite, dtype=jnp.int32)
     return jnp.where(wanted & finite, weights, 0), num_nonfinite
+
+
+def checked_weights(weights: Array | None, num_rows: int, dtype: Any) -> Array:
+    """Weights as given, (B,), ones if not; 0 where negative or not finite."""
+    if weights is None:
+        return jnp.ones(num_rows, dtype)
+    given = jnp.asarray(weights)
+    if given.shape != (num_rows,):
+        raise ValueError(
+            f"`weights` must have shape ({num_rows},), one for every row; got "
+            f"{given.shape}."
+        )
+    given = given.astype(dtype)
+    return jnp.where((given > 0) & jnp.isfinite(given), given, 0)

@@ -1,0 +1,90 @@
+"""Which engine runs which kind of rule when rows come a few at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from consensus_optax import _leaves
+from consensus_optax._leaves import AnyLeaf
+from consensus_optax._rules import Among, Fold, Rows, Rule, Weighting
+from consensus_optax._run import (
+    AmongState,
+    MemoryState,
+    Outcome,
+    any_weight,
+    resolve,
+    run,
+    weigh,
+)
+from consensus_optax._typing import Array
+from consensus_optax.engines._microbatches import Block, Microbatches
+from consensus_optax.engines._streamed import stream
+from consensus_optax.engines._two_pass import first_pass, second_pass
+
+
+class Done(NamedTuple):
+    """The outcome of a rule, and what was learnt of the rows on the way."""
+
+    outcome: Outcome
+    rows: Rows
+    num_nonfinite: Array
+    value: Any
+
+
+def run_microbatched(
+    rule: Rule, microbatches: Microbatches, state: Any, step: Array
+) -> Done:
+    """Runs a rule on rows that are computed a microbatch at a time."""
+
+    def rows_of(weights: Array, value: Any) -> Rows:
+        values = value[0] if microbatches.has_aux else value
+        return Rows(weights, step, {"values": values})
+
+    match rule:
+        case Fold():
+            passed = stream(rule, microbatches)
+            rows = rows_of(passed.weights, passed.value)
+            outcome = resolve(rule, passed.merged, rows)
+        case Weighting():
+            previous = state.previous if rule.remembers else None
+            passed = first_pass(rule, microbatches, previous)
+            rows = rows_of(passed.weights, passed.value)
+            rule_state = state.rule if rule.remembers else state
+            weights, new = weigh(rule, passed.products, rows, rule_state)
+            ready, count = any_weight(weights), rows.weights.shape[0]
+            update = second_pass(rule, [w[:count] for w in weights], microbatches)
+            if previous is not None:
+                triples = zip(update, weights, previous, strict=True)
+                update = [leaf + w[-1] * old for leaf, w, old in triples]
+                new = MemoryState(update, new)
+            outcome = Outcome(update, ready, new)
+        case Among():
+            passed = first_pass(rule.selector, microbatches, None)
+            rows = rows_of(passed.weights, passed.value)
+            chosen, selector = weigh(
+                rule.selector, passed.products, rows, state.selector
+            )
+            survivors = jnp.where(chosen[0] > 0, rows.weights, 0)
+            remaining = microbatches._replace(weights=survivors)
+            outcome = run_microbatched(rule.rule, remaining, state.rule, step).outcome
+            outcome = outcome._replace(state=AmongState(selector, outcome.state))
+        case _:
+            return _run_held(rule, microbatches, state, rows_of)
+    return Done(outcome, rows, passed.num_nonfinite, passed.value)
+
+
+def _run_held(rule: Rule, microbatches: Microbatches, state: Any, rows_of: Any) -> Done:
+    """What looks at all rows of a coordinate holds the stack, activations of m rows."""
+
+    def step(carry: None, block: Block) -> tuple[None, Any]:
+        dtype = block.stack.dtype
+        leaves = [_leaves.as_array(leaf, dtype) for leaf in block.stack.leaves]
+        return carry, ((leaves, block.weights, block.value), block.num_nonfinite)
+
+    _, (held, num_nonfinite) = microbatches.scan(step, None)
+    arrays, weights, value = microbatches.in_order(held)
+    leaves: list[AnyLeaf] = [*arrays]
+    rows = rows_of(weights, value)
+    return Done(run(rule, leaves, rows, state), rows, num_nonfinite.sum(), value)

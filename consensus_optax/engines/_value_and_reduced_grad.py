@@ -1,0 +1,123 @@
+"""Value and reduced gradient of a batch, in memory or microbatch by microbatch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._gradients import Argnums, arranger, value_and_rows
+from consensus_optax._reducer import Reducer, next_state, rule_of
+from consensus_optax._stack import as_stack, checked_weights
+from consensus_optax._typing import Array
+from consensus_optax.engines._microbatched import run_microbatched
+from consensus_optax.engines._microbatches import Microbatches, row_indices
+
+
+def value_and_reduced_grad(
+    fun: Callable[..., Any],
+    reducer: Reducer,
+    argnums: Argnums = 0,
+    *,
+    batch_argnums: Argnums = 1,
+    has_aux: bool = False,
+    keep_batch_dim: bool = True,
+    group_size: int = 1,
+    prng_argnum: int | None = None,
+    microbatch_size: int | None = None,
+) -> Callable[..., Any]:
+    r"""Like ``jax.value_and_grad``, with a reducer in place of the mean.
+
+    The rows are those of :func:`per_example_grad`, the update is what ``reducer`` makes
+    of them; how many rows are computed at a time changes memory and time, never the
+    answer (beyond rounding).
+
+    ========= ============================ ========================================
+    rule      ``microbatch_size=None``     k microbatches of m rows
+    ========= ============================ ========================================
+    fold      rows held, factored          one pass, the parameters' memory
+    weighting Gramian, then one product    (k + 3) / 2 passes for the Gramian (one for
+                                           norms), one plain backward pass; no stack
+    columns   one leaf at a time           the stack (B, P) is held, activations of m
+    ========= ============================ ========================================
+
+    Args:
+      fun: see :func:`per_example_grad`; so are all arguments not named here.
+      reducer: any reducer of this library, not a chain.
+      argnums: what to differentiate.
+      batch_argnums: which arguments have the example axis.
+      has_aux: whether ``fun`` returns (value, aux).
+      keep_batch_dim: whether ``fun`` sees a batch axis.
+      group_size: how many examples make one row. It changes the answer.
+      prng_argnum: which argument is a random key.
+      microbatch_size: rows computed at a time, None for all. B need not divide.
+
+    Returns:
+      A function ``reduced(*args, state, weights=None, **kwargs)`` that gives (value,
+      update, state), or ((value, aux), update, state): the value is the weighted mean
+      over the rows that are there, aux has a leading axis B. ``state`` comes from
+      ``reducer.init(params)``; ``weights`` are those of the reducer's ``update``. Rules
+      that read losses find them as ``values``.
+
+    Raises:
+      ValueError: as :func:`per_example_grad` and the reducer do.
+
+    Examples:
+      >>> import jax.numpy as jnp, consensus_optax as co
+      >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)
+      >>> step = co.value_and_reduced_grad(loss, co.sign_consensus(), microbatch_size=2)
+      >>> x, w = jnp.array([[1., 0.], [2., 1.], [1., 1.]]), jnp.ones(2)
+      >>> value, update, state = step(w, x, state=co.sign_consensus().init(w))
+      >>> print(value, update)
+      4.6666665 [2. 0.]
+    """
+    rule = rule_of("reducer", reducer)
+    arrange = arranger(batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    if microbatch_size is not None:
+        _check.count("microbatch_size", microbatch_size)
+    numbers = argnums if isinstance(argnums, int) else tuple(argnums)
+
+    def reduced(
+        *args: Any, state: Any, weights: Array | None = None, **kwargs: Any
+    ) -> Any:
+        arranged = arrange(args)
+        one = isinstance(numbers, int)
+        params = args[numbers] if one else tuple(args[i] for i in numbers)
+        of_row = functools.partial(fun, **kwargs)
+        losses = lambda value: value[0] if has_aux else value
+        if microbatch_size is None or microbatch_size >= arranged.num_rows:
+            value_and_grad = jax.value_and_grad(of_row, numbers, has_aux)
+            value, rows = value_and_rows(value_and_grad, arranged)
+            update, new = reducer.update(
+                rows, state, params, weights=weights, values=losses(value)
+            )
+        else:
+            stack = as_stack(jax.tree.map(_one_row, params), params)
+            checked = checked_weights(weights, arranged.num_rows, stack.dtype)
+            indices = row_indices(arranged.num_rows, microbatch_size)
+            micro = Microbatches(
+                of_row, numbers, has_aux, arranged, params, checked, indices
+            )
+            done = run_microbatched(rule, micro, state.rule, state.step)
+            update = stack.rebuild(done.outcome.update)
+            new = next_state(done.outcome, done.rows, done.num_nonfinite)
+            value = done.value
+        mean = _mean(losses(value), weights)
+        return ((mean, value[1]) if has_aux else mean), update, new
+
+    return reduced
+
+
+def _one_row(param: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *param.shape), param.dtype)
+
+
+def _mean(values: Array, weights: Array | None) -> Array:
+    """Weighted mean of the finite values of rows that are there; nan if none is."""
+    weights = checked_weights(weights, values.shape[0], values.dtype)
+    weights = jnp.where(jnp.isfinite(values), weights, 0)
+    return jnp.vdot(weights, jnp.where(weights > 0, values, 0)) / weights.sum()
