@@ -222,3 +222,8 @@ def centered(leaf: AnyLeaf, shares: Array, order: Array) -> tuple[Array, Array]:
     """
     center = combine(leaf, shares, order)
     return as_array(leaf, shares.dtype) - center[None], center
+
+
+def signs(leaf: Leaf, dtype: Any) -> Array:
+    """Signs of the rows multiplied out, (B, *shape)."""
+    return jnp.sign(as_array(leaf, dtype))

@@ -167,6 +167,9 @@ def _leaf_products(
     if reads == "centered":
         leaf, center = _leaves.centered(leaf, rows.shares, rows.order)
         previous = None if previous is None else previous - center
+    elif reads == "signs":
+        leaf = _leaves.signs(leaf, dtype)
+        previous = None if previous is None else jnp.sign(previous)
     pairs = present[:, None] & present[None, :]
     gramian = jnp.where(pairs, _leaves.gramian(leaf, dtype), 0)
     if previous is None:
