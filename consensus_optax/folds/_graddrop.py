@@ -29,7 +29,8 @@ def graddrop(leak: Threshold, key: Array) -> Reducer:
     step give the same update, on every backend and however rows are computed.
     Edge cases: all entries zero: 0.
 
-    ``weights``: sample counts: a row of weight 2 is two equal rows.
+    ``weights``: relative: every sum above is N times the weighted mean, N the number
+    of rows present.
 
     Args:
       leak: share of the plain sum that is let through, in [0, 1]; one for all rows. A
@@ -60,15 +61,16 @@ def graddrop(leak: Threshold, key: Array) -> Reducer:
     def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
         step_key = jax.random.fold_in(key, rows.step)
         share = _check.value_at(leak, rows.step, rows.weights.dtype)
+        mass = rows.weights.sum()
+        count = rows.present.sum().astype(mass.dtype) / jnp.where(mass > 0, mass, 1)
         update = []
         for index, (above, below) in enumerate(zip(*merged, strict=True)):
             total, size = above + below, above - below
             chance = (1 + total / jnp.where(size > 0, size, 1)) / 2
-            draw = jax.random.uniform(
-                jax.random.fold_in(step_key, index), total.shape, total.dtype
-            )
-            kept = jnp.where(draw < chance, above, below)
-            update.append(share * total + (1 - share) * kept)
+            leaf_key = jax.random.fold_in(step_key, index)
+            draw = jax.random.uniform(leaf_key, total.shape, jnp.float32)
+            kept = jnp.where(draw.astype(total.dtype) < chance, above, below)
+            update.append(count * (share * total + (1 - share) * kept))
         return update
 
     return reducer(Fold((POSITIVE_SUM, NEGATIVE_SUM), resolve))

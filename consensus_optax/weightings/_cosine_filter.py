@@ -18,8 +18,9 @@ class CosineFilterState(NamedTuple):
     """What the filter did in the last step; a leading axis over leaves by leaf.
 
     Attributes:
-      accepted: () float32, rows accepted after the first (a sum of gates if soft).
-      cosine_mean: () float32, mean cosine of running and next row; 0 if none.
+      accepted: () float32, rows accepted, after the first if that is where the running
+        gradient starts (a sum of gates if soft).
+      cosine_mean: () float32, mean cosine of reference and row; 0 if none.
       cosine_min: () float32, the least of them; 0 if none.
     """
 
@@ -45,6 +46,7 @@ def cosine_filter(
     average: str = "halving",
     scope: str = "model",
     temperature: Threshold | None = None,
+    reference: str = "running",
 ) -> Reducer:
     r"""Gradient Agreement Filtering (GAF): skip rows whose cosine distance is large.
 
@@ -53,7 +55,8 @@ def cosine_filter(
     .. math:: g \leftarrow (g + g_m) / 2 \quad\text{if}\quad 1 - \cos(g, g_m) \le \tau
 
     Everything is read from the Gramian: the running gradient is a vector of B
-    coefficients.
+    coefficients. ``reference="previous"`` compares every row with the update of the
+    step before instead, and averages those within :math:`\tau`.
 
     Guarantees: in the convex hull of the rows; unchanged in direction if all rows are
     scaled. NOT invariant to the order of the rows: with ``"halving"`` the last
@@ -64,6 +67,8 @@ def cosine_filter(
     authors' code, which then makes no optimizer step; use :func:`skip_if_empty`.
     A zero row, or a running gradient of zero, has no direction: rejected. (The
     authors' code accepts, since ``nan > threshold`` is False.)
+    With ``"previous"`` no row comes first, so a single row may pass; at the first step,
+    and after a step in which none did, there is nothing to compare with: all pass.
 
     ``weights``: 0 = absent; other values are sample counts with ``average="mean"``
     and have no meaning with ``"halving"``.
@@ -76,6 +81,8 @@ def cosine_filter(
       scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
       temperature: None for a hard threshold; else rows are averaged in by the gate
         sigmoid((threshold - distance) / temperature).
+      reference: what a row is compared with: ``"running"``, the average of the rows
+        accepted so far, or ``"previous"``, the last update.
 
     Returns:
       A :class:`Reducer` with ``accepted``, ``cosine_mean``, ``cosine_min`` in its
@@ -84,7 +91,8 @@ def cosine_filter(
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one Gramian, O(B^2) for the decision, one combination.
+    Cost: one Gramian, O(B^2) for the decision, one combination; with ``"previous"``
+    one array like the parameters kept.
 
     References: Chaubard et al., `Beyond gradient averaging in parallel optimization
     <https://arxiv.org/abs/2412.18052>`_, 2024.
@@ -100,6 +108,7 @@ def cosine_filter(
     _check.interval("threshold", threshold, 0, 2)
     _check.one_of("average", average, ("halving", "mean"))
     _check.one_of("scope", scope, ("model", "leaf"))
+    _check.one_of("reference", reference, ("running", "previous"))
     if temperature is not None:
         _check.interval("temperature", temperature, 0, open_low=True)
 
@@ -117,22 +126,38 @@ def cosine_filter(
         gramian: Array, rows: Rows, state: CosineFilterState
     ) -> tuple[Array, CosineFilterState]:
         del state
+        count = rows.weights.shape[0]
         first = jnp.argmax(rows.present)
         norms = jnp.sqrt(gramian.diagonal())
+        if reference == "previous":
+            norms, past = norms[:count], norms[count]
+            side, gramian = gramian[:count, count], gramian[:count, :count]
+
+        def compare(m: Array, running: _Running) -> tuple[Array, Array, Array]:
+            """Cosine with the reference, whether there is one, and how far it opens."""
+            if reference == "previous":
+                scale, inner, candidate = past * norms[m], side[m], rows.present[m]
+            else:
+                squared = running.coefficients @ running.products
+                scale = jnp.sqrt(jnp.maximum(squared, 0)) * norms[m]
+                inner, candidate = running.products[m], rows.present[m] & (m != first)
+            examined = candidate & (scale > 0)
+            cosine = inner / jnp.where(scale > 0, scale, 1)
+            share = jnp.where(examined, gate(cosine, rows.step), 0)
+            if reference == "previous":
+                share = jnp.where(candidate & (past == 0), 1, share)
+            return cosine, examined, share
 
         def next_row(m: Array, running: _Running) -> _Running:
-            length = jnp.sqrt(jnp.maximum(running.coefficients @ running.products, 0))
-            scale = length * norms[m]
-            examined = rows.present[m] & (m != first) & (scale > 0)
-            cosine = running.products[m] / jnp.where(scale > 0, scale, 1)
-            share = jnp.where(examined, gate(cosine, rows.step), 0)
+            cosine, examined, share = compare(m, running)
             if average == "halving":
-                mass = running.mass
-                move = share / 2
+                begins = (running.mass == 0) & (share > 0)
+                move = jnp.where(begins, 1, share / 2)
+                mass = jnp.where(begins, 1, running.mass)
             else:
                 mass = running.mass + share * rows.weights[m]
                 move = share * rows.weights[m] / jnp.where(mass > 0, mass, 1)
-            one_hot = jax.nn.one_hot(m, norms.shape[0], dtype=norms.dtype)
+            one_hot = jax.nn.one_hot(m, count, dtype=norms.dtype)
             return _Running(
                 coefficients=(1 - move) * running.coefficients + move * one_hot,
                 products=(1 - move) * running.products + move * gramian[m],
@@ -146,17 +171,20 @@ def cosine_filter(
             )
 
         zero = jnp.zeros((), norms.dtype)
+        started = zero if reference == "previous" else zero + 1
         start = _Running(
-            coefficients=jax.nn.one_hot(first, norms.shape[0], dtype=norms.dtype),
-            products=gramian[first],
-            mass=rows.weights[first],
+            coefficients=started * jax.nn.one_hot(first, count, dtype=norms.dtype),
+            products=started * gramian[first],
+            mass=started * rows.weights[first],
             accepted=zero,
             cosine_sum=zero,
             cosine_min=zero + 2,
             examined=zero,
         )
-        end = lax.fori_loop(0, norms.shape[0], next_row, start)
+        end = lax.fori_loop(0, count, next_row, start)
         weights = jnp.where(end.accepted > 0, end.coefficients, 0)
+        if reference == "previous":
+            weights = jnp.append(weights, zero)  # it is compared with, never averaged
         any_examined = end.examined > 0
         numbers = (
             end.accepted,
@@ -165,4 +193,5 @@ def cosine_filter(
         )
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, scope=scope))
+    remembers = reference == "previous"
+    return reducer(Weighting(weigh, init, scope=scope, remembers=remembers))
