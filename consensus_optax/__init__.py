@@ -15,6 +15,7 @@ from consensus_optax._outer_product import (
 from consensus_optax._reducer import Reducer, ReducerState, reducer
 from consensus_optax._rules import Columns, Fold, Mixing, Rows, Weighting
 from consensus_optax._statistics import Statistic, minmod
+from consensus_optax.diagnostics import check_per_example, probe
 from consensus_optax.examples import clip_examples, normalize_examples, row_momentum
 from consensus_optax.folds import (
     graddrop,
@@ -63,6 +64,7 @@ __all__ = [
     "adasum",
     "after",
     "among",
+    "check_per_example",
     # example transformations
     "clip_examples",
     "cluster_mean",
@@ -84,6 +86,7 @@ __all__ = [
     # rows
     "per_example_grad",
     "per_example_value_and_grad",
+    "probe",
     # rules of one's own
     "reducer",
     "row_momentum",

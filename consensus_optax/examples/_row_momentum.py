@@ -15,11 +15,11 @@ from consensus_optax._typing import Array, Threshold, Tree
 
 
 class RowMomentumState(NamedTuple):
-    """State of :func:`row_momentum`: the one that has an example axis.
+    r"""State of :func:`row_momentum`: the one that has an example axis.
 
     Attributes:
       step: () int32, updates made so far.
-      momentum: (num_rows, \\*shape) for every floating leaf, float32 at least.
+      momentum: (num_rows, \*shape) for every floating leaf, float32 at least.
     """
 
     step: Array
