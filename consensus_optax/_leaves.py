@@ -149,7 +149,8 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
             a = jnp.where(keep, a.astype(dtype), 0)
         all_terms = lambda factor: factor.reshape(-1, *factor.shape[2:])
         return leaf.restore(leaf.contract(all_terms(a), all_terms(d)))
-    return fold(leaf, (WEIGHTED_SUM,), weights, order)[0]
+    combined = fold(leaf, (WEIGHTED_SUM,), weights, order)[0]
+    return jnp.where(jnp.any(weights != 0), combined, 0)  # there may be no sound row
 
 
 def fold(
