@@ -138,7 +138,8 @@ def _zero(rows: Tree, whole: Tree) -> list[str]:
 
 def _not_the_mean(rows: Tree, whole: Tree) -> list[str]:
     """Compares the gradient of the batch with mean and sum of the rows."""
-    apart, summed = [], True
+    apart: list[str] = []
+    summed = True
     types = [leaf.dtype for leaf in jax.tree.leaves(rows)]
     coarse = any(jnp.finfo(dtype).bits < 32 for dtype in types)
     tolerance = 5e-2 if coarse else 1e-3  # a few roundings of the model's arithmetic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from consensus_optax._typing import Array
@@ -115,6 +117,6 @@ def _pairs(gramian: Array, weights: Array | None) -> tuple[Array, Array]:
     return cosine, off_diagonal((weights > 0) & moving)
 
 
-def _share(chosen: Array, among: Array, dtype: object) -> Array:
+def _share(chosen: Array, among: Array, dtype: Any) -> Array:
     """Share of the pairs among others; 0 of none."""
     return chosen.sum().astype(dtype) / jnp.maximum(among.sum(), 1).astype(dtype)

@@ -38,7 +38,8 @@ def gramian(rows: Tree) -> Array:
     leaves, dtype = as_rows(rows, None)
     if not leaves:
         raise ValueError("`rows` must have a floating leaf; got none")
-    return sum(_leaves.gramian(leaf, dtype) for leaf in leaves)
+    parts = [_leaves.gramian(leaf, dtype) for leaf in leaves]
+    return sum(parts[1:], parts[0])
 
 
 def present(gramian: Array, weights: Array | None) -> tuple[Array, Array]:

@@ -109,7 +109,8 @@ def probe(
             _leaves.gramian(leaf, dtype) if moves else None
             for leaf, moves in zip(flat, floating, strict=True)
         ]
-        whole = sum(part for part in gramians if part is not None)
+        parts = [part for part in gramians if part is not None]
+        whole = sum(parts[1:], parts[0])
         whole, there = present(whole, weights)  # rows that are absent in any leaf
         estimate = noise_scale(whole, there, group_size)
         seen = (

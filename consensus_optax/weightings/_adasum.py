@@ -26,7 +26,8 @@ def adasum(scope: str = "leaf") -> Reducer:
     all rows scales the update. NOT invariant to the order of the rows, for three or
     more: the tree has one.
     Edge cases: the rows present are paired in their order, as if the others were not;
-    one without a partner goes up as it is, like one whose partner is zero. The update
+    one without a partner goes up as it is, like one whose partner is zero; what
+    cancels to rounding is zero. The update
     may be as long as the sum of the rows: a learning rate for their mean is for rows
     that agree.
 
@@ -68,7 +69,7 @@ def adasum(scope: str = "leaf") -> Reducer:
             left, right = nodes[0::2], nodes[1::2]
             common = _inner(left, gramian, right)
             nodes = _less(left, common, gramian) + _less(right, common, gramian)
-        return nodes[0], state
+        return _less(nodes, jnp.zeros_like(nodes[:, 0]), gramian)[0], state
 
     return reducer(Weighting(weigh, scope=scope))
 
@@ -81,10 +82,10 @@ def _inner(x: Array, gramian: Array, y: Array) -> Array:
 def _less(node: Array, common: Array, gramian: Array) -> Array:
     """The node less half of what it has in common with its partner.
 
-    What its rows cancel to rounding has no direction, and nothing in common.
+    A node whose rows cancel to rounding is zero: it has no direction to compare with.
     """
     squared = _inner(node, gramian, node)
     bound = (jnp.abs(node) * jnp.sqrt(gramian.diagonal())[None, :]).sum(1)
     moving = squared > 8 * jnp.finfo(squared.dtype).eps * bound**2
-    share = jnp.where(moving, common / jnp.where(moving, squared, 1), 0)
-    return (1 - share / 2)[:, None] * node
+    share = jnp.where(moving, 1 - common / jnp.where(moving, squared, 1) / 2, 0)
+    return share[:, None] * node

@@ -126,38 +126,22 @@ def cosine_filter(
         gramian: Array, rows: Rows, state: CosineFilterState
     ) -> tuple[Array, CosineFilterState]:
         del state
-        count = rows.weights.shape[0]
         first = jnp.argmax(rows.present)
         norms = jnp.sqrt(gramian.diagonal())
-        if reference == "previous":
-            norms, past = norms[:count], norms[count]
-            side, gramian = gramian[:count, count], gramian[:count, :count]
-
-        def compare(m: Array, running: _Running) -> tuple[Array, Array, Array]:
-            """Cosine with the reference, whether there is one, and how far it opens."""
-            if reference == "previous":
-                scale, inner, candidate = past * norms[m], side[m], rows.present[m]
-            else:
-                squared = running.coefficients @ running.products
-                scale = jnp.sqrt(jnp.maximum(squared, 0)) * norms[m]
-                inner, candidate = running.products[m], rows.present[m] & (m != first)
-            examined = candidate & (scale > 0)
-            cosine = inner / jnp.where(scale > 0, scale, 1)
-            share = jnp.where(examined, gate(cosine, rows.step), 0)
-            if reference == "previous":
-                share = jnp.where(candidate & (past == 0), 1, share)
-            return cosine, examined, share
 
         def next_row(m: Array, running: _Running) -> _Running:
-            cosine, examined, share = compare(m, running)
+            length = jnp.sqrt(jnp.maximum(running.coefficients @ running.products, 0))
+            scale = length * norms[m]
+            examined = rows.present[m] & (m != first) & (scale > 0)
+            cosine = running.products[m] / jnp.where(scale > 0, scale, 1)
+            share = jnp.where(examined, gate(cosine, rows.step), 0)
             if average == "halving":
-                begins = (running.mass == 0) & (share > 0)
-                move = jnp.where(begins, 1, share / 2)
-                mass = jnp.where(begins, 1, running.mass)
+                mass = running.mass
+                move = share / 2
             else:
                 mass = running.mass + share * rows.weights[m]
                 move = share * rows.weights[m] / jnp.where(mass > 0, mass, 1)
-            one_hot = jax.nn.one_hot(m, count, dtype=norms.dtype)
+            one_hot = jax.nn.one_hot(m, norms.shape[0], dtype=norms.dtype)
             return _Running(
                 coefficients=(1 - move) * running.coefficients + move * one_hot,
                 products=(1 - move) * running.products + move * gramian[m],
@@ -171,20 +155,17 @@ def cosine_filter(
             )
 
         zero = jnp.zeros((), norms.dtype)
-        started = zero if reference == "previous" else zero + 1
         start = _Running(
-            coefficients=started * jax.nn.one_hot(first, count, dtype=norms.dtype),
-            products=started * gramian[first],
-            mass=started * rows.weights[first],
+            coefficients=jax.nn.one_hot(first, norms.shape[0], dtype=norms.dtype),
+            products=gramian[first],
+            mass=rows.weights[first],
             accepted=zero,
             cosine_sum=zero,
             cosine_min=zero + 2,
             examined=zero,
         )
-        end = lax.fori_loop(0, count, next_row, start)
+        end = lax.fori_loop(0, norms.shape[0], next_row, start)
         weights = jnp.where(end.accepted > 0, end.coefficients, 0)
-        if reference == "previous":
-            weights = jnp.append(weights, zero)  # it is compared with, never averaged
         any_examined = end.examined > 0
         numbers = (
             end.accepted,
@@ -193,5 +174,34 @@ def cosine_filter(
         )
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    remembers = reference == "previous"
-    return reducer(Weighting(weigh, init, scope=scope, remembers=remembers))
+    def weigh_by_previous(
+        gramian: Array, rows: Rows, state: CosineFilterState
+    ) -> tuple[Array, CosineFilterState]:
+        del state
+        norms, products = jnp.sqrt(gramian.diagonal()), gramian[-1, :-1]
+        scale = norms[:-1] * norms[-1]
+        examined = rows.present & (scale > 0)
+        cosine = products / jnp.where(scale > 0, scale, 1)
+        share = jnp.where(examined, gate(cosine, rows.step), 0)
+        share = jnp.where(rows.present & (norms[-1] == 0), 1, share)
+        if average == "halving":
+            starts = jnp.cumsum((share > 0).astype(jnp.int32)) == 1
+            move = jnp.where(starts & (share > 0), 1, share / 2)
+            left = jnp.cumprod(1 - move[::-1])[::-1]  # by the rows from each one on
+            weights = move * jnp.append(left[1:], 1)
+        else:
+            mass = share * rows.weights
+            weights = mass / jnp.where(share.any(), mass.sum(), 1)
+        numbers = (
+            share.sum(),
+            jnp.where(examined, cosine, 0).sum()
+            / jnp.maximum(examined.sum(dtype=cosine.dtype), 1),
+            jnp.where(examined.any(), jnp.where(examined, cosine, 2).min(), 0),
+        )
+        return jnp.append(weights, 0), CosineFilterState(
+            *(x.astype(jnp.float32) for x in numbers)
+        )
+
+    if reference == "previous":
+        return reducer(Weighting(weigh_by_previous, init, scope=scope, remembers=True))
+    return reducer(Weighting(weigh, init, scope=scope))

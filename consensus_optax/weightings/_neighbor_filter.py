@@ -74,11 +74,12 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
         votes = jnp.where(near, rows.shares[None, :], 0).sum(1)
         closeness = jnp.where(near, rows.shares[None, :] * cosine, 0).sum(1)
         most = near.any(1) & (votes >= votes.max() * (1 - 1e-6))
-        chosen = jnp.argmax(jnp.where(most, closeness, -jnp.inf))
+        closeness = jnp.where(most, closeness, -jnp.inf)
+        chosen = jnp.argmax(closeness >= closeness.max() - 1e-6)  # of ties the first
         group = near[chosen] | (jnp.arange(votes.shape[0]) == chosen)
         mass = jnp.where(group, rows.weights, 0)
         weights = jnp.where(most.any(), mass / mass.sum(), 0)
-        count = pairs.sum()
+        count = pairs.sum(dtype=cosine.dtype)
         numbers = (
             near[chosen].sum(),
             jnp.where(pairs, cosine, 0).sum() / jnp.maximum(count, 1),

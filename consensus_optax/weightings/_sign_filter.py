@@ -91,7 +91,7 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
         least = _check.value_at(threshold, rows.step, share.dtype)
         accepted = judged & (share >= least - _SLACK)
         mass = jnp.where(accepted, rows.weights, 0)
-        count = jnp.maximum(judged.sum(), 1)
+        count = jnp.maximum(judged.sum(dtype=share.dtype), 1)
         numbers = (
             accepted.sum(),
             jnp.where(judged, share, 0).sum() / count,

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _leaves
-from consensus_optax._leaves import Leaf
-from consensus_optax._outer_product import is_outer_product
+from consensus_optax._outer_product import OuterProduct
 from consensus_optax._stack import as_stack
 from consensus_optax._typing import Array, Tree
 
@@ -66,12 +65,15 @@ def span_hessian(
         _, image = jax.jvp(gradient, (params,), (direction,))
         images = [leaf.astype(stack.dtype) for leaf in jax.tree.leaves(image)]
         pairs = zip(stack.leaves, images, strict=True)
-        return sum(_leaves.inner_products(leaf, image) for leaf, image in pairs)
+        products = [_leaves.inner_products(leaf, image) for leaf, image in pairs]
+        return sum(products[1:], products[0])
 
     matrix = lax.map(with_every_row, jnp.arange(stack.num_rows))
     return (matrix + matrix.T) / 2
 
 
-def _row(leaf: Leaf, index: Array) -> Array:
+def _row(leaf: Array | OuterProduct, index: Array) -> Array:
     """One row in parameter shape."""
-    return leaf.restore(leaf.row(index)) if is_outer_product(leaf) else leaf[index]
+    if isinstance(leaf, OuterProduct):
+        return leaf.restore(leaf.row(index))
+    return leaf[index]
