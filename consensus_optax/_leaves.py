@@ -225,6 +225,6 @@ def centered(leaf: AnyLeaf, shares: Array, order: Array) -> tuple[Array, Array]:
     return as_array(leaf, shares.dtype) - center[None], center
 
 
-def signs(leaf: Leaf, dtype: Any) -> Array:
+def signs(leaf: AnyLeaf, dtype: Any) -> Array:
     """Signs of the rows multiplied out, (B, *shape)."""
     return jnp.sign(as_array(leaf, dtype))

@@ -1,9 +1,8 @@
 """One 2 x 3 and one 10 x 5 stack on which every rule is pinned."""
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SMALL = np.array([[-4.0, 1.0, 2.0], [6.0, 1.0, 0.5]])
 # Rows that lean one way, one of them the other, one an outlier in length.
@@ -19,14 +18,14 @@ def first_update(reducer, rows, weights=None, **extra):
     params = jnp.zeros(rows.shape[1])
     if weights is not None:
         weights = jnp.asarray(weights, jnp.float32)
-    update = jax.jit(lambda g, w, x: reducer.update(
-        g, reducer.init(params), params, weights=w, **x)
+    update = jax.jit(
+        lambda g, w, x: reducer.update(g, reducer.init(params), params, weights=w, **x)
     )
     return np.asarray(update(jnp.asarray(rows, jnp.float32), weights, extra)[0])
 
 
 def check(reducer, reference, rtol=1e-6):
-    """Asserts that a reducer gives what the loop gives, on both stacks, weighted too."""
+    """Asserts that a reducer gives what the loop gives: both stacks, two weightings."""
     for rows in (SMALL, LARGE):
         for weights in (np.ones(len(rows)), 0.5 + np.arange(len(rows)) % 3):
             wanted = reference(rows.tolist(), weights.tolist())

@@ -92,14 +92,14 @@ def probe(
 
     def update(
         updates: Tree,
-        state: ProbeState,
+        state: Any,
         params: Tree | None = None,
         *,
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, ProbeState]:
         del params, extra
-        step = optax.safe_increment(state.step)
+        step = jnp.asarray(optax.safe_increment(state.step))
         flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
         floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in flat]
         if not any(floating):

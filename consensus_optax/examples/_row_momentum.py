@@ -84,14 +84,14 @@ def row_momentum(
 
     def update(
         updates: Tree,
-        state: RowMomentumState,
+        state: Any,
         params: Tree | None = None,
         *,
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, RowMomentumState]:
         del extra
-        step = optax.safe_increment(state.step)
+        step = jnp.asarray(optax.safe_increment(state.step))
         leaves, dtype = as_rows(updates, params)
         if not leaves:
             return updates, state._replace(step=step)

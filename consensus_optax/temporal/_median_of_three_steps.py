@@ -69,7 +69,7 @@ def median_of_three_steps() -> optax.GradientTransformationExtraArgs:
 
     def update(
         updates: Tree,
-        state: MedianOfThreeState,
+        state: Any,
         params: Tree | None = None,
         **extra: Any,
     ) -> tuple[Tree, MedianOfThreeState]:
@@ -94,7 +94,7 @@ def median_of_three_steps() -> optax.GradientTransformationExtraArgs:
         triples = [median(*t) for t in zip(leaves, lasts, olds, strict=True)]
         outgoing, last, before = ([t[i] for t in triples] for i in range(3))
         return jax.tree.unflatten(treedef, outgoing), MedianOfThreeState(
-            jnp.where(sound, optax.safe_increment(state.seen), state.seen),
+            jnp.where(sound, jnp.asarray(optax.safe_increment(state.seen)), state.seen),
             jax.tree.unflatten(treedef, last),
             jax.tree.unflatten(treedef, before),
         )

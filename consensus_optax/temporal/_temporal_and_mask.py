@@ -87,7 +87,7 @@ def temporal_and_mask(
 
     def update(
         updates: Tree,
-        state: TemporalAndMaskState,
+        state: Any,
         params: Tree | None = None,
         **extra: Any,
     ) -> tuple[Tree, TemporalAndMaskState]:
@@ -116,7 +116,7 @@ def temporal_and_mask(
         passed = sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in moving)
         size = max(sum(leaf.size for leaf in moving), 1)
         return jax.tree.unflatten(treedef, kept), TemporalAndMaskState(
-            optax.safe_increment(state.step),
+            jnp.asarray(optax.safe_increment(state.step)),
             jnp.where(sound, mass, state.mass),
             jax.tree.unflatten(treedef, signs),
             jnp.float32(passed) / size,
