@@ -4,8 +4,11 @@ Rows go in with a leading example axis, one update comes out, as optax transform
 
     optax.chain(co.clip_examples(1.0), co.sign_consensus(), optax.adam(1e-3))
                 examples -> examples   reducer              any optax optimizer
+
+Each family of methods lists its names in its own folder; they are all here as well.
 """
 
+from consensus_optax import diagnostics, engines, examples, folds, temporal, weightings
 from consensus_optax._gradients import per_example_grad, per_example_value_and_grad
 from consensus_optax._outer_product import (
     OuterProduct,
@@ -15,55 +18,40 @@ from consensus_optax._outer_product import (
 from consensus_optax._reducer import Reducer, ReducerState, reducer
 from consensus_optax._rules import Columns, Fold, Mixing, Rows, Weighting
 from consensus_optax._statistics import Statistic, minmod
-from consensus_optax.engines import value_and_reduced_grad
-from consensus_optax.examples import clip_examples, normalize_examples
-from consensus_optax.folds import sign_consensus
-from consensus_optax.temporal import ema_agreement, skip_if_empty
-from consensus_optax.weightings import (
-    after,
-    among,
-    cosine_filter,
-    mean,
-    normalized_mean,
-    subspace_weighting,
-)
+from consensus_optax.diagnostics import check_per_example, probe
+from consensus_optax.engines import *  # noqa: F403
+from consensus_optax.examples import *  # noqa: F403
+from consensus_optax.folds import *  # noqa: F403
+from consensus_optax.temporal import *  # noqa: F403
+from consensus_optax.weightings import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Columns",
-    "Fold",
-    "Mixing",
-    "OuterProduct",
-    "Reducer",
-    "ReducerState",
-    "Rows",
-    "Statistic",
-    "Weighting",
-    # version
-    "__version__",
-    "after",
-    "among",
-    # example transformations
-    "clip_examples",
-    "cosine_filter",
-    # temporal transformations
-    "ema_agreement",
-    "is_outer_product",
-    "materialize",
-    # reducers: weightings
-    "mean",
-    "minmod",
-    "normalize_examples",
-    "normalized_mean",
     # rows
     "per_example_grad",
     "per_example_value_and_grad",
-    "value_and_reduced_grad",
+    "OuterProduct",
+    "is_outer_product",
+    "materialize",
+    "check_per_example",
+    "diagnostics",
+    "probe",
     # rules of one's own
     "reducer",
-    # reducers: folds
-    "sign_consensus",
-    "skip_if_empty",
-    "subspace_weighting",
+    "Reducer",
+    "ReducerState",
+    "Fold",
+    "Columns",
+    "Weighting",
+    "Mixing",
+    "Statistic",
+    "Rows",
+    "minmod",
+    "__version__",
 ]
+__all__ += engines.__all__
+__all__ += examples.__all__
+__all__ += folds.__all__
+__all__ += temporal.__all__
+__all__ += weightings.__all__

@@ -161,7 +161,8 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
             a = jnp.where(keep, a.astype(dtype), 0)
         all_terms = lambda factor: factor.reshape(-1, *factor.shape[2:])
         return leaf.restore(leaf.contract(all_terms(a), all_terms(d)))
-    return fold(leaf, (WEIGHTED_SUM,), weights, order)[0]
+    combined = fold(leaf, (WEIGHTED_SUM,), weights, order)[0]
+    return jnp.where(jnp.any(weights != 0), combined, 0)  # there may be no sound row
 
 
 def fold(
@@ -185,7 +186,7 @@ def fold(
     others = [statistic for statistic in statistics if statistic.of_products is None]
     read = lambda i: a[i][:, None] * d[i][None, :]
     looped = iter(others and fold_rows(read, others, weights, _ARRAYS_PER_TURN))
-    direct = [
+    direct: list[Any] = [
         statistic.of_products(a, d, weights) if statistic.of_products else next(looped)
         for statistic in statistics
     ]
@@ -234,3 +235,11 @@ def centered(leaf: AnyLeaf, shares: Array, order: Array) -> tuple[Array, Array]:
     """
     center = combine(leaf, shares, order)
     return as_array(leaf, shares.dtype) - center[None], center
+
+
+def signs(leaf: AnyLeaf, dtype: Any) -> Leaf:
+    """Signs of the rows; of products of two vectors they are products again."""
+    if is_outer_product(leaf) and not leaf.is_look_up and leaf.sides[0] == 1:
+        left, right = jnp.sign(leaf.left), jnp.sign(leaf.right)
+        return dataclasses.replace(leaf, left=left, right=right)
+    return jnp.sign(as_array(leaf, dtype))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from optax.experimental import aggregating
 
-from consensus_optax._leaves import AnyLeaf
 from consensus_optax._rules import Rows, Rule
 from consensus_optax._run import Outcome, init_rule, run
 from consensus_optax._stack import as_stack, present_weights
@@ -106,8 +105,7 @@ def reducer(rule: Rule) -> Reducer:
             return stack.rebuild([]), state._replace(step=step)
         weights, num_nonfinite = present_weights(stack, weights)
         rows = Rows(weights, state.step, extra)
-        leaves: list[AnyLeaf] = [*stack.leaves]
-        outcome = run(rule, leaves, rows, state.rule)
+        outcome = run(rule, stack.leaves, rows, state.rule)
         return stack.rebuild(outcome.update), next_state(outcome, rows, num_nonfinite)
 
     # optax names the first argument per_elt_updates; every caller passes it by position

@@ -165,6 +165,9 @@ def _leaf_products(
     if reads == "centered":
         leaf, center = _leaves.centered(leaf, rows.shares, rows.order)
         previous = None if previous is None else previous - center
+    elif reads == "signs":
+        leaf = _leaves.signs(leaf, dtype)
+        previous = None if previous is None else jnp.sign(previous)
     pairs = present[:, None] & present[None, :]
     gramian = jnp.where(pairs, _leaves.gramian(leaf, dtype), 0)
     if previous is None:
@@ -174,7 +177,7 @@ def _leaf_products(
 
 
 def border(gramian: Array, side: Array, previous: Array) -> Array:
-    """A Gramian with one row more, whose inner products with the others are ``side``."""
+    """A Gramian with one row more, whose products with the others are ``side``."""
     corner = jnp.vdot(previous, previous, precision=lax.Precision.HIGHEST)
     top = jnp.concatenate([gramian, side[:, None]], 1)
     return jnp.concatenate([top, jnp.append(side, corner)[None]], 0)

@@ -26,7 +26,7 @@ class Stack(NamedTuple):
       rebuild: list of updates, one for every leaf, to a tree like the parameters.
     """
 
-    leaves: list[Leaf]
+    leaves: list[Any]
     num_rows: int
     dtype: Any
     rebuild: Callable[[list[Array]], Tree]

@@ -163,6 +163,16 @@ WEIGHTED_SQUARES = Statistic(
     jnp.add,
     of_products=lambda a, d, w: _matmul(a * a * w[:, None], d * d),
 )
+WEIGHTED_SIGN = Statistic(
+    lambda g, w: w * jnp.sign(g),
+    jnp.add,
+    of_products=lambda a, d, w: _matmul(jnp.sign(a) * w[:, None], jnp.sign(d)),
+)
+WEIGHTED_MAGNITUDE = Statistic(
+    lambda g, w: w * jnp.abs(g),
+    jnp.add,
+    of_products=lambda a, d, w: _matmul(jnp.abs(a) * w[:, None], jnp.abs(d)),
+)
 POSITIVE_WEIGHT = Statistic(
     lambda g, w: jnp.where(g > 0, w, 0),
     jnp.add,

@@ -1,6 +1,13 @@
 """Temporal transformations: one update in, one out, after a reducer."""
 
 from consensus_optax.temporal._ema_agreement import ema_agreement
+from consensus_optax.temporal._median_of_three_steps import median_of_three_steps
 from consensus_optax.temporal._skip_if_empty import skip_if_empty
+from consensus_optax.temporal._temporal_and_mask import temporal_and_mask
 
-__all__ = ["ema_agreement", "skip_if_empty"]
+__all__ = [
+    "ema_agreement",
+    "median_of_three_steps",
+    "skip_if_empty",
+    "temporal_and_mask",
+]

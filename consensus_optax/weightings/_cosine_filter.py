@@ -18,8 +18,9 @@ class CosineFilterState(NamedTuple):
     """What the filter did in the last step; a leading axis over leaves by leaf.
 
     Attributes:
-      accepted: () float32, rows accepted after the first (a sum of gates if soft).
-      cosine_mean: () float32, mean cosine of running and next row; 0 if none.
+      accepted: () float32, rows accepted, after the first if that is where the running
+        gradient starts (a sum of gates if soft).
+      cosine_mean: () float32, mean cosine of reference and row; 0 if none.
       cosine_min: () float32, the least of them; 0 if none.
     """
 
@@ -45,6 +46,7 @@ def cosine_filter(
     average: str = "halving",
     scope: str = "model",
     temperature: Threshold | None = None,
+    reference: str = "running",
 ) -> Reducer:
     r"""Gradient Agreement Filtering (GAF): skip rows whose cosine distance is large.
 
@@ -53,7 +55,8 @@ def cosine_filter(
     .. math:: g \leftarrow (g + g_m) / 2 \quad\text{if}\quad 1 - \cos(g, g_m) \le \tau
 
     Everything is read from the Gramian: the running gradient is a vector of B
-    coefficients.
+    coefficients. ``reference="previous"`` compares every row with the update of the
+    step before instead, and averages those within :math:`\tau`.
 
     Guarantees: in the convex hull of the rows; unchanged in direction if all rows are
     scaled. NOT invariant to the order of the rows: with ``"halving"`` the last
@@ -64,6 +67,8 @@ def cosine_filter(
     authors' code, which then makes no optimizer step; use :func:`skip_if_empty`.
     A zero row, or a running gradient of zero, has no direction: rejected. (The
     authors' code accepts, since ``nan > threshold`` is False.)
+    With ``"previous"`` no row comes first, so a single row may pass; at the first step,
+    and after a step in which none did, there is nothing to compare with: all pass.
 
     ``weights``: 0 = absent; other values are sample counts with ``average="mean"``
     and have no meaning with ``"halving"``.
@@ -76,6 +81,8 @@ def cosine_filter(
       scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
       temperature: None for a hard threshold; else rows are averaged in by the gate
         sigmoid((threshold - distance) / temperature).
+      reference: what a row is compared with: ``"running"``, the average of the rows
+        accepted so far, or ``"previous"``, the last update.
 
     Returns:
       A :class:`Reducer` with ``accepted``, ``cosine_mean``, ``cosine_min`` in its
@@ -84,7 +91,8 @@ def cosine_filter(
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one Gramian, O(B^2) for the decision, one combination.
+    Cost: one Gramian, O(B^2) for the decision, one combination; with ``"previous"``
+    one array like the parameters kept.
 
     References: Chaubard et al., `Beyond gradient averaging in parallel optimization
     <https://arxiv.org/abs/2412.18052>`_, 2024.
@@ -100,6 +108,7 @@ def cosine_filter(
     _check.interval("threshold", threshold, 0, 2)
     _check.one_of("average", average, ("halving", "mean"))
     _check.one_of("scope", scope, ("model", "leaf"))
+    _check.one_of("reference", reference, ("running", "previous"))
     if temperature is not None:
         _check.interval("temperature", temperature, 0, open_low=True)
 
@@ -165,4 +174,34 @@ def cosine_filter(
         )
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
+    def weigh_by_previous(
+        gramian: Array, rows: Rows, state: CosineFilterState
+    ) -> tuple[Array, CosineFilterState]:
+        del state
+        norms, products = jnp.sqrt(gramian.diagonal()), gramian[-1, :-1]
+        scale = norms[:-1] * norms[-1]
+        examined = rows.present & (scale > 0)
+        cosine = products / jnp.where(scale > 0, scale, 1)
+        share = jnp.where(examined, gate(cosine, rows.step), 0)
+        share = jnp.where(rows.present & (norms[-1] == 0), 1, share)
+        if average == "halving":
+            starts = jnp.cumsum((share > 0).astype(jnp.int32)) == 1
+            move = jnp.where(starts & (share > 0), 1, share / 2)
+            left = jnp.cumprod(1 - move[::-1])[::-1]  # by the rows from each one on
+            weights = move * jnp.append(left[1:], 1)
+        else:
+            mass = share * rows.weights
+            weights = mass / jnp.where(share.any(), mass.sum(), 1)
+        numbers = (
+            share.sum(),
+            jnp.where(examined, cosine, 0).sum()
+            / jnp.maximum(examined.sum(dtype=cosine.dtype), 1),
+            jnp.where(examined.any(), jnp.where(examined, cosine, 2).min(), 0),
+        )
+        return jnp.append(weights, 0), CosineFilterState(
+            *(x.astype(jnp.float32) for x in numbers)
+        )
+
+    if reference == "previous":
+        return reducer(Weighting(weigh_by_previous, init, scope=scope, remembers=True))
     return reducer(Weighting(weigh, init, scope=scope))

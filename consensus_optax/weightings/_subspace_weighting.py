@@ -36,6 +36,7 @@ def subspace_weighting(
     num_rows: int | None = None,
     rescale: str = "none",
     scope: str = "model",
+    shift_negative: bool = False,
 ) -> Reducer:
     r"""Adaptive Consensus (AdaCons): rows weighted by how they agree with the sum.
 
@@ -72,6 +73,9 @@ def subspace_weighting(
       num_rows: B, needed with momentum, since the average has that length.
       rescale: ``"none"``, or ``"mean_norm"`` to multiply by the rows' mean norm.
       scope: ``"model"``: one set of coefficients; ``"leaf"``: one for each parameter.
+      shift_negative: subtract the least coefficient if it is negative, so that no row
+        counts against its direction; with ``scope="leaf"`` and no momentum this is the
+        variant in use on Ascend.
 
     Returns:
       A :class:`Reducer`.
@@ -95,6 +99,7 @@ def subspace_weighting(
     _check.interval("momentum", momentum, 0, 1, open_high=True)
     _check.one_of("rescale", rescale, ("none", "mean_norm"))
     _check.one_of("scope", scope, ("model", "leaf"))
+    _check.flag("shift_negative", shift_negative)
     averaged = not (isinstance(momentum, int | float) and momentum == 0)
     if averaged and num_rows is None:
         raise ValueError(
@@ -138,6 +143,9 @@ def subspace_weighting(
         coefficients = (gramian @ rows.shares) / (norms + _EPS)
         if averaged:
             coefficients, state = average(coefficients, rows, state)
+        if shift_negative:
+            least = jnp.where(rows.present, coefficients, 0).min()
+            coefficients = coefficients - jnp.minimum(least, 0)
         votes = rows.shares * coefficients
         total, spread = votes.sum(), jnp.abs(votes).sum()
         fell_back = ~(total > _LEAST_SUM * spread)

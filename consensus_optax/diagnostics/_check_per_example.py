@@ -1,0 +1,175 @@
+"""Is this loss one whose per-example gradients mean what they seem to?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from consensus_optax._gradients import per_example_grad
+from consensus_optax._typing import Tree
+
+_RANDOM = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator")
+
+
+def check_per_example(
+    fun: Callable[..., Any], params: Tree, *args: Any, **options: Any
+) -> list[str]:
+    """Looks for the usual reasons why per-example gradients are silently wrong.
+
+    It computes rows and the gradient of the batch, and says in plain words:
+
+      - which rows are not finite;
+      - which parameters have exactly zero gradient in all rows: under batch
+        normalization of a single example everything before it does;
+      - whether the mean of the rows is not the gradient of the batch: the loss is a
+        sum, or mixes examples (only told of a loss that draws no random numbers);
+      - whether rows draw the same random numbers, such as one dropout mask for all.
+
+    Guarantees: raises nothing of its own: where no rows can be computed, the reason is
+    the finding. No finding is no proof.
+
+    Args:
+      fun: loss, as for :func:`per_example_grad`: ``fun(params, batch, ...)``.
+      params: parameters, of floating leaves.
+      *args: the other arguments of ``fun``: a small batch (two rows or more), and for
+        instance a key.
+      **options: those of :func:`per_example_grad`.
+
+    Returns:
+      Findings, a list of sentences; empty if all is well.
+
+    Cost: four gradients of the batch, nothing compiled; rows are multiplied out.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1., 2.], [3., 4.]])
+      >>> check_per_example(lambda w, x: jnp.mean((x @ w) ** 2), jnp.ones(2), x)
+      []
+      >>> check_per_example(lambda w, x: jnp.sum((x @ w) ** 2), jnp.ones(2), x)
+      ['The gradient of the batch is the sum of the rows, not their mean: ...']
+    """
+    call = (params, *args)
+    arguments = {"has_aux": options.get("has_aux", False)}
+    arguments["argnums"] = options.get("argnums", 0)
+    try:
+        rows = _rows(fun, call, options)
+        whole = None
+        if options.get("keep_batch_dim", True):
+            whole = jax.grad(fun, **arguments)(*call)
+            whole = whole[0] if arguments["has_aux"] else whole
+        random = _draws(fun, call)
+        repeated = _rows(fun, _equal_examples(call, options), options)
+    except (TypeError, ValueError) as error:
+        return [f"The rows cannot be computed. {error}"]
+    findings = [*_not_finite(rows), *_zero(rows, whole)]
+    if whole is not None and not findings and not random:
+        findings += _not_the_mean(rows, whole)
+    if random and _all_equal(repeated):
+        findings.append(
+            "The loss draws random numbers, but rows of equal examples are equal, so "
+            "every row draws the same (one dropout mask for all). Make the key an "
+            "argument of the loss and name it by `prng_argnum`."
+        )
+    return findings
+
+
+def _rows(fun: Callable[..., Any], call: tuple[Any, ...], options: Any) -> Tree:
+    """The rows as arrays, without aux."""
+    rows = per_example_grad(fun, **{**options, "materialize": True})(*call)
+    return rows[0] if options.get("has_aux", False) else rows
+
+
+def _draws(fun: Callable[..., Any], call: tuple[Any, ...]) -> bool:
+    """Whether random numbers are drawn, whichever way the key comes in."""
+    program = str(jax.make_jaxpr(fun)(*call))
+    return any(name in program for name in _RANDOM)
+
+
+def _equal_examples(call: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
+    """The arguments with the first example in every place of the batch."""
+    batched = options.get("batch_argnums", 1)
+    batched = (batched,) if isinstance(batched, int) else tuple(batched)
+    repeat = lambda x: jnp.broadcast_to(jnp.asarray(x)[:1], jnp.shape(x))
+    return tuple(
+        jax.tree.map(repeat, argument) if position in batched else argument
+        for position, argument in enumerate(call)
+    )
+
+
+def _named(tree: Tree) -> list[tuple[str, np.ndarray]]:
+    """Leaves as float64 arrays, with their paths."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    wide = lambda leaf: np.asarray(jnp.asarray(leaf, jnp.float32), np.float64)
+    return [(jax.tree_util.keystr(path) or "(root)", wide(leaf)) for path, leaf in flat]
+
+
+def _not_finite(rows: Tree) -> list[str]:
+    bad = [
+        f"{name} of row {int(i)}"
+        for name, leaf in _named(rows)
+        for i in np.flatnonzero(~np.isfinite(leaf.reshape(len(leaf), -1)).all(1))
+    ]
+    return [f"Not finite: {_some(bad)}. Such rows do not count."] if bad else []
+
+
+def _zero(rows: Tree, whole: Tree) -> list[str]:
+    named = _named(rows)
+    of_batch = dict(_named(whole)) if whole is not None else {}
+    zero = [name for name, leaf in named if leaf.size and not leaf.any()]
+    lost = [name for name in zero if name in of_batch and of_batch[name].any()]
+    dead = [name for name in zero if name not in lost]
+    findings = []
+    if lost:
+        findings.append(
+            f"Exactly zero in all rows, but not for the batch: {_some(lost)}. "
+            "Normalization over a batch of one example does this: normalize by groups "
+            "or layers, freeze the statistics, or raise `group_size`."
+        )
+    if dead:
+        findings.append(
+            f"Exactly zero in all rows: {_some(dead)}. Does the loss depend on it?"
+        )
+    return findings
+
+
+def _not_the_mean(rows: Tree, whole: Tree) -> list[str]:
+    """Compares the gradient of the batch with mean and sum of the rows."""
+    apart: list[str] = []
+    summed = True
+    types = [leaf.dtype for leaf in jax.tree.leaves(rows)]
+    coarse = any(jnp.finfo(dtype).bits < 32 for dtype in types)
+    tolerance = 5e-2 if coarse else 1e-3  # a few roundings of the model's arithmetic
+    for (name, leaf), (_, full) in zip(_named(rows), _named(whole), strict=True):
+        size = np.sqrt((leaf**2).reshape(len(leaf), -1).sum(1)).mean()
+        if np.linalg.norm(leaf.mean(0) - full) > tolerance * size:
+            apart.append(name)
+            gap = np.linalg.norm(leaf.sum(0) - full)
+            summed &= bool(gap <= tolerance * size * len(leaf))
+    if not apart:
+        return []
+    if summed:
+        return [
+            "The gradient of the batch is the sum of the rows, not their mean: the "
+            "loss adds examples up. Let it return the mean, or expect updates smaller "
+            "by the number of rows."
+        ]
+    return [
+        f"The mean of the rows is not the gradient of the batch: {_some(apart)}. The "
+        "loss mixes examples (batch normalization, contrastive terms, a weighted "
+        "mean), so its rows are gradients of another loss."
+    ]
+
+
+def _all_equal(rows: Tree) -> bool:
+    leaves = [leaf for _, leaf in _named(rows)]
+    return all(len(leaf) > 1 and (leaf == leaf[:1]).all() for leaf in leaves)
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

@@ -1,0 +1,74 @@
+"""Majority vote of signs."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Fold, Rows
+from consensus_optax._statistics import WEIGHTED_MAGNITUDE, WEIGHTED_SIGN
+from consensus_optax._typing import Array
+
+
+def sign_vote(magnitude: str = "unit") -> Reducer:
+    r"""Majority vote (signSGD): every coordinate moves where most rows point.
+
+    .. math:: v_p = \sum_i w_i\, \mathrm{sign}(g_{ip}) \Big/ \sum_i w_i, \qquad
+        u_p = \mathrm{sign}(v_p)\, m_p
+
+    with m = 1 (``"unit"``, the published method), \|v\| (``"vote"``: the update is the
+    vote itself, in [-1, 1]) or the mean of \|g_i\| (``"mean"``). Ahead of it,
+    :func:`row_momentum` gives every worker the momentum of the published method.
+
+    Guarantees:
+      - the order of the rows is irrelevant;
+      - ``"unit"`` and ``"vote"``: unchanged if any row is scaled by a positive number,
+        so a row has one vote however large it is; entries are at most 1;
+      - ``"mean"``: scaling all rows scales the update.
+    Edge cases: a tie, or only zeros: 0. A zero entry abstains. With ``"unit"`` and
+    ``"vote"`` the update's size says nothing: a learning rate for SGD does not carry
+    over.
+
+    ``weights``: votes.
+
+    Args:
+      magnitude: ``"unit"``, ``"vote"`` or ``"mean"``.
+
+    Returns:
+      A :class:`Reducer`; field ``consensus_ratio`` of its state is the share of
+      coordinates without a tie.
+
+    Raises:
+      ValueError: ``magnitude`` is none of the three.
+
+    Cost: one pass over the rows, one array like the parameters carried (two with
+    ``"mean"``).
+
+    References: Bernstein et al., `signSGD with majority vote is communication
+    efficient and fault tolerant <https://arxiv.org/abs/1810.05291>`_, 2018 (unit).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rows, params = jnp.array([[9., 1.], [-1., 2.], [-2., 0.]]), jnp.zeros(2)
+      >>> for magnitude in ("unit", "mean"):
+      ...     rule = sign_vote(magnitude)
+      ...     print(rule.update(rows, rule.init(params), params)[0])
+      [-1.  1.]
+      [-4.  1.]
+    """
+    _check.one_of("magnitude", magnitude, ("unit", "vote", "mean"))
+    statistics = (WEIGHTED_SIGN, WEIGHTED_MAGNITUDE)[: 2 if magnitude == "mean" else 1]
+
+    def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
+        total = rows.weights.sum()
+        total = jnp.where(total > 0, total, 1)
+        if magnitude == "vote":
+            return [vote / total for vote in merged[0]]
+        signs = [jnp.sign(vote) for vote in merged[0]]
+        if magnitude == "unit":
+            return signs
+        sizes = [size / total for size in merged[1]]
+        return [sign * size for sign, size in zip(signs, sizes, strict=True)]
+
+    return reducer(Fold(statistics, resolve))

@@ -1,0 +1,143 @@
+"""Agreement rules beyond the seeds: folds, filters of the GAF family, AdaSum."""
+
+import jax
+
+import consensus_optax as co
+from tests import _laws as laws
+from tests import _reference_agreement as ref
+from tests._reference import by_leaf, whole_model
+from tests.zoo._row import Row
+
+KEY = jax.random.key(3)
+HULL = (
+    laws.scales_with_the_rows,
+    laws.stays_in_the_hull,
+    laws.equal_rows_give_that_row,
+)
+ANY_ORDER = (laws.order_is_irrelevant, *HULL)
+
+FOLDS = [
+    Row(
+        co.sign_vote,
+        by_leaf(ref.sign_vote("unit")),
+        (
+            laws.order_is_irrelevant,
+            laws.ignores_the_scale_of_each_row,
+            laws.weights_are_counts,
+        ),
+        empty=("zero", "opposite", "tie"),
+    ),
+    Row(
+        co.sign_vote,
+        by_leaf(ref.sign_vote("vote")),
+        (
+            laws.order_is_irrelevant,
+            laws.ignores_the_scale_of_each_row,
+            laws.weights_are_counts,
+        ),
+        options={"magnitude": "vote"},
+        empty=("zero", "opposite", "tie"),
+    ),
+    Row(
+        co.sign_vote,
+        by_leaf(ref.sign_vote("mean")),
+        (
+            laws.order_is_irrelevant,
+            laws.scales_with_the_rows,
+            laws.equal_rows_give_that_row,
+            laws.one_row_gives_that_row,
+            laws.weights_are_counts,
+        ),
+        options={"magnitude": "mean"},
+        empty=("zero", "opposite", "tie"),
+    ),
+    Row(
+        co.signal_to_noise,
+        by_leaf(ref.signal_to_noise(1.0, "hard")),
+        (
+            laws.order_is_irrelevant,
+            laws.scales_with_the_rows,
+            laws.equal_rows_give_that_row,
+            laws.one_row_gives_that_row,
+        ),
+        empty=("zero", "opposite", "tie"),
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.graddrop,
+        ref.graddrop(0.25, KEY),
+        (
+            laws.order_is_irrelevant,
+            laws.scales_with_the_rows,
+            laws.one_row_gives_that_row,
+        ),
+        options={"leak": 0.25, "key": KEY},
+        empty=("zero",),
+        thresholds=("leak",),
+    ),
+]
+
+FILTERS = [
+    Row(
+        co.cosine_filter,
+        whole_model(ref.everyone),
+        (*ANY_ORDER, laws.one_row_gives_that_row, laws.weights_are_counts),
+        options={"reference": "previous", "average": "mean"},
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.neighbor_filter,
+        whole_model(ref.neighbor_filter(0.97)),
+        HULL,
+        empty=("zero", "one row"),
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.neighbor_filter,
+        by_leaf(ref.neighbor_filter(0.6)),
+        (laws.scales_with_the_rows, laws.equal_rows_give_that_row),
+        options={"threshold": 0.6, "scope": "leaf"},
+        empty=("zero", "one row"),
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.sign_filter,
+        whole_model(ref.sign_filter(0.5)),
+        ANY_ORDER,
+        empty=("zero", "opposite", "tie", "one row"),
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.l2_filter,
+        whole_model(ref.l2_filter(2.0, "medoid", relative=True)),
+        (*HULL, laws.one_row_gives_that_row),
+        thresholds=("max_distance",),
+    ),
+    Row(
+        co.l2_filter,
+        whole_model(ref.l2_filter(1.2, "mean", relative=True)),
+        (*ANY_ORDER, laws.one_row_gives_that_row),
+        options={"max_distance": 1.2, "reference": "mean"},
+        thresholds=("max_distance",),
+    ),
+    Row(
+        co.cluster_mean,
+        whole_model(ref.cluster_mean(2, 2, 10)),
+        HULL,
+        empty=("one row",),
+    ),
+    Row(
+        co.adasum,
+        whole_model(ref.adasum),
+        (
+            laws.scales_with_the_rows,
+            laws.one_row_gives_that_row,
+            laws.equal_rows_give_that_row,
+            laws.weights_say_presence_only,
+        ),
+        options={"scope": "model"},
+        empty=("zero", "tie"),
+    ),
+]
+
+AGREEMENT = [*FOLDS, *FILTERS]
