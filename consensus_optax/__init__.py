@@ -18,7 +18,7 @@ from consensus_optax._outer_product import (
 from consensus_optax._reducer import Reducer, ReducerState, reducer
 from consensus_optax._rules import Columns, Fold, Mixing, Rows, Weighting
 from consensus_optax._statistics import Statistic, minmod
-from consensus_optax.diagnostics import check_per_example, probe
+from consensus_optax.diagnostics import check_per_example, explain, probe
 from consensus_optax.engines import *  # noqa: F403
 from consensus_optax.examples import *  # noqa: F403
 from consensus_optax.folds import *  # noqa: F403
@@ -35,6 +35,7 @@ __all__ = [
     "is_outer_product",
     "materialize",
     "check_per_example",
+    "explain",
     "diagnostics",
     "probe",
     # rules of one's own

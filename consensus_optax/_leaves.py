@@ -18,7 +18,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._outer_product import OuterProduct, is_outer_product
-from consensus_optax._statistics import WEIGHTED_SUM, Statistic, fold_rows
+from consensus_optax._statistics import (
+    MINMOD,
+    WEIGHTED_SUM,
+    Statistic,
+    fold_rows,
+    fold_stack,
+)
 from consensus_optax._typing import Array
 
 
@@ -44,6 +50,10 @@ AnyLeaf = Leaf | Mixed  # as rules read them
 # have to be held meanwhile.
 _ARRAYS_PER_TURN = 4
 _PRODUCTS_PER_TURN = 2
+
+# The Pallas kernel for sign consensus of matrix products is tested in interpret mode
+# and has not been measured on a GPU: off until it has been.
+KERNEL_ON_GPU = False
 
 
 def decision_dtype(*trees: Any) -> Any:
@@ -176,12 +186,13 @@ def fold(
     if isinstance(leaf, Mixed):
         leaf = as_array(leaf, weights.dtype)
     if not is_outer_product(leaf):
-        read = lambda i: leaf[order[i]]
-        return fold_rows(read, statistics, weights, _ARRAYS_PER_TURN)
+        loop = lambda stack: fold_rows(
+            lambda i: stack[order[i]], statistics, weights, _ARRAYS_PER_TURN
+        )
+        halve = lambda stack: fold_stack(stack[order], statistics, weights)
+        return lax.platform_dependent(leaf, cpu=loop, default=halve)
     if leaf.is_look_up or leaf.sides[0] > 1:
-        read = lambda i: leaf.row(order[i])
-        merged = fold_rows(read, statistics, weights, _PRODUCTS_PER_TURN)
-        return tuple(map(leaf.restore, merged))
+        return tuple(map(leaf.restore, _fold_matmuls(leaf, statistics, weights, order)))
     a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
     others = [statistic for statistic in statistics if statistic.of_products is None]
     read = lambda i: a[i][:, None] * d[i][None, :]
@@ -191,6 +202,25 @@ def fold(
         for statistic in statistics
     ]
     return tuple(map(leaf.restore, direct))
+
+
+def _fold_matmuls(
+    leaf: OuterProduct, statistics: Sequence[Statistic], weights: Array, order: Array
+) -> tuple[Array, ...]:
+    """Merged statistics, (M, N) each, of rows that are sums of several products."""
+
+    def loop(left: Array, right: Array) -> tuple[Array, ...]:
+        row = lambda i: leaf.contract(left[order[i]], right[order[i]])
+        return fold_rows(row, statistics, weights, _PRODUCTS_PER_TURN)
+
+    fits = tuple(statistics) == (MINMOD,) and weights.dtype == jnp.float32
+    if not (KERNEL_ON_GPU and fits) or leaf.is_look_up:
+        return loop(leaf.left, leaf.right)
+    # only here, since Pallas is long to import
+    from consensus_optax._minmod_kernel import minmod_of_matmuls
+
+    kernel = lambda left, right: (minmod_of_matmuls(left[order], right[order]),)
+    return lax.platform_dependent(leaf.left, leaf.right, cuda=kernel, default=loop)
 
 
 def as_array(leaf: AnyLeaf, dtype: Any) -> Array:

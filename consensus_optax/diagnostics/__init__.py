@@ -12,6 +12,7 @@ from consensus_optax.diagnostics._cosines import (
     share_within,
 )
 from consensus_optax.diagnostics._effective_rows import effective_rows
+from consensus_optax.diagnostics._explain import explain
 from consensus_optax.diagnostics._gramian import gramian
 from consensus_optax.diagnostics._leaf_agreement import leaf_agreement
 from consensus_optax.diagnostics._noise_scale import NoiseScale, noise_scale
@@ -27,6 +28,7 @@ __all__ = [
     "conflicting_share",
     "cosine_quantiles",
     "effective_rows",
+    "explain",
     "gradient_diversity",
     "gradient_variance",
     "gramian",

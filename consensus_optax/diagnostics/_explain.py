@@ -1,0 +1,91 @@
+"""Which gradients stay factored, which do not, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from consensus_optax._contraction import unfinished
+from consensus_optax._gradients import Argnums, arranger
+from consensus_optax._outer_product import OuterProduct, is_outer_product
+
+
+def explain(
+    fun: Callable[..., Any],
+    *args: Any,
+    argnums: Argnums = 0,
+    batch_argnums: Argnums = 1,
+    has_aux: bool = False,
+    keep_batch_dim: bool = True,
+    group_size: int = 1,
+    prng_argnum: int | None = None,
+) -> None:
+    """Prints, for every parameter, how :func:`per_example_grad` gives its rows.
+
+    One line for each leaf: path, shape, then ``factored`` with the sides T x (M + N)
+    of its outer products and the memory they save, or ``array`` with the operation in
+    which its gradient ends. Nothing is computed but shapes.
+
+    Args:
+      fun: see :func:`per_example_grad`; so are all keywords.
+      *args: its arguments; shapes are enough (``jax.ShapeDtypeStruct``).
+      argnums: what to differentiate.
+      batch_argnums: which arguments have the example axis.
+      has_aux: whether ``fun`` returns (value, aux).
+      keep_batch_dim: whether ``fun`` sees a batch axis.
+      group_size: how many examples make one row.
+      prng_argnum: which argument is a random key.
+
+    Returns:
+      None.
+
+    Examples:
+      >>> import jax.numpy as jnp, consensus_optax as co
+      >>> loss = lambda p, x: jnp.mean((x @ p["w"] + p["b"]) ** 2)
+      >>> co.explain(loss, {"w": jnp.ones((64, 32)), "b": jnp.ones(32)},
+      ...            jnp.ones((8, 64)))
+      ['b']  (32,)     array: ends in reduce_sum
+      ['w']  (64, 32)  factored: 1 x (64 + 32), saves 61.0 KiB of 64.0 KiB
+    """
+    arrange = arranger(batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    value_and_grad = jax.value_and_grad(fun, argnums, has_aux)
+    ends: list[str] = []
+
+    def rows_of(*given: Any) -> Any:
+        arranged = arrange(given)
+        all_rows = jax.vmap(value_and_grad, arranged.in_axes)
+        _, rows, found = unfinished(all_rows, *arranged.args)
+        ends.extend(found)
+        return rows
+
+    rows = jax.eval_shape(rows_of, *args)
+    flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)
+    lines = [
+        (jax.tree_util.keystr(path) or "(root)", str(leaf.shape[1:]), _line(leaf, end))
+        for (path, leaf), end in zip(flat, ends, strict=True)
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    for path, shape, text in lines:
+        print(f"{path:{widths[0]}}  {shape:{widths[1]}}  {text}")  # noqa: T201
+
+
+def _line(leaf: Any, end: str) -> str:
+    if not is_outer_product(leaf):
+        if "dot_general" in end or "scatter" in end:
+            return f"array: ends in {end}, which is no larger multiplied out"
+        return f"array: ends in {end}"
+    terms, m, n = leaf.sides
+    whole = leaf.size * leaf.dtype.itemsize
+    saved = _kib(whole - _bytes(leaf))
+    left = f"{m} looked up" if leaf.is_look_up else f"{m}"
+    return f"factored: {terms} x ({left} + {n}), saves {saved} of {_kib(whole)}"
+
+
+def _bytes(leaf: OuterProduct) -> int:
+    return sum(x.size * x.dtype.itemsize for x in (leaf.left, leaf.right))
+
+
+def _kib(number: int) -> str:
+    return f"{number / 1024:.1f} KiB"
