@@ -40,16 +40,28 @@ class Contestant(NamedTuple):
       run: one step, without arguments; returns when it is done.
       facts: what else is known of it (compile time, memory), copied to the results.
       baseline: name of the contestant that its ratio is to.
+      executable: the compiled step, if there is one.
     """
 
     name: str
     run: Callable[[], Any]
     facts: Row = {}
     baseline: str = "plain"
+    executable: Any = None
+
+    def on(self, *args: Any) -> Contestant:
+        """The same compiled step on other arguments of the same shapes."""
+        run = lambda: jax.block_until_ready(self.executable(*args))
+        return self._replace(run=run)
 
 
 def compiled(
-    name: str, step: Callable[..., Any], *args: Any, compiles: int = 1, **facts: Any
+    name: str,
+    step: Callable[..., Any],
+    *args: Any,
+    compiles: int = 1,
+    baseline: str = "plain",
+    **facts: Any,
 ) -> Contestant:
     """A jitted step on fixed arguments, with its compile time and temporary memory.
 
@@ -58,6 +70,7 @@ def compiled(
       step: function of ``args``; nothing is donated.
       *args: pytrees of arrays.
       compiles: how often to compile; the shortest time counts.
+      baseline: name of the contestant that its ratio is to.
       **facts: further facts.
 
     Returns:
@@ -70,12 +83,11 @@ def compiled(
         start = time.perf_counter()
         executable = jax.jit(fresh).lower(*args).compile()
         times.append(time.perf_counter() - start)
-    run = lambda: jax.block_until_ready(executable(*args))
-    memory = temporary_memory(executable)
-    return Contestant(name, run, {"compile_s": min(times), **memory, **facts})
+    known = {"compile_s": round(min(times), 3), **_memory(executable), **facts}
+    return Contestant(name, lambda: None, known, baseline, executable).on(*args)
 
 
-def temporary_memory(executable: Any) -> Row:
+def _memory(executable: Any) -> Row:
     """Bytes that a compiled step needs besides its arguments."""
     analysis = executable.memory_analysis()
     if analysis is None:

@@ -179,10 +179,10 @@ def workload(name: str, smoke: bool = False) -> Workload:
 
 
 SMOKE_SIZES: dict[str, dict[str, Any]] = {
-    "mlp": {"batch_size": 6, "width": 16, "inputs": 12},
-    "cnn": {"batch_size": 6, "channels": (8, 8, 8), "side": 8},
+    "mlp": {"batch_size": 8, "width": 16, "inputs": 12},
+    "cnn": {"batch_size": 8, "channels": (8, 8, 8), "side": 8},
     "transformer": {
-        "batch_size": 6,
+        "batch_size": 8,
         "layers": 1,
         "dim": 16,
         "heads": 2,
