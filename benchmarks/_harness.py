@@ -16,9 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ class Contestant(NamedTuple):
 
     name: str
     run: Callable[[], Any]
-    facts: Row = {}
+    facts: Mapping[str, Any] = MappingProxyType({})
     baseline: str = "plain"
     executable: Any = None
 
@@ -191,7 +192,9 @@ def _summary(name: str, values: Sequence[float]) -> Row:
     return {key: float(f"{number:.4g}") for key, number in numbers.items()}
 
 
-def _relative(facts: Row, base: Row, param_bytes: int | None) -> Row:
+def _relative(
+    facts: Mapping[str, Any], base: Mapping[str, Any], param_bytes: int | None
+) -> Row:
     """Compile time and memory against the baseline's."""
     out: Row = {}
     if facts.get("compile_s") and base.get("compile_s"):

@@ -6,6 +6,7 @@ examples. ``benchmarks/_torch_models.py`` has the same three for torch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def mlp(
     sizes = [inputs, width, width, classes]
     params = [
         {"kernel": _normal(rng, m, n, scale=m**-0.5), "bias": jnp.zeros(n)}
-        for m, n in zip(sizes[:-1], sizes[1:], strict=True)
+        for m, n in itertools.pairwise(sizes)
     ]
 
     def loss(params: Any, batch: Batch) -> jax.Array:
@@ -86,7 +87,7 @@ def cnn(
             "bias": jnp.zeros(n),
             "norm": {"scale": jnp.ones(n), "bias": jnp.zeros(n)},
         }
-        for m, n in zip(sizes[:-1], sizes[1:], strict=True)
+        for m, n in itertools.pairwise(sizes)
     ]
     last = channels[-1]
     head = {
