@@ -1,0 +1,210 @@
+"""From results to what the README shows: a table against the targets, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import _harness
+from benchmarks._harness import Row
+from benchmarks._workloads import NAMES
+
+# Ratio to the plain step that each reducer has to reach: mlp, cnn, transformer.
+TARGETS: dict[str, tuple[float, float, float]] = {
+    "sign_consensus": (2.5, 1.6, 1.15),
+    "cosine_filter": (1.7, 2.0, 1.6),
+    "subspace_weighting": (1.7, 2.0, 1.6),
+    "sign_consensus(quorum=0.8)": (4.0, 2.0, 1.4),
+    "clip_examples, mean": (1.7, 2.0, 1.5),
+}
+MEMORY_TARGETS = (1.5, None, 2.0)  # temporary memory above plain, in parameters
+COMPILE_TARGETS = (4.0, 3.0, 3.0)
+_COLORS = {"ours": "#1f77b4", "jax": "#7f7f7f", "torch": "#d62728"}
+
+
+class Cell(NamedTuple):
+    """The worse regime of one contestant on one workload."""
+
+    ratio: float
+    spread: tuple[float, float]
+    row: Row
+
+
+def worst(rows: Sequence[Row], name: str, workload: str) -> Cell | None:
+    """The row with the highest ratio, over the regimes."""
+    own = [r for r in rows if (r["contestant"], r["workload"]) == (name, workload)]
+    if not own:
+        return None
+    row = max(own, key=lambda row: row["ratio"])
+    return Cell(row["ratio"], (row["ratio_q1"], row["ratio_q3"]), row)
+
+
+def best_way(rows: Sequence[Row], reducer: str, workload: str) -> Cell | None:
+    """A reducer by its fastest way, lazy or reduced, each at its worse regime."""
+    names = [f"{reducer} [{via}]" for via in ("lazy", "reduced")]
+    cells = [cell for name in names if (cell := worst(rows, name, workload))]
+    return min(cells, key=lambda cell: cell.ratio, default=None)
+
+
+def targets_table(rows: Sequence[Row]) -> str:
+    """Markdown: ratio, memory and compile time against what was aimed for."""
+    lines = ["| the faster of both ways | " + " | ".join(NAMES) + " |"]
+    lines.append("|---" * (len(NAMES) + 1) + "|")
+    for reducer, limits in TARGETS.items():
+        cells = [best_way(rows, reducer, name) for name in NAMES]
+        line = []
+        for cell, limit, memory, compiling in zip(
+            cells, limits, MEMORY_TARGETS, COMPILE_TARGETS, strict=True
+        ):
+            if cell is None:
+                line.append("")
+                continue
+            above = cell.row.get("temp_above_plain_in_params")
+            line.append(
+                f"{_against(cell.ratio, limit, '×')}; "
+                f"memory {_against(above, memory, 'P')}; "
+                f"compile {_against(cell.row.get('compile_ratio'), compiling, '×')}"
+            )
+        lines.append(f"| {reducer} | " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def _against(value: float | None, limit: float | None, unit: str) -> str:
+    """A figure, bold with its limit where it misses that."""
+    if value is None:
+        return "?"
+    text = f"×{value:.2f}" if unit == "×" else f"{value:+.2f} {unit}"
+    return text if limit is None or value <= limit else f"**{text}** (> {limit:g})"
+
+
+def full_table(rows: Sequence[Row]) -> str:
+    """Markdown: every contestant, ratio with its quartiles, at the worse regime."""
+    lines = ["| contestant | " + " | ".join(NAMES) + " |"]
+    lines.append("|---" * (len(NAMES) + 1) + "|")
+    for name in dict.fromkeys(row["contestant"] for row in rows):
+        cells = [worst(rows, name, workload) for workload in NAMES]
+        line = [
+            f"×{_number(cell.ratio)} ({_number(cell.spread[0])}–"
+            f"{_number(cell.spread[1])}), {_number(cell.row['ms'])} ms"
+            if cell
+            else ""
+            for cell in cells
+        ]
+        lines.append(f"| {name} | " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def table(folder: Path) -> str:
+    """Everything that was measured, as markdown."""
+    speed, peers = _harness.read("speed", folder), _harness.read("peers", folder)
+    parts = [_heading(speed or peers)]
+    if speed:
+        parts += ["## Against the targets", targets_table(speed)]
+        parts += ["## Against the plain step, in JAX", full_table(speed)]
+    if peers:
+        parts += [
+            "## Peers, each against the plain step of its own framework",
+            full_table(peers),
+        ]
+    fits = [row for row in _harness.read("scaling", folder) if row.get("fit")]
+    if fits:
+        parts += ["## Slopes of log(ms)", _slopes(fits)]
+    memory = folder / "memory.md"
+    if memory.exists():
+        parts += ["## Memory", memory.read_text(encoding="utf-8").strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(rows: Sequence[Row]) -> str:
+    """What was measured where."""
+    if not rows:
+        return "Nothing was measured."
+    row = rows[0]
+    versions = ", ".join(f"{name} {text}" for name, text in row["versions"].items())
+    return (
+        f"Median ratio to the plain step of the same round (quartiles), the worse of "
+        f"both data regimes; {row['device']}, {row['cpu_count']} processors; "
+        f"{versions}; commit {row['commit']}."
+    )
+
+
+def _slopes(fits: Sequence[Row]) -> str:
+    """Markdown: one line for each contestant."""
+    slope = {(fit["contestant"], fit["against"]): fit["slope"] for fit in fits}
+    lines = ["| contestant | against B | against width |", "|---|---|---|"]
+    for name in dict.fromkeys(fit["contestant"] for fit in fits):
+        cells = [slope.get((name, a), "") for a in ("batch_size", "width")]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def bars(folder: Path) -> list[Row]:
+    """What the plot shows: ours from ``speed``, the others from ``peers``."""
+    speed, peers = _harness.read("speed", folder), _harness.read("peers", folder)
+    out = []
+    for workload in NAMES:
+        for reducer in TARGETS:
+            cell = best_way(speed, reducer, workload)
+            if cell:
+                out.append(_bar(workload, reducer, "ours", cell))
+        theirs = peers or [row for row in speed if "vmap(grad)" in row["contestant"]]
+        for name in dict.fromkeys(row["contestant"] for row in theirs):
+            cell = worst(theirs, name, workload)
+            side = cell.row.get("side", "jax") if cell else ""
+            if cell and side != "ours" and "plain" not in name:
+                out.append(_bar(workload, name, side, cell))
+    return out
+
+
+def _bar(workload: str, name: str, side: str, cell: Cell) -> Row:
+    return {"workload": workload, "name": name, "side": side, "ratio": cell.ratio}
+
+
+def plot(folder: Path) -> None:
+    """Ratios to the plain step, one panel for each workload, logarithmic."""
+    import matplotlib.pyplot as plt
+
+    shown = bars(folder)
+    if not shown:
+        return
+    names = list(dict.fromkeys(bar["name"] for bar in shown))
+    figure, axes = plt.subplots(
+        1, len(NAMES), figsize=(11, 0.8 + 0.27 * len(names)), sharey=True
+    )
+    for axis, workload in zip(axes, NAMES, strict=True):
+        _panel(axis, [bar for bar in shown if bar["workload"] == workload], names)
+        axis.set_title(workload)
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].invert_yaxis()
+    figure.supxlabel("time of a step / time of the same framework's plain step")
+    figure.tight_layout()
+    figure.savefig(folder / "speed.png", dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis: Any, shown: Sequence[Row], names: Sequence[str]) -> None:
+    """One workload: horizontal bars from 1."""
+    for bar in shown:
+        place, ratio = names.index(bar["name"]), bar["ratio"]
+        color = _COLORS[bar["side"]]
+        axis.barh(place, max(ratio, 1.0) - 1, left=1, color=color, height=0.7)
+        axis.text(
+            max(ratio, 1.0) * 1.1, place, f"×{_number(ratio)}", va="center", size=7
+        )
+    axis.set_xscale("log")
+    high = max([bar["ratio"] for bar in shown], default=1)
+    axis.set_xlim(1, max(high, 1.5) * 4)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+
+
+def write(folder: Path) -> None:
+    """Writes ``table.md`` and ``speed.png`` from whatever results there are."""
+    (folder / "table.md").write_text(table(folder), encoding="utf-8")
+    plot(folder)
