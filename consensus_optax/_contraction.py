@@ -57,7 +57,7 @@ def unfinished(function: Callable[..., Any], *args: Any) -> tuple[Any, Any, list
 
 def _worth(leaf: Any) -> Any:
     """An outer product, unless its factors are larger than what they multiply to."""
-    if is_outer_product(leaf) and leaf.left.size + leaf.right.size > leaf.size:
+    if is_outer_product(leaf) and leaf.left.size + leaf.right.size >= leaf.size:
         return leaf.materialize()
     return leaf
 

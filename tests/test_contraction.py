@@ -1,0 +1,132 @@
+"""Gradients stopped before their last contraction are exact, for any model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consensus_optax as co
+from consensus_optax import _leaves
+from tests._models import MODELS, array, square
+
+pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
+
+
+def assert_close(x, y, tolerance):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    np.testing.assert_allclose(
+        x, y, rtol=0, atol=tolerance * max(np.abs(y).max(), 1e-9)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_are_those_of_vmap_of_grad(name):
+    model = MODELS[name]()
+    one = lambda p, x: jax.grad(model.loss)(p, jax.tree.map(lambda a: a[None], x))
+    expected = jax.vmap(one, (None, 0))(model.params, model.batch)
+    given = jax.jit(co.per_example_grad(model.loss))(model.params, model.batch)
+    whole = co.per_example_grad(model.loss, materialize=True)(model.params, model.batch)
+    flat, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=co.is_outer_product)
+    factored = {
+        jax.tree_util.keystr(path) for path, leaf in flat if co.is_outer_product(leaf)
+    }
+    assert factored == model.factored
+    rows = zip(
+        jax.tree.leaves(co.materialize(given)),
+        jax.tree.leaves(whole),
+        jax.tree.leaves(expected),
+        strict=True,
+    )
+    for x, y, z in rows:
+        assert x.shape == y.shape == z.shape
+        assert x.dtype == z.dtype
+        # bfloat16 products are summed in another order; else float32 rounding
+        tolerance = 2e-2 if name == "mixed_precision" else 2e-6
+        assert_close(x, z, tolerance)
+        assert_close(y, z, 2e-6)
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_groups_are_rows(name, group_size):
+    model = MODELS[name]()
+    rows = co.per_example_grad(model.loss, group_size=group_size)
+    given = jax.tree.leaves(co.materialize(rows(model.params, model.batch)))
+    parts = [model.batch[i : i + group_size] for i in range(0, 4, group_size)]
+    grads = [jax.tree.leaves(jax.grad(model.loss)(model.params, p)) for p in parts]
+    for x, *expected in zip(given, *grads, strict=True):
+        assert_close(x, jnp.stack(expected), 2e-6)  # float32 rounding
+
+
+def test_every_verb_agrees_on_factors_and_arrays():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    dtype, order = jnp.float32, jnp.arange(5)
+    weights = draw(5)
+    products = {
+        "one term": co.OuterProduct(draw(5, 1, 6), draw(5, 1, 7), (6, 7)),
+        "terms": co.OuterProduct(draw(5, 3, 6), draw(5, 3, 7), (6, 7)),
+        "moved": co.OuterProduct(draw(5, 2, 6), draw(5, 2, 4), (6, 2, 2)).transposed(
+            (1, 0, 2)
+        ),
+        "reshaped": co.OuterProduct(draw(5, 2, 6), draw(5, 2, 4), (6, 4)).reshaped(
+            (2, 3, 4)
+        ),
+        "look-up": co.OuterProduct(
+            jnp.asarray(rng.integers(-1, 7, (5, 3))), draw(5, 3, 4), (6, 4)
+        ),
+        "look-up, many": co.OuterProduct(
+            jnp.asarray(rng.integers(0, 3, (5, 9))), draw(5, 9, 2), (3, 2)
+        ),
+    }
+    for name, leaf in products.items():
+        rows = leaf.materialize()
+        assert rows.shape == leaf.shape, name
+        direction = draw(*leaf.shape[1:])
+        pairs = [
+            (_leaves.gramian(leaf, dtype), _leaves.gramian(rows, dtype)),
+            (_leaves.squared_norms(leaf, dtype), _leaves.squared_norms(rows, dtype)),
+            (
+                _leaves.combine(leaf, weights, order),
+                _leaves.combine(rows, weights, order),
+            ),
+            (
+                _leaves.inner_products(leaf, direction),
+                _leaves.inner_products(rows, direction),
+            ),
+            (
+                _leaves.scale(leaf, weights).materialize(),
+                _leaves.scale(rows, weights),
+            ),
+            (
+                _leaves.as_array(_leaves.signs(leaf, dtype), dtype),
+                jnp.sign(rows),
+            ),
+        ]
+        for x, y in pairs:
+            assert_close(x, y, 2e-6)  # float32 rounding
+
+
+def test_look_ups_outside_the_table_are_dropped():
+    leaf = co.OuterProduct(jnp.array([[0, -1, 9]]), jnp.ones((1, 3, 2)), (4, 2))
+    assert leaf.materialize()[0].tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
+
+
+def test_what_a_second_use_makes_of_a_factored_gradient_is_right():
+    """A gradient that also enters the value is multiplied out where it does."""
+    x, w = array(0, 4, 16), array(1, 16, 16)
+
+    def value_and_grad(w, x):
+        inner = lambda w: square(x @ w)
+        return square(jax.grad(inner)(w))  # a penalty on the gradient
+
+    rows = co.per_example_grad(value_and_grad)(w, x)
+    one = lambda w, x: jax.grad(value_and_grad)(w, x[None])
+    assert_close(co.materialize(rows), jax.vmap(one, (None, 0))(w, x), 5e-6)
+
+
+def test_small_products_are_not_kept_factored():
+    rows = co.per_example_grad(lambda w, x: square(x @ w))(
+        jnp.ones((2, 2)), jnp.ones((3, 2))
+    )
+    assert not co.is_outer_product(rows)
