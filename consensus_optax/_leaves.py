@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._gramians import cross_gramian, factor_products, flat
 from consensus_optax._outer_product import OuterProduct, is_outer_product
 from consensus_optax._statistics import (
     MINMOD,
@@ -63,11 +64,6 @@ def decision_dtype(*trees: Any) -> Any:
     return jnp.dtype("float64") if wide else jnp.dtype("float32")
 
 
-def flat(leaf: Array, dtype: Any) -> Array:
-    """An array leaf as a matrix (B, P) in the dtype of decisions."""
-    return leaf.reshape(leaf.shape[0], -1).astype(dtype)
-
-
 def finite_rows(leaf: Leaf, dtype: Any) -> Array:
     """Which rows have no inf or nan, (B,) bool; of factors the factors are read.
 
@@ -99,7 +95,7 @@ def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
     if is_outer_product(leaf):
         terms, m, n = leaf.sides
         if terms * (m + n) <= m * n:  # flops of T x T products against those of the row
-            left, right = _factor_products(leaf, leaf, "bsx,btx->bst", dtype)
+            left, right = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
             return (left * right).sum((1, 2))
         leaf = leaf.materialize()
     rows = flat(leaf, dtype)
@@ -114,45 +110,6 @@ def gramian(leaf: AnyLeaf, dtype: Any) -> Array:
         product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
         return product(product(leaf.matrix, inner), leaf.matrix.T)
     return cross_gramian(leaf, leaf, dtype)
-
-
-def cross_gramian(x: Leaf, y: Leaf, dtype: Any) -> Array:
-    """Inner products of the rows of two leaves of one parameter, (B, C).
-
-    Of factored rows by T x T products of factors or by multiplying one leaf out,
-    whichever takes fewer operations.
-    """
-    if is_outer_product(x) and is_outer_product(y) and x.is_look_up == y.is_look_up:
-        (t, m, n), b = x.sides, x.shape[0]
-        if b * t * t * (m + n) <= t * m * n + b * m * n:
-            left, right = _factor_products(x, y, "bsx,ctx->bcst", dtype)
-            return (left * right).sum((2, 3))
-    rows = flat(as_array(x, dtype), dtype)
-    others = rows if y is x else flat(as_array(y, dtype), dtype)
-    return jnp.matmul(rows, others.T, precision=lax.Precision.HIGHEST)
-
-
-def _factor_products(
-    x: OuterProduct, y: OuterProduct, pairs: str, dtype: Any
-) -> tuple[Array, Array]:
-    """Inner products of pairs of left factors, and of the same pairs of right factors.
-
-    Those of look-ups are 1 where two indices are equal.
-    """
-    inner = functools.partial(jnp.einsum, pairs, precision=lax.Precision.HIGHEST)
-    right = inner(x.right.astype(dtype), y.right.astype(dtype))
-    if not x.is_look_up:
-        return inner(x.left.astype(dtype), y.left.astype(dtype)), right
-    one_by_one = pairs.endswith("->bst")
-    ours, theirs = x.left[..., :, None], y.left[..., None, :]  # (B, T, 1), (C, 1, T)
-    valid = (ours >= 0) & (ours < x.row_shape[0])
-    same = valid & (ours == theirs) if one_by_one else _all_pairs(ours, theirs, valid)
-    return jnp.where(same, 1, 0).astype(dtype), right
-
-
-def _all_pairs(ours: Array, theirs: Array, valid: Array) -> Array:
-    """Where indices of any two rows agree, (B, C, T, T)."""
-    return valid[:, None] & (ours[:, None] == theirs[None])
 
 
 def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
