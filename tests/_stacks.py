@@ -127,24 +127,42 @@ ALL = Stack(
 
 
 def factored():
-    """Rows of every kind of leaf and their parameters: factors, bfloat16, float32."""
+    """Rows that are no float32 arrays, their parameters, and what they stand for.
+
+    Outer products of one term (transposed) and of three (bfloat16, reshaped), rows of a
+    table that was looked up, and a bfloat16 array; the last result is (B, size) each.
+    """
     random = np.random.default_rng(7)
-    normal = lambda dtype, *shape: jnp.asarray(random.standard_normal(shape), dtype)
+    normal = lambda dtype, *shape: jnp.asarray(random.normal(1, 1, shape), dtype)
+    one, other = normal(jnp.float32, B, 1, 4), normal(jnp.float32, B, 1, 3)
+    past, ahead = normal(jnp.bfloat16, B, 3, 3), normal(jnp.bfloat16, B, 3, 5)
+    places, found = jnp.asarray(random.integers(0, 5, (B, 4))), normal(float, B, 4, 2)
     rows = {
-        "dense": OuterProduct(
-            normal(jnp.float32, B, 1, 4) + 1,
-            normal(jnp.float32, B, 1, 3) + 1,
-            row_shape=(4, 3),
-            steps=(("transpose", (1, 0)),),
-        ),
-        "sequence": OuterProduct(
-            normal(jnp.bfloat16, B, 3, 3) + 1,
-            normal(jnp.bfloat16, B, 3, 5) + 1,
-            row_shape=(3, 5),
-            steps=(("reshape", (5, 3)),),
-        ),
-        "low": normal(jnp.bfloat16, B, 5),
-        "plain": normal(jnp.float32, B, 2),
+        "array": normal(jnp.bfloat16, B, 5),
+        "dense": OuterProduct(one, other, (4, 3), (("transpose", (1, 0)),)),
+        "sequence": OuterProduct(past, ahead, (3, 5), (("reshape", (5, 3)),)),
+        "table": OuterProduct(places, found, (5, 2)),
     }
-    weights = {"dense": (3, 4), "sequence": (5, 3), "low": (5,), "plain": (2,)}
-    return rows, {name: jnp.ones(shape) for name, shape in weights.items()}
+    stood_for = [
+        np.zeros((B, 5)),
+        np.zeros((B, 12)),
+        np.zeros((B, 15)),
+        np.zeros((B, 10)),
+    ]
+    for i in range(B):
+        stood_for[0][i] = np.asarray(rows["array"][i], float)
+        stood_for[1][i] = np.outer(other[i, 0], np.asarray(one[i, 0], float)).ravel()
+        for t in range(3):
+            pair = np.asarray(past[i, t], float), np.asarray(ahead[i, t], float)
+            stood_for[2][i] += np.outer(*pair).ravel()
+        for t in range(4):
+            at = 2 * int(places[i, t])
+            stood_for[3][i, at : at + 2] += np.asarray(found[i, t], float)
+    parameters = {name: jnp.ones(leaf.shape[1:]) for name, leaf in rows.items()}
+    return rows, parameters, stood_for
+
+
+def quick_jit(fun, **options):
+    """`jax.jit` that compiles in half the time: `test_laws` runs what users run."""
+    unhurried = {"xla_backend_optimization_level": 0}
+    return jax.jit(fun, compiler_options=unhurried, **options)

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from tests._laws import Outcome, close
-from tests._stacks import ALL, NAMES, SIZES, STACKS, B, P, Stack, matrix, params, tree
+from tests._stacks import (
+    ALL,
+    NAMES,
+    SIZES,
+    STACKS,
+    B,
+    P,
+    Stack,
+    matrix,
+    params,
+    quick_jit,
+    tree,
+)
 from tests.zoo import ZOO
 
 LEAVES = np.cumsum(SIZES)[:-1]
@@ -18,7 +30,7 @@ def row(request):
     return request.param
 
 
-def runner(reducer, dtype=jnp.float32):
+def runner(reducer, dtype=jnp.float32, jit=jax.jit):
     """The reducer on many stacks in one compiled call."""
     parameters = params(dtype)
     state = reducer.init(parameters)
@@ -26,7 +38,7 @@ def runner(reducer, dtype=jnp.float32):
     def update(rows, weights):
         return reducer.update(rows, state, parameters, weights=weights)
 
-    compiled = jax.jit(jax.vmap(update))
+    compiled = jit(jax.vmap(update))
 
     def run(rows, weights):
         updates, new = compiled(tree(rows, dtype), jnp.asarray(weights, dtype))
@@ -58,7 +70,7 @@ def test_equals_the_published_loops_in_float32(row, run):
 def test_unpadded_rows_equal_the_published_loops_in_float64(row, run):
     """Four rows alone in float64; in float32 among two rows of nan and weight 0."""
     with jax.enable_x64(True):
-        alone = runner(row.make(num_rows=4), jnp.float64)
+        alone = runner(row.make(num_rows=4), jnp.float64, quick_jit)
         unpadded = alone(ALL.rows[:, :4], ALL.weights[:, :4])
     four = [Stack(s.rows[:4], s.weights[:4]) for s in STACKS.values()]
     close(unpadded.update, expected(row, four), 1e-12)
