@@ -95,7 +95,6 @@ WEIGHTINGS = [
         whole_model(adacons()),
         (*ADACONS, laws.ignores_the_scale_unless_tiny, laws.weights_are_counts),
         empty=("zero",),
-        thresholds=("momentum",),
     ),
     Row(
         co.subspace_weighting,
@@ -117,7 +116,6 @@ WEIGHTINGS = [
         ),
         options={"rescale": "mean_norm"},
         empty=("zero",),
-        thresholds=("momentum",),
     ),
     Row(
         co.subspace_weighting,
@@ -125,6 +123,5 @@ WEIGHTINGS = [
         (laws.order_is_irrelevant, laws.weights_are_counts),
         options={"scope": "leaf"},
         empty=("zero",),
-        thresholds=("momentum",),
     ),
 ]
