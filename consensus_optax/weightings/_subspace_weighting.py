@@ -19,15 +19,15 @@ class SubspaceState(NamedTuple):
     """State of the weighting; a leading axis over leaves by leaf.
 
     Attributes:
-      sorted_coefficients: (num_rows,) moving average of the sorted coefficients; (0,)
-        without momentum.
-      seen: (num_rows,) bool, which ranks have had a row yet.
+      sorted_coefficients: (num_rows,) moving average of the sorted coefficients; None
+        without momentum (arrays without entries cannot be checkpointed).
+      seen: (num_rows,) bool, which ranks have had a row yet; None without momentum.
       fell_back: () bool, the last update is the mean of normalized rows, because the
         coefficients did not have a safely positive sum.
     """
 
-    sorted_coefficients: Array
-    seen: Array
+    sorted_coefficients: Array | None
+    seen: Array | None
     fell_back: Array
 
 
@@ -111,9 +111,10 @@ def subspace_weighting(
 
     def init(params: Tree, dtype: Any) -> SubspaceState:
         del params
-        length = num_rows if averaged else 0
+        if not averaged:
+            return SubspaceState(None, None, jnp.zeros((), bool))
         return SubspaceState(
-            jnp.zeros(length, dtype), jnp.zeros(length, bool), jnp.zeros((), bool)
+            jnp.zeros(num_rows, dtype), jnp.zeros(num_rows, bool), jnp.zeros((), bool)
         )
 
     def average(

@@ -1,0 +1,191 @@
+"""Reducers inside optax: schedules, injected thresholds, and every combinator."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.experimental import aggregating
+
+import consensus_optax as co
+from tests._laws import close
+from tests._stacks import STACKS, B, matrix, quick_jit
+from tests.zoo import ZOO
+
+pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
+
+every_reducer = pytest.mark.parametrize("row", ZOO, ids=str)
+with_thresholds = pytest.mark.parametrize(
+    "row", [row for row in ZOO if row.thresholds], ids=str
+)
+# One of every kind and state: a fold, a weighting, with memory, in composition.
+one_of_each = pytest.mark.parametrize(
+    "make",
+    [
+        co.mean,
+        co.sign_consensus,
+        co.cosine_filter,
+        lambda: co.subspace_weighting(momentum=0.5, num_rows=B),
+        lambda: co.among(co.cosine_filter(), co.sign_consensus(0.7)),
+    ],
+    ids=["mean", "sign_consensus", "cosine_filter", "subspace_weighting", "among"],
+)
+
+
+def problem(name="noisy"):
+    """Rows and parameters of two leaves, small and quickly compiled."""
+    stack = STACKS[name].rows[:, :8]
+    cut = lambda x: {"a": jnp.float32(x[..., :6]), "b": jnp.float32(x[..., 6:])}
+    return cut(stack), cut(np.linspace(-1, 1, 8)), [stack[:, :6], stack[:, 6:]]
+
+
+def process(reducer, optimizer):
+    """`process` hands ``weights`` on to all parts, which of optax's accept none."""
+    accepts_all = optax.with_extra_args_support
+    return aggregating.process(
+        accepts_all(optax.identity()), reducer, accepts_all(optimizer)
+    )
+
+
+def assert_equal(got, wanted):
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@with_thresholds
+def test_thresholds_may_be_injected_traced_or_scheduled(row):
+    """A threshold as number, as traced array and as schedule: one value, one update."""
+    values, static = row.settings()
+    injected = optax.inject_hyperparams(row.factory, static_args=tuple(static))
+    injected = injected(**values, **static)
+    # Not a number but in step 7: a schedule read at another step would show.
+    at_seven = lambda value: lambda step: jnp.where(step == 7, value, jnp.nan)
+    scheduled = row.make(**{name: at_seven(value) for name, value in values.items()})
+    rows, parameters, leaves = problem()
+
+    def updates(hyperparams):
+        state = injected.init(parameters)._replace(hyperparams=hyperparams)
+        later = scheduled.init(parameters)._replace(step=jnp.int32(7))
+        of_injected, _ = injected.update(rows, state, parameters)
+        of_scheduled, _ = scheduled.update(rows, later, parameters)
+        return of_injected, of_scheduled
+
+    hyperparams = injected.init(parameters).hyperparams
+    assert set(hyperparams) == set(values)
+    expected = np.concatenate(row.reference(leaves, np.ones(B)))[None]
+    for name, update in zip(
+        ("injected", "scheduled"), quick_jit(updates)(hyperparams), strict=True
+    ):
+        close(matrix(update)[None], expected, row.rtol, [name])
+    assert expected.any()
+
+
+@every_reducer
+def test_traces_inside_every_combinator(row):
+    """chain and process below partition, in one trace; the state keeps its shape."""
+    chained = optax.chain(co.clip_examples(1.0), row.make(), optax.adam(0.1))
+    processed = process(row.make(), optax.adam(0.1))
+    tx = optax.partition({"x": chained, "y": processed}, {"a": "x", "b": "y"})
+    rows, parameters, _ = problem()
+    state = jax.eval_shape(tx.init, parameters)
+    update = lambda *given: tx.update(*given, weights=jnp.ones(B), value=1.0)
+    updates, new = jax.eval_shape(update, rows, state, parameters)
+    same = lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype)
+    assert jax.tree.all(jax.tree.map(same, updates, parameters))
+    assert jax.tree.all(jax.tree.map(same, new, state))
+
+
+@one_of_each
+def test_chain_and_process_are_the_parts_in_order(make):
+    rows, parameters, _ = problem()
+    clip, reducer, adam = co.clip_examples(1.0), make(), optax.adam(0.1)
+    chained = optax.chain(clip, reducer, adam)
+    processed = aggregating.process(clip, reducer, adam)
+
+    def all_three(rows):
+        by_hand, _ = clip.update(rows, clip.init(parameters), parameters)
+        by_hand, _ = reducer.update(by_hand, reducer.init(parameters), parameters)
+        by_hand, _ = adam.update(by_hand, adam.init(parameters), parameters)
+        return by_hand, *(
+            tx.update(rows, tx.init(parameters), parameters)[0]
+            for tx in (chained, processed)
+        )
+
+    by_hand, of_chain, of_process = quick_jit(all_three)(rows)
+    assert_equal(of_chain, by_hand)
+    assert_equal(of_process, by_hand)
+
+
+@one_of_each
+def test_partition_decides_by_label(make):
+    rows, parameters, _ = problem()
+    sgd = lambda: optax.chain(make(), optax.sgd(1.0))
+    labels = {"a": "left", "b": "right"}
+    tx = optax.partition({"left": sgd(), "right": sgd()}, labels)
+
+    def both(rows):
+        updates, _ = tx.update(rows, tx.init(parameters), parameters)
+        one = sgd()
+        alone = {
+            k: one.update({k: rows[k]}, one.init({k: p}), {k: p})[0][k]
+            for k, p in parameters.items()
+        }
+        return updates, alone
+
+    updates, alone = quick_jit(both)(rows)
+    assert_equal(updates, alone)
+
+
+@one_of_each
+def test_process_makes_no_step_without_consensus(make):
+    """`process` reads ``ready``: the optimizer is not even called."""
+    tx = process(make(), optax.adamw(0.1))
+    rows, parameters, _ = problem()
+
+    @quick_jit
+    def step(state, weights):
+        return tx.update(rows, state, parameters, weights=weights)
+
+    _, state = step(tx.init(parameters), jnp.ones(B))
+    updates, after = step(state, jnp.zeros(B))
+    assert not matrix(updates).any()
+    assert_equal(after[2], state[2])
+    updates, after = step(after, jnp.ones(B))
+    assert matrix(updates).any()
+    assert optax.tree.get(after[2], "count") == 2
+
+
+def test_an_injected_threshold_can_be_turned_while_training():
+    tx = optax.inject_hyperparams(co.cosine_filter, static_args=("average", "scope"))(
+        threshold=0.1
+    )
+    parameters = jnp.zeros(2)
+    rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    state = tx.init(parameters)
+    strict, state = tx.update(rows, state, parameters)
+    state.hyperparams["threshold"] = jnp.float32(1.0)
+    generous, _ = tx.update(rows, state, parameters)
+    assert strict.tolist() == [0, 0]
+    assert generous.tolist() == [0.5, 0.5]
+
+
+def test_a_schedule_counts_the_steps():
+    rule = co.cosine_filter(optax.linear_schedule(0.0, 2.0, 2))
+    parameters, rows = jnp.zeros(2), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    state, accepted = rule.init(parameters), []
+    for _ in range(3):
+        _, state = rule.update(rows, state, parameters)
+        accepted.append(float(state.rule.accepted))
+    assert accepted == [0, 1, 1]
+
+
+def test_logged_numbers_are_found_in_any_state():
+    tx = optax.chain(co.sign_consensus(), optax.adam(0.1))
+    parameters, rows = jnp.zeros(2), jnp.array([[1.0, 1.0], [2.0, -1.0]])
+    _, state = tx.update(rows, tx.init(parameters), parameters)
+    assert optax.tree.get(state, "consensus_ratio") == 0.5
+    assert optax.tree.get(state, "ready")
+    assert optax.tree.get(state, "num_present") == 2
+    tx = optax.chain(co.cosine_filter(), co.skip_if_empty(optax.sgd(0.1)))
+    _, state = tx.update(rows, tx.init(parameters), parameters)
+    assert optax.tree.get(state, "accepted") == 1
+    assert optax.tree.get(state, "skipped") == 0

@@ -1,0 +1,136 @@
+"""Every reducer of the zoo on every stack: values, laws, and rows that cannot count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests._laws import Outcome, close
+from tests._stacks import (
+    ALL,
+    NAMES,
+    SIZES,
+    STACKS,
+    B,
+    P,
+    Stack,
+    matrix,
+    params,
+    quick_jit,
+    tree,
+)
+from tests.zoo import ZOO
+
+LEAVES = np.cumsum(SIZES)[:-1]
+
+
+@pytest.fixture(scope="module", params=ZOO, ids=str)
+def row(request):
+    """Row by row, so that what is compiled for one serves all its tests."""
+    return request.param
+
+
+def runner(reducer, dtype=jnp.float32, jit=jax.jit):
+    """The reducer on many stacks in one compiled call."""
+    parameters = params(dtype)
+    state = reducer.init(parameters)
+
+    def update(rows, weights):
+        return reducer.update(rows, state, parameters, weights=weights)
+
+    compiled = jit(jax.vmap(update))
+
+    def run(rows, weights):
+        updates, new = compiled(tree(rows, dtype), jnp.asarray(weights, dtype))
+        numbers = (new.ready, new.num_present, new.num_nonfinite)
+        return Outcome(matrix(updates, batch_ndim=1), *map(np.asarray, numbers))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(row):
+    return runner(row.make())
+
+
+def expected(row, stacks):
+    """The reference on the present rows of every stack, (S, P)."""
+    updates = []
+    for rows, weights in [(s.rows[s.present], s.weights[s.present]) for s in stacks]:
+        leaves = np.split(rows, LEAVES, axis=1)
+        update = row.reference(leaves, weights) if len(rows) else [np.zeros(P)]
+        updates.append(np.concatenate(update))
+    return np.stack(updates)
+
+
+def test_equals_the_published_loops_in_float32(row, run):
+    close(run(*ALL).update, expected(row, STACKS.values()), row.rtol)
+
+
+def test_unpadded_rows_equal_the_published_loops_in_float64(row, run):
+    """Four rows alone in float64; in float32 among two rows of nan and weight 0."""
+    with jax.enable_x64(True):
+        alone = runner(row.make(num_rows=4), jnp.float64, quick_jit)
+        unpadded = alone(ALL.rows[:, :4], ALL.weights[:, :4])
+    four = [Stack(s.rows[:4], s.weights[:4]) for s in STACKS.values()]
+    close(unpadded.update, expected(row, four), 1e-12)
+    places = [0, 2, 3, 5]
+    rows, weights = np.full_like(ALL.rows, np.nan), np.zeros_like(ALL.weights)
+    rows[:, places], weights[:, places] = ALL.rows[:, :4], ALL.weights[:, :4]
+    padded = run(rows, weights)
+    close(padded.update, unpadded.update, row.rtol)  # float32 against float64
+    for got, wanted in zip(padded[1:], unpadded[1:], strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_keeps_its_laws(row, run):
+    for law in row.laws:
+        law(run, row.rtol)
+
+
+def test_counts_present_and_non_finite_rows(run):
+    finite = np.isfinite(ALL.rows).all(-1)
+    outcome = run(*ALL)
+    np.testing.assert_array_equal(outcome.num_present, ALL.present.sum(1))
+    wanted = ((ALL.weights > 0) & ~finite).sum(1)
+    np.testing.assert_array_equal(outcome.num_nonfinite, wanted)
+
+
+def test_a_non_finite_row_is_no_row(run):
+    sound = np.where(np.isfinite(ALL.rows).all(-1)[..., None], ALL.rows, 0)
+    without = run(sound, np.where(ALL.present, ALL.weights, 0)).update
+    np.testing.assert_array_equal(run(*ALL).update, without)
+
+
+def test_what_an_absent_row_holds_is_irrelevant(run):
+    weights = np.tile(np.where(np.arange(B) < 4, 1.0, 0.0), (len(NAMES), 1))
+    absent = weights[..., None] == 0
+    expected_update = run(np.where(absent, 0, ALL.rows), weights).update
+    for content in (np.nan, np.inf, 3e38, -1e-40):
+        got = run(np.where(absent, content, ALL.rows), weights)
+        np.testing.assert_array_equal(got.update, expected_update)
+        finite = np.isfinite(ALL.rows[:, :4]).all(-1)
+        np.testing.assert_array_equal(got.num_nonfinite, (~finite).sum(1))
+
+
+def test_weights_are_relative(row, run):
+    close(run(ALL.rows, 3 * ALL.weights).update, run(*ALL).update, row.rtol)
+
+
+def test_negative_and_non_finite_weights_are_zero(run):
+    strange = np.where(ALL.weights > 0, ALL.weights, -1)
+    strange[:, 5] = np.nan
+    weights = np.where(strange > 0, strange, 0)
+    np.testing.assert_array_equal(
+        run(ALL.rows, strange).update, run(ALL.rows, weights).update
+    )
+
+
+def test_nothing_agreed_is_exactly_nothing_and_not_ready(row, run):
+    update, ready = run(*ALL)[:2]
+    assert not update[~ready].any()
+    for name in ("nobody", "all nan", *row.empty):
+        assert not ready[NAMES.index(name)], name
+    for name in ("agreeing", "equal", "padded"):
+        assert ready[NAMES.index(name)], name
+        assert update[NAMES.index(name)].any(), name

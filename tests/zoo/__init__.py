@@ -1,0 +1,10 @@
+"""Every reducer, once, with what it promises: a new one is one row here."""
+
+from tests.zoo._row import Row
+from tests.zoo.folds import FOLDS
+from tests.zoo.own import OWN
+from tests.zoo.weightings import WEIGHTINGS
+
+ZOO = [*FOLDS, *WEIGHTINGS, *OWN]
+
+__all__ = ["ZOO", "Row"]

@@ -1,0 +1,62 @@
+"""What the table says of one reducer."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from tests._stacks import B
+
+
+class Row(NamedTuple):
+    """A reducer and what it promises.
+
+    Attributes:
+      factory: the public function that makes it.
+      reference: (leaves, weights) to the update, slow and plain: leaves (N, size) of
+        the present rows, N >= 1.
+      laws: functions of tests/_laws.py that hold.
+      empty: names of stacks on which nothing is agreed; "all nan" and "nobody" are so
+        for everyone.
+      options: arguments of the factory. ``num_rows`` follows the stack.
+      thresholds: arguments that take numbers, arrays or schedules.
+      rtol: of float32, relative to the largest entry of an update; 1e-6 is what the
+        project asks for.
+    """
+
+    factory: Callable[..., Any]
+    reference: Callable[..., Any]
+    laws: tuple[Callable[..., None], ...]
+    empty: tuple[str, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
+    thresholds: tuple[str, ...] = ()
+    rtol: float = 1e-6
+
+    def __str__(self):
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.factory.__name__}({options})"
+
+    @property
+    def remembers_rows(self):
+        """Whether the state has one entry for each row."""
+        return "num_rows" in self.options
+
+    def make(self, num_rows=B, **options):
+        """The reducer, for stacks of that many rows if it must know."""
+        given = {**self.options, **options}
+        return self.factory(
+            **given | ({"num_rows": num_rows} if self.remembers_rows else {})
+        )
+
+    def settings(self, num_rows=B):
+        """The numeric thresholds with their values, and all other arguments."""
+        signature = inspect.signature(self.factory).parameters
+        default = {
+            name: parameter.default
+            for name, parameter in signature.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        given = {**default, **self.options}
+        given |= {"num_rows": num_rows} if self.remembers_rows else {}
+        varying = {name: given.pop(name) for name in self.thresholds}
+        return varying, given

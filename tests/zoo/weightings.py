@@ -1,0 +1,127 @@
+"""Weightings: decisions on inner products of rows."""
+
+import consensus_optax as co
+from tests import _laws as laws
+from tests._reference import (
+    adacons,
+    by_leaf,
+    gaf,
+    mean,
+    normalized_mean,
+    whole_model,
+)
+from tests.zoo._row import Row
+
+ADACONS = (
+    laws.order_is_irrelevant,
+    laws.equal_rows_give_their_direction,
+    laws.one_row_gives_its_direction,
+)
+NOTHING_ACCEPTED = ("zero", "one row", "outlier first")
+
+WEIGHTINGS = [
+    Row(
+        co.mean,
+        whole_model(mean),
+        (
+            laws.order_is_irrelevant,
+            laws.scales_with_the_rows,
+            laws.is_linear,
+            laws.stays_in_the_hull,
+            laws.equal_rows_give_that_row,
+            laws.one_row_gives_that_row,
+            laws.weights_are_counts,
+        ),
+    ),
+    Row(
+        co.normalized_mean,
+        whole_model(normalized_mean),
+        (
+            laws.order_is_irrelevant,
+            laws.ignores_the_scale_of_each_row,
+            laws.is_never_longer_than_one,
+            laws.equal_rows_give_their_direction,
+            laws.one_row_gives_its_direction,
+            laws.weights_are_counts,
+        ),
+        empty=("zero",),
+    ),
+    Row(
+        co.cosine_filter,
+        whole_model(gaf(0.97)),
+        (
+            laws.scales_with_the_rows,
+            laws.stays_in_the_hull,
+            laws.equal_rows_give_that_row,
+            laws.weights_say_presence_only,
+        ),
+        empty=NOTHING_ACCEPTED,
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.cosine_filter,
+        whole_model(gaf(0.6, average="mean")),
+        (
+            laws.scales_with_the_rows,
+            laws.stays_in_the_hull,
+            laws.equal_rows_give_that_row,
+        ),
+        options={"threshold": 0.6, "average": "mean"},
+        empty=NOTHING_ACCEPTED,
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.cosine_filter,
+        by_leaf(gaf(0.97)),
+        (laws.scales_with_the_rows, laws.equal_rows_give_that_row),
+        options={"scope": "leaf"},
+        empty=NOTHING_ACCEPTED,
+        thresholds=("threshold",),
+    ),
+    Row(
+        co.cosine_filter,
+        whole_model(gaf(0.9, temperature=0.2)),
+        (
+            laws.scales_with_the_rows,
+            laws.stays_in_the_hull,
+            laws.equal_rows_give_that_row,
+        ),
+        options={"threshold": 0.9, "temperature": 0.2},
+        empty=("zero", "one row"),
+        thresholds=("threshold", "temperature"),
+    ),
+    Row(
+        co.subspace_weighting,
+        whole_model(adacons()),
+        (*ADACONS, laws.ignores_the_scale_unless_tiny, laws.weights_are_counts),
+        empty=("zero",),
+    ),
+    Row(
+        co.subspace_weighting,
+        whole_model(adacons(momentum=0.9)),
+        (*ADACONS, laws.ignores_the_scale_unless_tiny),
+        options={"momentum": 0.9, "num_rows": ...},
+        empty=("zero",),
+        thresholds=("momentum",),
+    ),
+    Row(
+        co.subspace_weighting,
+        whole_model(adacons(rescale=True)),
+        (
+            laws.order_is_irrelevant,
+            laws.scales_unless_tiny,
+            laws.equal_rows_give_that_row,
+            laws.one_row_gives_that_row,
+            laws.weights_are_counts,
+        ),
+        options={"rescale": "mean_norm"},
+        empty=("zero",),
+    ),
+    Row(
+        co.subspace_weighting,
+        by_leaf(adacons()),
+        (laws.order_is_irrelevant, laws.weights_are_counts),
+        options={"scope": "leaf"},
+        empty=("zero",),
+    ),
+]
