@@ -128,7 +128,7 @@ def called_twice() -> Model:
 
 
 def wrapped() -> Model:
-    """Layers inside jit, checkpoint, custom_vjp and custom_jvp; one gets no gradient."""
+    """Layers in jit, checkpoint, custom_vjp and custom_jvp; one gets no gradient."""
     params = {
         "jit": array(0, WIDTH, WIDTH),
         "remat": array(1, WIDTH, WIDTH),
