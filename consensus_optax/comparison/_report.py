@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 from importlib import metadata
 from typing import Any
 
@@ -146,7 +147,9 @@ def to_json(result: Comparison) -> str:
         "steps": result.steps,
         "rules": {name: _rule(result, name) for name in result.curves},
     }
-    return json.dumps(_plain(report), indent=1) + "\n"
+    text = json.dumps(_plain(report), indent=1) + "\n"
+    one_line = lambda numbers: " ".join(numbers[0].split())
+    return re.sub(r"\[[^][{}]*]", one_line, text)  # lists of numbers on one line each
 
 
 def _rule(result: Comparison, name: str) -> dict[str, Any]:
@@ -211,7 +214,7 @@ def _version(name: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """To what JSON knows: lists for arrays, six digits, null for nan."""
+    """To what JSON knows: lists for arrays, five digits, null for nan."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -221,5 +224,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     return value

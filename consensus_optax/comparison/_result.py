@@ -142,8 +142,8 @@ def solved_grids(curves: Curves, num_test: np.ndarray) -> Estimate:
     Examples:
       >>> solved = np.array([[[1.0, 0.0], [1.0, 1.0]]])
       >>> curves = Curves({"test_solved": solved}, {}, np.ones(0))
-      >>> solved_grids(curves, np.array([1, 2]))
-      Estimate(mean=2.5, stderr=1.5)
+      >>> solved_grids(curves, np.array([1, 2])).mean
+      2.5
     """
     share = final(curves, "test_solved")
     mean, stderr = estimate(share * num_test[:, None])

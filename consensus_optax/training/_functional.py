@@ -53,8 +53,8 @@ def init_many(make: Callable[[nnx.Rngs], nnx.Module], keys: jax.Array) -> Params
     Examples:
       >>> make = lambda rngs: nnx.Linear(2, 1, rngs=rngs)
       >>> params = init_many(make, jax.random.split(jax.random.key(0), 5))
-      >>> jax.tree.leaves(jax.tree.map(lambda p: p.shape, params.to_pure_dict()))
-      [5, 1, 5, 2, 1]
+      >>> params["kernel"].shape
+      (5, 2, 1)
     """
     init = lambda key: nnx.state(make(nnx.Rngs(key)), nnx.Param)
     # A loop, because vmap would take four times as long to compile.
