@@ -44,8 +44,8 @@ def compare(
       width: channels of the CNN.
       depth: its 3 x 3 convolutions.
       num_evaluations: how often to evaluate on the training and test examples.
-      progress: called with a rule's name and the steps it has just done; the first
-        call for a rule, before it is compiled, has 0 steps.
+      progress: called with a rule's name and the steps it has just done; 0 steps
+        mean that it is about to be compiled.
 
     Returns:
       The curves. After ``KeyboardInterrupt`` those of the steps finished, marked as
@@ -100,17 +100,18 @@ def _take_turns(
     fits = {}
     for length in lengths:
         for name, rule in list(rules.items()):
-            if name not in fits:
-                progress(name, 0)
-                fits[name] = lab.start(rule)
-                yield name, _Record(lab.evaluate(fits[name]), {}, 0.0)
             if (name, length) not in programs:
+                progress(name, 0)
                 try:
-                    programs[name, length] = lab.compile(rule, fits[name], length)
+                    fit = fits[name] if name in fits else lab.start(rule)
+                    programs[name, length] = lab.compile(rule, fit, length)
                 except ValueError as error:
                     del rules[name]
                     yield name, str(error)
                     continue
+                if name not in fits:
+                    fits[name] = fit
+                    yield name, _Record(lab.evaluate(fit), {}, 0.0)
             begin = time.perf_counter()
             fits[name], metrics = programs[name, length](fits[name])
             seconds = (time.perf_counter() - begin) / length
