@@ -29,7 +29,7 @@ FLOORS = {
     **dict.fromkeys(["folds", "columns", "weightings", "examples", "temporal"], 2),
     **dict.fromkeys(["engines", "diagnostics"], 3),
     **dict.fromkeys(["training", "tasks"], 4),
-    **dict.fromkeys(["__init__", "__main__"], 5),
+    **dict.fromkeys(["__init__", "_registry", "comparison", "__main__"], 5),
 }
 # Floors 0 to 3 stand on these alone; whatever else is optional is imported above.
 # Inside a function of diagnostics/_plot.py matplotlib may be.

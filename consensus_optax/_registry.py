@@ -1,0 +1,128 @@
+"""Rules by name: the reducers among the library's public names, and a small parser."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import consensus_optax as co
+
+Factory = Callable[..., Any]
+
+
+def factories() -> dict[str, Factory]:
+    """The reducers that can be made without arguments, by their public names.
+
+    Derived from ``consensus_optax.__all__``: a new reducer appears by itself.
+
+    Returns:
+      Name to factory, in the order of the public names.
+
+    Examples:
+      >>> "sign_consensus" in factories(), "per_example_grad" in factories()
+      (True, False)
+    """
+    public = {name: getattr(co, name) for name in co.__all__}
+    return {name: obj for name, obj in public.items() if _makes_reducer(obj)}
+
+
+def _makes_reducer(obj: Any) -> bool:
+    if not inspect.isfunction(obj):
+        return False
+    parameters = inspect.signature(obj).parameters.values()
+    if any(p.default is p.empty and p.kind not in _VARIADIC for p in parameters):
+        return False
+    try:
+        return isinstance(obj(), co.Reducer)
+    except (TypeError, ValueError):
+        return False
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def describe(factory: Factory) -> str:
+    """The first line of a docstring.
+
+    Args:
+      factory: any documented object.
+
+    Returns:
+      One line.
+
+    Examples:
+      >>> describe(describe)
+      'The first line of a docstring.'
+    """
+    return (inspect.getdoc(factory) or "").partition("\n")[0]
+
+
+def parse_rules(text: str) -> dict[str, Any]:
+    """Makes reducers from a list such as ``"mean,sign_consensus(quorum=0.75)"``.
+
+    Args:
+      text: names of reducers, with arguments where the defaults do not do; an
+        argument is a literal or a rule itself. ``"all"`` means every reducer that
+        needs no arguments.
+
+    Returns:
+      What was written to what it means, in the order written.
+
+    Raises:
+      ValueError: the text cannot be read, or names an unknown rule.
+
+    Examples:
+      >>> list(parse_rules("mean, among(cosine_filter(0.9), sign_consensus())"))
+      ['mean', 'among(cosine_filter(0.9), sign_consensus())']
+    """
+    if text.strip() == "all":
+        return {name: factory() for name, factory in factories().items()}
+    if not text.strip():
+        raise ValueError("no rules given")
+    try:
+        tree = ast.parse(f"({text.strip()},)", mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"cannot read the rules {text!r}") from None
+    assert isinstance(tree, ast.Tuple)
+    return {ast.unparse(node): _build(node) for node in tree.elts}
+
+
+def _build(node: ast.expr) -> Any:
+    """The reducer that a name or a call stands for."""
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    if not isinstance(call.func, ast.Name) or None in keywords:
+        raise ValueError(f"cannot read the rule {ast.unparse(node)!r}")
+    factory = _find(call.func.id)
+    args = [_argument(arg) for arg in call.args]
+    kwargs = {str(name): _argument(value) for name, value in keywords.items()}
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+        rule = factory(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rule {ast.unparse(node)!r}: {error}") from None
+    if not isinstance(rule, co.Reducer):
+        raise ValueError(f"{ast.unparse(node)!r} is not a reducer")
+    return rule
+
+
+def _argument(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call):
+        return _build(node)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"cannot read the argument {ast.unparse(node)!r}") from None
+
+
+def _find(name: str) -> Factory:
+    known = factories()
+    if name in known:
+        return known[name]
+    public = getattr(co, name, None) if name in co.__all__ else None
+    if inspect.isfunction(public):
+        return public  # one that needs arguments; `_build` checks what it makes
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    raise ValueError(f"unknown rule {name!r}; {hint}")

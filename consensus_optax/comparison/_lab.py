@@ -1,0 +1,161 @@
+"""The models, the data and the compiled programs that all rules share."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import consensus_optax as co
+from consensus_optax import tasks, training
+
+WATCH = ("consensus_ratio", "accepted", "ready")  # what a rule's state may tell
+
+Rule = Any  # a reducer, or None for the plain mean gradient
+
+
+class Lab:
+    """One model for each of K problems and S seeds: leaves have leading axes (K, S).
+
+    Random keys come from a problem's name and the seed's number alone: a problem is
+    trained in the same way whatever other problems are trained beside it.
+    """
+
+    def __init__(
+        self,
+        task: tasks.Task,
+        *,
+        seeds: int,
+        learning_rate: float,
+        width: int,
+        depth: int,
+    ):
+        """Puts the data on the device and makes the starting weights."""
+
+        def make(rngs: nnx.Rngs) -> training.SmallCNN:
+            return training.SmallCNN(
+                task.train.inputs.shape[-1],
+                task.num_classes,
+                width=width,
+                depth=depth,
+                per_cell=task.train.targets.ndim > 2,
+                rngs=rngs,
+            )
+
+        self._task = task
+        self._train = jax.tree.map(jnp.asarray, task.train)
+        self._test = jax.tree.map(jnp.asarray, task.test)
+        self._learning_rate = learning_rate
+        self._apply, _ = training.functional(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        keys = jnp.stack([_keys(problem, seeds) for problem in task.problems])
+        self._data_keys = keys[..., 0]  # (K, S)
+        self._params = training.init_many(make, keys[..., 1])
+        self._evaluate = jax.jit(self._over_models(self._evaluate_one))
+
+    def start(self, rule: Rule) -> training.Fit:
+        """The starting weights, and a fresh state of the rule and of Adam."""
+        start = lambda params: training.start(params, self._optimizer(rule))
+        return jax.jit(jax.vmap(jax.vmap(start)))(self._params)
+
+    def compile(
+        self, rule: Rule, fit: training.Fit, num_steps: int
+    ) -> Callable[[training.Fit], Any]:
+        """A compiled program that trains all models for some steps.
+
+        Args:
+          rule: a reducer or None.
+          fit: a state of the right shapes.
+          num_steps: how many steps.
+
+        Returns:
+          ``run(fit)``, which returns the next state and the metrics of every step,
+          arrays of shape (K, S, num_steps).
+        """
+        optimizer = self._optimizer(rule)
+        if rule is None:
+            step = training.mean_step(self._loss, optimizer)
+        else:
+            step = training.row_step(
+                self._loss, optimizer, group_size=self._task.group_size, watch=WATCH
+            )
+
+        def train(
+            fit: training.Fit, train: tasks.Examples, _: tasks.Examples, key: jax.Array
+        ) -> Any:
+            batch_at = lambda number: self._batch(train, key, number)
+            return training.train(step, fit, batch_at, num_steps)
+
+        data = (self._train, self._test, self._data_keys)
+        program = jax.jit(self._over_models(train)).lower(fit, *data).compile()
+        return lambda fit: jax.block_until_ready(program(fit, *data))
+
+    def evaluate(self, fit: training.Fit) -> dict[str, np.ndarray]:
+        """The metrics of `METRICS`, each of shape (K, S)."""
+        data = (self._train, self._test, self._data_keys)
+        return jax.tree.map(np.asarray, self._evaluate((fit.params, fit.step), *data))
+
+    def _optimizer(self, rule: Rule) -> optax.GradientTransformationExtraArgs:
+        adam = optax.adam(self._learning_rate)
+        if rule is None:
+            return optax.with_extra_args_support(adam)
+        return optax.chain(rule, co.skip_if_empty(adam))
+
+    def _loss(self, params: Any, batch: tasks.Examples) -> jax.Array:
+        logits = self._apply(params, batch.inputs, batch.inside)
+        return tasks.example_losses(logits, batch.targets).mean()
+
+    def _batch(
+        self, train: tasks.Examples, key: jax.Array, number: jax.Array
+    ) -> tuple[tasks.Examples, jax.Array | None]:
+        """The examples and row weights of the step with this number."""
+        if self._task.num_rows is None:
+            return train, jnp.asarray(train.weights)
+        chosen = jax.random.choice(
+            jax.random.fold_in(key, number),
+            train.weights.shape[0],
+            (self._task.num_rows * self._task.group_size,),
+            replace=False,
+        )
+        return jax.tree.map(lambda x: x[chosen], train), None
+
+    def _evaluate_one(
+        self,
+        params_and_step: tuple[Any, jax.Array],
+        train: tasks.Examples,
+        test: tasks.Examples,
+        key: jax.Array,
+    ) -> dict[str, jax.Array]:
+        params, number = params_and_step
+        score = lambda part: tasks.scores(
+            self._apply(params, part.inputs, part.inside), part
+        )
+        on_train, on_test = score(train), score(test)
+        batch, weights = self._batch(train, key, number)
+        rows = co.per_example_grad(self._loss, group_size=self._task.group_size)
+        probe = co.sign_consensus()
+        _, state = probe.update(
+            rows(params, batch), probe.init(params), params, weights=weights
+        )
+        return {
+            "train_loss": on_train.loss,
+            "train_accuracy": on_train.accuracy,
+            "test_loss": on_test.loss,
+            "test_accuracy": on_test.accuracy,
+            "test_solved": on_test.solved,
+            "consensus_ratio": optax.tree.get(state, "consensus_ratio"),
+        }
+
+    def _over_models(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Maps f(fit, train, test, key) over K problems and S seeds of each."""
+        return jax.vmap(jax.vmap(function, (0, None, None, 0)))
+
+
+def _keys(problem: str, seeds: int) -> jax.Array:
+    """Two keys for each seed of a problem, (S, 2)."""
+    key = jax.random.key(zlib.crc32(problem.encode()))
+    fold = lambda seed: jax.random.split(jax.random.fold_in(key, seed))
+    return jax.vmap(fold)(jnp.arange(seeds))

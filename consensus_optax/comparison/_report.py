@@ -1,0 +1,228 @@
+"""A comparison as a table and as JSON."""
+
+import json
+import math
+import os
+import platform
+import re
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from consensus_optax.comparison._result import (
+    METRICS,
+    PLAIN,
+    Comparison,
+    Curves,
+    Estimate,
+    difference,
+    estimate,
+    final,
+    relative_cost,
+    seed_estimate,
+    solved_grids,
+)
+
+PACKAGES = ("consensus_optax", "jax", "jaxlib", "optax", "flax", "numpy")
+
+
+def table(result: Comparison) -> str:
+    """The final numbers, one line per rule, as a Markdown table with its caption.
+
+    Args:
+      result: from `consensus_optax.comparison.compare`; at least one rule.
+
+    Returns:
+      Some lines of text.
+
+    Examples:
+      >>> print(table(result))  # doctest: +SKIP
+    """
+    pixels = result.task.unit == "pixel"
+    reference = next(iter(result.rules), PLAIN)
+    head = ["rule", "train loss", "train %", "test %", f"test, less {reference}"]
+    head += ["solved"] if pixels else []
+    head += ["consensus %", "steps %", "ms/step", f"x {PLAIN}"]
+    lines = []
+    for name, curves in result.curves.items():
+        loss, train, test, ratio = (
+            estimate(final(curves, metric))
+            for metric in (
+                "train_loss",
+                "train_accuracy",
+                "test_accuracy",
+                "consensus_ratio",
+            )
+        )
+        gain = difference(curves, result.curves[reference], "test_accuracy")
+        line = [name, _pm(loss, 3), _pm(train, 2, 100), _pm(test, 2, 100)]
+        line += ["-" if name == reference else _pm(gain, 2, 100, sign=True)]
+        line += [_pm(solved_grids(curves, _num_test(result)), 1)] if pixels else []
+        line += [_pm(ratio, 1, 100), f"{100 * _steps_taken(curves):.0f}"]
+        line += [f"{1e3 * np.median(curves.seconds):.1f}"]
+        line += [f"{relative_cost(curves, result.curves[PLAIN]):.2f}"]
+        lines.append(line)
+    return _aligned([head, *lines]) + "\n\n" + caption(result)
+
+
+def caption(result: Comparison) -> str:
+    """What one must know to read the table.
+
+    Args:
+      result: from `consensus_optax.comparison.compare`.
+
+    Returns:
+      Some sentences, one a line.
+
+    Examples:
+      >>> print(caption(result))  # doctest: +SKIP
+    """
+    task, settings = result.task, result.settings
+    num, seeds, steps = len(task.problems), settings["seeds"], result.steps[-1]
+    rows = "all training examples, one row each"
+    if task.num_rows is not None:
+        rows = f"{task.num_rows} groups of {task.group_size} examples, one row each"
+    over = "the problems, seeds averaged first" if num > 1 else "the seeds"
+    trivial = 100 * task.trivial_accuracy.mean()
+    reference = next(iter(result.rules), PLAIN)
+    lines = [
+        f"{task.name}: {num} problem{'s' * (num > 1)} x {seeds} seed"
+        f"{'s' * (seeds > 1)}, one model each; {steps} steps of Adam at learning rate "
+        f"{settings['learning_rate']:g} for every rule, none tuned.",
+        f"A step sees {rows}. Mean ± standard error over {over}.",
+        f"train %, test %: {task.unit} accuracy; the latter of {task.trivial}: "
+        f"{trivial:.2f}. less {reference}: paired by problem and seed.",
+        "consensus %: coordinates on which all rows agree in sign, mean over "
+        "training, measured alike for every rule.",
+        "steps %: steps taken; one on which a rule finds no agreement is skipped.",
+        f"ms/step: of all {num * seeds} models together, median of "
+        f"{len(result.steps) - 1} rounds in which the rules take turns; "
+        f"{PLAIN} alone is plain Adam on the mean gradient, without rows.",
+    ]
+    if task.unit == "pixel":
+        lines.insert(3, f"solved: of {_num_test(result).sum():.0f} test grids.")
+    if result.interrupted:
+        lines.append(f"Interrupted: {steps} of {settings['steps']} steps were done.")
+    lines += [f"Left out: {name}: {why}" for name, why in result.failed.items()]
+    return "\n".join(lines)
+
+
+def to_json(result: Comparison) -> str:
+    """Everything worth keeping: settings, versions, device, final numbers and curves.
+
+    Args:
+      result: from `consensus_optax.comparison.compare`.
+
+    Returns:
+      A JSON object.
+
+    Examples:
+      >>> json.loads(to_json(result))["settings"]["steps"]  # doctest: +SKIP
+      300
+    """
+    task = result.task
+    report = {
+        "task": {
+            "name": task.name,
+            "problems": task.problems,
+            "train_examples": np.asarray(task.train.weights).sum(1).astype(int),
+            "test_examples": _num_test(result).astype(int),
+            "padded_to": task.train.inputs.shape[2:4],
+            "num_rows": task.num_rows,
+            "group_size": task.group_size,
+            "trivial": {"what": task.trivial, "test_accuracy": task.trivial_accuracy},
+        },
+        "settings": result.settings,
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "device": {
+            "platform": jax.devices()[0].platform,
+            "kind": jax.devices()[0].device_kind,
+            "cpus": os.cpu_count(),
+        },
+        "interrupted": result.interrupted,
+        "failed": result.failed,
+        "steps": result.steps,
+        "rules": {name: _rule(result, name) for name in result.curves},
+    }
+    text = json.dumps(_plain(report), indent=1) + "\n"
+    one_line = lambda numbers: " ".join(numbers[0].split())
+    return re.sub(r"\[[^][{}]*]", one_line, text)  # lists of numbers on one line each
+
+
+def _rule(result: Comparison, name: str) -> dict[str, Any]:
+    curves = result.curves[name]
+    reference = next(iter(result.rules), PLAIN)
+    gain = difference(curves, result.curves[reference], "test_accuracy")
+    summary = {
+        metric: estimate(final(curves, metric))._asdict()
+        | {"stderr_over_seeds": seed_estimate(final(curves, metric)).stderr}
+        for metric in METRICS
+    }
+    means = {key: value.mean((1, 2)) for key, value in curves.every_step.items()}
+    return {
+        "final": summary,
+        "solved_test_grids": solved_grids(curves, _num_test(result))._asdict(),
+        "test_accuracy_difference": {"to": reference, **gain._asdict()},
+        "steps_taken": _steps_taken(curves),
+        "ms_per_step": 1e3 * np.median(curves.seconds),
+        "relative_cost": relative_cost(curves, result.curves[PLAIN]),
+        "final_of_each_model": {
+            metric: final(curves, metric)
+            for metric in ("train_loss", "train_accuracy", "test_accuracy")
+        },
+        "curves": {
+            metric: [estimate(values) for values in curves.metrics[metric]]
+            for metric in METRICS
+        },
+        "every_step": means,
+    }
+
+
+def _num_test(result: Comparison) -> np.ndarray:
+    return np.asarray(result.task.test.weights).sum(1)
+
+
+def _steps_taken(curves: Curves) -> float:
+    return float(np.mean(curves.every_step.get("ready", 1.0)))
+
+
+def _pm(value: Estimate, digits: int, scale: float = 1, sign: bool = False) -> str:
+    mean = f"{scale * value.mean:{'+' if sign else ''}.{digits}f}"
+    if math.isnan(value.stderr):
+        return mean
+    return f"{mean} ± {scale * value.stderr:.{digits}f}"
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    head, *body = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        for line in lines
+    ]
+    rule = ["-" * width for width in widths]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """To what JSON knows: lists for arrays, five digits, null for nan."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,32 @@
+"""Data sets: arrays in, a `Task` out. Needs ``pip install "consensus_optax[demo]"``.
+
+A `Task` is a stack of problems with training and test examples of one shape, so that
+`consensus_optax.comparison` can train a model on each of them in one program.
+"""
+
+from consensus_optax.tasks._arc import arc, keeps_size
+from consensus_optax.tasks._digits import digits
+from consensus_optax.tasks._noise import flip_labels
+from consensus_optax.tasks._objective import Scores, example_losses, scores
+from consensus_optax.tasks._task import (
+    NOT_SCORED,
+    Examples,
+    Task,
+    pad_examples,
+    stack_problems,
+)
+
+__all__ = [
+    "NOT_SCORED",
+    "Examples",
+    "Scores",
+    "Task",
+    "arc",
+    "digits",
+    "example_losses",
+    "flip_labels",
+    "keeps_size",
+    "pad_examples",
+    "scores",
+    "stack_problems",
+]

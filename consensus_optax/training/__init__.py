@@ -1,0 +1,29 @@
+"""Flax models and a training loop; needs ``pip install "consensus_optax[flax]"``.
+
+The only place of the library that imports flax.
+"""
+
+from consensus_optax.training._cnn import Conv3x3, SmallCNN
+from consensus_optax.training._functional import apply_rows, functional, init_many
+from consensus_optax.training._loop import (
+    Fit,
+    mean_step,
+    row_step,
+    start,
+    train,
+    watched,
+)
+
+__all__ = [
+    "Conv3x3",
+    "Fit",
+    "SmallCNN",
+    "apply_rows",
+    "functional",
+    "init_many",
+    "mean_step",
+    "row_step",
+    "start",
+    "train",
+    "watched",
+]

@@ -1,0 +1,190 @@
+"""A training loop that stays on the device: one step, and a scan over it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from consensus_optax._gradients import per_example_value_and_grad
+
+Metrics = dict[str, jax.Array]
+Loss = Callable[[Any, Any], jax.Array]
+
+
+class Fit(NamedTuple):
+    """Where training stands."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array  # shape=(), dtype=jnp.int32
+
+
+Step = Callable[[Fit, Any, jax.Array | None], tuple[Fit, Metrics]]
+
+
+def start(params: Any, optimizer: optax.GradientTransformation) -> Fit:
+    """The state before the first step.
+
+    Args:
+      params: the parameters to start from.
+      optimizer: what will update them.
+
+    Returns:
+      The state.
+
+    Examples:
+      >>> int(start(jnp.zeros(2), optax.adam(1e-3)).step)
+      0
+    """
+    return Fit(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def row_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    group_size: int = 1,
+    watch: Sequence[str] = (),
+) -> Step:
+    """A step whose optimizer starts with a reducer of per-example gradients.
+
+    Args:
+      loss: ``loss(params, batch)``, the mean loss of a batch.
+      optimizer: ``optax.chain(reducer, ...)``.
+      group_size: how many examples of the batch make one row.
+      watch: names of fields of the optimizer's state to report if it has them,
+        e.g. ``"consensus_ratio"``.
+
+    Returns:
+      ``step(fit, batch, weights)``, which returns the next state and the metrics: the
+      mean ``loss`` of the rows before the step, and what was watched after it.
+
+    Examples:
+      >>> import consensus_optax as co
+      >>> optimizer = optax.chain(co.sign_consensus(), optax.sgd(1.0))
+      >>> loss = lambda w, batch: (w * batch).mean()
+      >>> step = row_step(loss, optimizer, watch=["consensus_ratio"])
+      >>> fit = start(jnp.zeros(()), optimizer)
+      >>> fit, metrics = step(fit, jnp.array([2.0, 3.0]), None)
+      >>> float(fit.params), float(metrics["consensus_ratio"])
+      (-2.0, 1.0)
+    """
+    grad = per_example_value_and_grad(loss, group_size=group_size)
+
+    def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
+        losses, rows = grad(fit.params, batch)
+        updates, opt_state = optimizer.update(
+            rows, fit.opt_state, fit.params, weights=weights
+        )
+        metrics = {"loss": _weighted_mean(losses, weights)}
+        for name in watch:
+            value = watched(opt_state, name)
+            if value is not None:
+                metrics[name] = value
+        params = optax.apply_updates(fit.params, updates)
+        return Fit(params, opt_state, fit.step + 1), metrics
+
+    return step
+
+
+def mean_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
+    """A plain step: the gradient of the mean loss, as everyone computes it.
+
+    Args:
+      loss: ``loss(params, batch)``, the mean loss of a batch. With weights it is
+        called on batches of one example and the weighted mean is differentiated.
+      optimizer: any optax optimizer, without a reducer.
+
+    Returns:
+      ``step(fit, batch, weights)`` as from `row_step`.
+
+    Examples:
+      >>> optimizer = optax.sgd(1.0)
+      >>> step = mean_step(lambda w, batch: (w * batch).mean(), optimizer)
+      >>> fit, _ = step(start(jnp.zeros(()), optimizer), jnp.array([2.0, 3.0]), None)
+      >>> float(fit.params)
+      -2.5
+    """
+
+    def total(params: Any, batch: Any, weights: jax.Array | None) -> jax.Array:
+        if weights is None:
+            return loss(params, batch)
+        one = lambda example: loss(params, jax.tree.map(lambda x: x[None], example))
+        return _weighted_mean(jax.vmap(one)(batch), weights)
+
+    def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
+        value, grads = jax.value_and_grad(total)(fit.params, batch, weights)
+        updates, opt_state = optimizer.update(grads, fit.opt_state, fit.params)
+        params = optax.apply_updates(fit.params, updates)
+        return Fit(params, opt_state, fit.step + 1), {"loss": value}
+
+    return step
+
+
+def train(
+    step: Step,
+    fit: Fit,
+    batch_at: Callable[[jax.Array], tuple[Any, jax.Array | None]],
+    num_steps: int,
+) -> tuple[Fit, Metrics]:
+    """Runs some steps as one scan.
+
+    Args:
+      step: from `row_step` or `mean_step`.
+      fit: where to start.
+      batch_at: the batch and the weights (or None) of the step with this number.
+      num_steps: how many steps.
+
+    Returns:
+      The state after them, and the metrics with a leading axis ``num_steps``.
+
+    Examples:
+      >>> optimizer = optax.sgd(0.5)
+      >>> step = mean_step(lambda w, batch: ((w - batch) ** 2).mean(), optimizer)
+      >>> batch_at = lambda number: (jnp.ones(3), None)
+      >>> fit, metrics = train(step, start(jnp.zeros(()), optimizer), batch_at, 2)
+      >>> float(fit.params), metrics["loss"].tolist()
+      (1.0, [1.0, 0.0])
+    """
+
+    def body(fit: Fit, _: None) -> tuple[Fit, Metrics]:
+        return step(fit, *batch_at(fit.step))
+
+    return jax.lax.scan(body, fit, length=num_steps)
+
+
+def watched(opt_state: Any, name: str) -> jax.Array | None:
+    """A scalar field of an optimizer's state, wherever in the chain it is.
+
+    Args:
+      opt_state: state of any optax optimizer.
+      name: the field's name.
+
+    Returns:
+      The outermost such field in float32, or its mean if it has an entry for each
+      leaf; None if there is none.
+
+    Examples:
+      >>> import consensus_optax as co
+      >>> state = co.sign_consensus().init(jnp.zeros(3))
+      >>> watched(state, "consensus_ratio").dtype
+      dtype('float32')
+      >>> watched(state, "no_such_field") is None
+      True
+    """
+    found = optax.tree.get_all_with_path(opt_state, name)
+    if not found:
+        return None
+    _, value = min(found, key=lambda path_and_value: len(path_and_value[0]))
+    return jnp.asarray(value, jnp.float32).mean()
+
+
+def _weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    if weights is None:
+        return values.mean()
+    total = weights.sum()
+    return jnp.where(weights > 0, values * weights, 0).sum() / jnp.where(
+        total > 0, total, 1
+    )

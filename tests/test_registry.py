@@ -1,0 +1,80 @@
+"""Rules by name: whatever is public and needs no arguments, and what can be written."""
+
+import jax.numpy as jnp
+import pytest
+
+import consensus_optax as co
+from consensus_optax import _registry
+
+SEEDS = ["mean", "normalized_mean", "sign_consensus", "cosine_filter"]
+
+
+def test_every_public_reducer_with_defaults_is_found():
+    found = _registry.factories()
+    assert {*SEEDS, "subspace_weighting"} <= set(found)
+    assert set(found) <= set(co.__all__)
+    assert not {"among", "clip_examples", "skip_if_empty", "reducer"} & set(found)
+
+
+def test_a_new_reducer_appears_by_itself(monkeypatch):
+    def brand_new():
+        """Does what no other does."""
+        return co.mean()
+
+    monkeypatch.setattr(co, "brand_new", brand_new, raising=False)
+    monkeypatch.setattr(co, "__all__", [*co.__all__, "brand_new"])
+    found = _registry.factories()["brand_new"]
+    assert _registry.describe(found) == "Does what no other does."
+    assert "brand_new" in _registry.parse_rules("all")
+
+
+def test_every_rule_is_described():
+    for factory in _registry.factories().values():
+        assert _registry.describe(factory).endswith(".")
+
+
+def test_names_keep_their_order():
+    assert list(_registry.parse_rules(" sign_consensus,mean ")) == [
+        "sign_consensus",
+        "mean",
+    ]
+
+
+def test_arguments_are_passed():
+    rules = _registry.parse_rules("sign_consensus(quorum=0.6),mean()")
+    rows, params = jnp.array([[1.0], [1.0], [-1.0]]), jnp.zeros(1)
+    rule, _ = rules.values()
+    update, _ = rule.update(rows, rule.init(params), params)
+    assert update.tolist() == [1.0]
+
+
+def test_rules_may_be_made_of_rules():
+    text = "among(cosine_filter(0.5), sign_consensus())"
+    assert isinstance(_registry.parse_rules(text)[text], co.Reducer)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "sign_consensu",
+            "unknown rule 'sign_consensu'; did you mean 'sign_consensus'",
+        ),
+        ("zzz", "unknown rule 'zzz'; known: "),
+        ("", "no rules given"),
+        ("mean,,sign_consensus", "cannot read the rules"),
+        ("mean;import os", "cannot read the rules"),
+        ("__import__('os').system('true')", "cannot read the rule"),
+        ("sign_consensus(quorum=open)", "cannot read the argument 'open'"),
+        ("sign_consensus(quorum=0.3)", r"must be in \(0.5, 1\]; got 0.3"),
+        ("sign_consensus(quota=1)", "unexpected keyword argument 'quota'"),
+        ("cosine_filter(*[1])", "cannot read the argument"),
+        ("mean(**{})", "cannot read"),
+        ("skip_if_empty(mean())", "is not a reducer"),
+        ("subspace_weighting(momentum=0.9)", "num_rows"),
+        ("1.5", "cannot read the rule"),
+    ],
+)
+def test_what_cannot_be_read(text, message):
+    with pytest.raises(ValueError, match=message):
+        _registry.parse_rules(text)
