@@ -18,6 +18,7 @@ from consensus_optax._outer_product import (
 from consensus_optax._reducer import Reducer, ReducerState, reducer
 from consensus_optax._rules import Columns, Fold, Mixing, Rows, Weighting
 from consensus_optax._statistics import Statistic, minmod
+from consensus_optax.columns import *  # noqa: F403
 from consensus_optax.diagnostics import check_per_example, explain, probe
 from consensus_optax.engines import *  # noqa: F403
 from consensus_optax.examples import *  # noqa: F403
@@ -51,6 +52,7 @@ __all__ = [
     "minmod",
     "__version__",
 ]
+__all__ += columns.__all__
 __all__ += engines.__all__
 __all__ += examples.__all__
 __all__ += folds.__all__

@@ -45,6 +45,13 @@ def interval(
         fail(name, requirement, float(number))
 
 
+def static_number(name: str, value: Any, low: float, high: float, **open: bool) -> None:
+    """Checks a number that fixes shapes or counts: no schedule and no tracer."""
+    if callable(value) or isinstance(value, jax.core.Tracer):
+        fail(name, "a number known when traced, since it fixes counts", value)
+    interval(name, value, low, high, **open)
+
+
 def one_of(name: str, value: Any, choices: Collection[str]) -> None:
     """Checks that a string option is one of its choices."""
     if value not in choices:
@@ -70,6 +77,15 @@ def count(name: str, value: Any, minimum: int = 1) -> None:
         fail(name, "an integer", value)
     if value < minimum:
         fail(name, f"at least {minimum}", value)
+
+
+def enough_rows(name: str, value: int, count: int, minimum: int, bound: str) -> None:
+    """Checks, when traced, that a stack of ``count`` rows is what a bound asks for."""
+    if count < minimum:
+        raise ValueError(
+            f"`{name}` must leave {bound}, so with {name}={value} at least {minimum} "
+            f"rows are needed; got {count}"
+        )
 
 
 def value_at(threshold: Threshold, step: Array, dtype: Any) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _leaves
+from consensus_optax._blocks import reduce_columns
 from consensus_optax._leaves import AnyLeaf
 from consensus_optax._rules import (
     After,
@@ -128,10 +129,7 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
                 for leaf in leaves
             ]
             return resolve(rule, merged, rows)
-    columns = [
-        _leaves.present_rows(leaf, rows.present, rows.weights.dtype) for leaf in leaves
-    ]
-    return settle([rule.reduce(column, rows.weights) for column in columns], rows)
+    return settle(reduce_columns(rule.reduce, leaves, rows), rows)
 
 
 def any_weight(weights: list[Array]) -> Array:

@@ -1,0 +1,93 @@
+"""The coordinate-wise mean around the median."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._order_statistics import order_statistics, total
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Columns
+from consensus_optax._typing import Array
+from consensus_optax.columns._median import halfway, middle_ranks
+
+
+def mean_around_median(num_byzantine: int) -> Reducer:
+    r"""MeaMed: in every coordinate the mean of the n - f entries nearest the median.
+
+    .. math:: u_p = \frac{1}{n - f} \sum_{i \in N_p} g_{ip}
+
+    where :math:`N_p` are the n - f rows with the least :math:`|g_{ip} - m_p|` and
+    :math:`m_p` is the median (the mean of the two middle entries if n is even).
+
+    Guarantees: the order of the rows is irrelevant, whoever ties; shifting all rows
+    shifts the update, scaling them scales it, by any number; each coordinate is no
+    farther from the median than the median is from the farthest of any n - f rows.
+    Edge cases: ``num_byzantine=0`` is the mean. Fewer than 2f + 1 rows present: zero,
+    not ready.
+    ``weights``: each row counts as one for the median and for who is near; those near
+    are averaged by weight. Rows tied for the last place each get the same share of it.
+
+    Args:
+      num_byzantine: f, the largest number of arbitrary rows.
+
+    Returns:
+      A :class:`Reducer`.
+
+    Raises:
+      ValueError: ``num_byzantine`` is no count; when traced, n > 2f does not hold: the
+        median needs a majority of honest rows.
+
+    Cost: rows are multiplied out, one leaf at a time; B log(B)^2 / 2 comparisons for
+    every coordinate, beyond 64 rows 96 B additions.
+
+    References: Xie et al., `Generalized Byzantine-tolerant SGD
+    <https://arxiv.org/abs/1802.10116>`_, 2018.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = mean_around_median(1), jnp.zeros(1)
+      >>> rows = jnp.array([[1.], [2.], [3.], [-90.]])
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [2.0]
+    """
+    _check.count("num_byzantine", num_byzantine, minimum=0)
+
+    def reduce(rows: Array, weights: Array) -> Array:
+        minimum = 2 * num_byzantine + 1
+        _check.enough_rows(
+            "num_byzantine", num_byzantine, rows.shape[0], minimum, "n > 2f"
+        )
+        return nearest_mean(rows, weights, num_byzantine)
+
+    return reducer(Columns(reduce))
+
+
+def nearest_mean(rows: Array, weights: Array, num_dropped: int) -> Array:
+    """Mean of all but ``num_dropped`` entries, those nearest the median: (B, P) to (P,).
+
+    Zero unless more than twice ``num_dropped`` rows are present.
+    """
+    present = weights > 0
+    count = jnp.sum(present, dtype=jnp.int32)
+    center = halfway(*order_statistics(rows, present, middle_ranks))
+    distances = jnp.abs(rows - center[None, :])
+    (radius,) = order_statistics(distances, present, lambda n: (n - num_dropped - 1,))
+    one = present.astype(rows.dtype)
+
+    def observe(i: Any, distance: Array) -> tuple[Array, ...]:
+        """Those within the radius, and those on it, who share the last places."""
+        inside = jnp.where(distance < radius, one[i], 0)
+        edge = jnp.where(distance == radius, one[i], 0)
+        mass, edge_mass = inside * weights[i], edge * weights[i]
+        moved = jnp.where(distance <= radius, rows[i] - center, 0)
+        return mass * moved, mass, inside, edge_mass * moved, edge_mass, edge
+
+    moved, mass, num_inside, edge_moved, edge_mass, num_edge = total(observe, distances)
+    places = (count - num_dropped).astype(rows.dtype) - num_inside
+    share = places / jnp.where(num_edge > 0, num_edge, 1)
+    moved, mass = moved + share * edge_moved, mass + share * edge_mass
+    mean = center + moved / jnp.where(mass > 0, mass, 1)
+    return jnp.where(count > 2 * num_dropped, mean, 0)

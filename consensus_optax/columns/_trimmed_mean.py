@@ -1,0 +1,93 @@
+"""The coordinate-wise trimmed mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._order_statistics import order_statistics, total
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Columns
+from consensus_optax._typing import Array
+
+
+def trimmed_mean(trim: int) -> Reducer:
+    r"""Coordinate-wise trimmed mean: without the extremes of every coordinate.
+
+    .. math:: u_p = \frac{1}{n - 2f} \sum_{k=f+1}^{n-f} g_{(k) p}
+
+    with :math:`g_{(1) p} \le \dots \le g_{(n) p}` and f = ``trim`` rows dropped at each
+    end.
+
+    Guarantees: the order of the rows is irrelevant, whoever ties; shifting all rows
+    shifts the update, scaling them scales it, by any number; each coordinate lies
+    between the smallest and the largest entry of any n - f rows, so f arbitrary rows
+    cannot move it out of the others' range.
+    Edge cases: ``trim=0`` is the mean. Fewer than 2f + 1 rows present: zero, not ready.
+    The update need not lie in the convex hull of the rows.
+    ``weights``: each row counts as one for what is dropped; those kept are averaged by
+    weight. Rows tied for the last place that is dropped each keep the same share.
+
+    Args:
+      trim: f, rows dropped at each end; at least the number of arbitrary rows.
+
+    Returns:
+      A :class:`Reducer`.
+
+    Raises:
+      ValueError: ``trim`` is no count; when traced, n > 2f does not hold: there is
+        nothing left between the extremes.
+
+    Cost: rows are multiplied out, one leaf at a time; B log(B)^2 / 2 comparisons for
+    every coordinate, beyond 64 rows 64 B additions.
+
+    References: Yin et al., `Byzantine-Robust Distributed Learning: Towards Optimal
+    Statistical Rates <https://arxiv.org/abs/1803.01498>`_, 2018 (Definition 2).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = trimmed_mean(1), jnp.zeros(1)
+      >>> rows = jnp.array([[1.], [2.], [4.], [-90.]])
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [1.5]
+    """
+    _check.count("trim", trim, minimum=0)
+
+    def reduce(rows: Array, weights: Array) -> Array:
+        _check.enough_rows("trim", trim, rows.shape[0], 2 * trim + 1, "n > 2f")
+        present = weights > 0
+        count = jnp.sum(present, dtype=jnp.int32)
+        low, high = order_statistics(rows, present, lambda n: (trim, n - 1 - trim))
+        one = present.astype(rows.dtype)
+
+        def tied(i: Any, row: Array) -> tuple[Array, ...]:
+            """Rows beyond and at each end, counted."""
+            return tuple(
+                jnp.where(where, one[i], 0)
+                for where in (row < low, row == low, row > high, row == high)
+            )
+
+        below, at_low, above, at_high = total(tied, rows)
+        share_low = kept(below, at_low)
+        share_high = kept(above, at_high)
+        share = lambda row: jnp.where(
+            (low < row) & (row < high),
+            1,
+            jnp.where(row == low, share_low, jnp.where(row == high, share_high, 0)),
+        )
+
+        def weigh(i: Any, row: Array) -> tuple[Array, Array]:
+            mass = weights[i] * share(row)
+            return mass * row, mass
+
+        moved, mass = total(weigh, rows)
+        mean = jnp.where(low < high, moved / jnp.where(mass > 0, mass, 1), low)
+        return jnp.where(count > 2 * trim, mean, 0)
+
+    def kept(beyond: Array, tied: Array) -> Array:
+        """The share that rows at one end keep, once ``trim`` rows are dropped there."""
+        return 1 - (trim - beyond) / jnp.where(tied > 0, tied, 1)
+
+    return reducer(Columns(reduce))

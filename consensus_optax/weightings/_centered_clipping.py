@@ -1,0 +1,100 @@
+"""Centered clipping: how far any row can pull the previous update is bounded."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax import _check
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._typing import Array, Threshold, Tree
+
+
+class CenteredClippingState(NamedTuple):
+    """What was clipped in the last step.
+
+    Attributes:
+      clipped_share: () float32, share of the weight whose pull was shortened in the
+        last iteration.
+    """
+
+    clipped_share: Array
+
+
+def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
+    r"""Centered clipping: move the previous update by the clipped pulls of the rows.
+
+    .. math:: v \leftarrow v + \frac1n \sum_i (g_i - v)
+        \min\left(1, \frac{\tau}{\|g_i - v\|}\right)
+
+    ``iterations`` times, from the previous update; that is zero at first.
+
+    Guarantees: the order of the rows is irrelevant; scaling rows, tau and the previous
+    update scales the update, by any positive number. Each iteration moves by at most
+    tau, and f arbitrary rows by at most tau f / n in place of any others.
+    Edge cases: tau as large as all distances: the mean. A row equal to v pulls at
+    nothing. No row: zero, not ready, and that is the next step's start.
+    ``weights``: sample counts: a row of weight 2 is two equal rows.
+
+    Args:
+      max_distance: tau > 0: a number, array or schedule; about the distance of honest
+        rows from their mean.
+      iterations: clipped steps for each update; the paper needs one, since rows change
+        little from step to step.
+
+    Returns:
+      A :class:`Reducer`. It remembers the previous update (an array for each
+      parameter); ``clipped_share`` is in its state.
+
+    Raises:
+      ValueError: a static argument is out of range.
+
+    Cost: one Gramian of centred rows and one product of the rows with the previous
+    update, O(B^2) for each iteration, one combination.
+
+    References: Karimireddy et al., `Learning from History for Byzantine Robust
+    Optimization <https://arxiv.org/abs/2012.10333>`_, 2020.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = centered_clipping(2.0), jnp.zeros(1)
+      >>> rows, state = jnp.array([[1.], [2.], [90.]]), rule.init(params)
+      >>> update, state = rule.update(rows, state, params)
+      >>> print(update)
+      [1.6666666]
+      >>> print(rule.update(rows, state, params)[0])
+      [2.2222223]
+    """
+    _check.interval("max_distance", max_distance, 0, open_low=True)
+    _check.count("iterations", iterations)
+
+    def init(params: Tree, dtype: Any) -> CenteredClippingState:
+        del params, dtype
+        return CenteredClippingState(jnp.zeros((), jnp.float32))
+
+    def weigh(
+        centered: Array, rows: Rows, state: CenteredClippingState
+    ) -> tuple[Array, CenteredClippingState]:
+        del state
+        limit = _check.value_at(max_distance, rows.step, centered.dtype)
+        shares = jnp.append(rows.shares, 0)  # the previous update pulls at nothing
+
+        def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            v, _ = carry
+            product = jnp.matmul(centered, v, precision=lax.Precision.HIGHEST)
+            squares = v @ product - 2 * product + centered.diagonal()
+            length = jnp.sqrt(jnp.maximum(squares, 0))
+            longer = length > limit
+            pull = shares * jnp.where(longer, limit / jnp.where(longer, length, 1), 1)
+            return v + pull - pull.sum() * v, (shares * longer).sum()
+
+        last = shares.shape[0] - 1
+        start = jax.nn.one_hot(last, shares.shape[0], dtype=shares.dtype)
+        v, clipped = lax.fori_loop(0, iterations, step, (start, start[0]))
+        return v, CenteredClippingState(clipped.astype(jnp.float32))
+
+    return reducer(Weighting(weigh, init, reads="centered", remembers=True))

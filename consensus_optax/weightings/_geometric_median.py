@@ -1,0 +1,115 @@
+"""The geometric median by smoothed Weiszfeld iterations, from inner products alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax import _check
+from consensus_optax._distances import num_present, squared_distances
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._typing import Array, Threshold, Tree
+
+_CONVERGED = 1e-3
+
+
+class GeometricMedianState(NamedTuple):
+    """How far the iterations came in the last step.
+
+    Attributes:
+      residual: () float32, norm of the gradient of the smoothed objective, whose terms
+        have norms that sum to at most 1; 0 at the minimum.
+      converged: () bool, whether it is at most 1e-3.
+    """
+
+    residual: Array
+    converged: Array
+
+
+def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
+    r"""Geometric median (RFA): the point with the least sum of distances to the rows.
+
+    .. math:: u = \arg\min_z \sum_i w_i \|z - g_i\|, \qquad
+        z \leftarrow \sum_i \beta_i g_i / \sum_i \beta_i, \qquad
+        \beta_i = \frac{w_i}{\max(\nu r, \|z - g_i\|)}
+
+    by smoothed Weiszfeld iterations from the mean. The iterate is B coefficients, and
+    distances come from the Gramian of centred rows. Unlike in the paper the smoothing
+    is relative: r is the least median distance of a row to the rows (a radius that no
+    minority can enlarge), so rows of any scale are treated alike.
+
+    Guarantees: in the convex hull of the rows; the order of the rows is irrelevant;
+    shifting all rows shifts the update, scaling them scales it, by any number. A
+    minority of weight f cannot take it farther than 2 (n - f) / (n - 2f) times the
+    largest distance of an honest row from the honest mean.
+    Edge cases: one row, or all equal: that row. No row: zero, not ready.
+    ``weights``: sample counts: a row of weight 2 is two equal rows, as far as r does not
+    matter.
+
+    Args:
+      nu: smoothing, as a fraction of r > 0: a number, array or schedule.
+      iterations: Weiszfeld iterations; their number is fixed.
+
+    Returns:
+      A :class:`Reducer` with ``residual`` and ``converged`` in its state.
+
+    Raises:
+      ValueError: a static argument is out of range.
+
+    Cost: one Gramian of centred rows, O(B^2) for each iteration, one combination.
+
+    References: Pillutla et al., `Robust Aggregation for Federated Learning
+    <https://arxiv.org/abs/1912.13445>`_, 2019.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = geometric_median(), jnp.zeros(2)
+      >>> rows = jnp.array([[0., 1.], [1., 0.], [-1., 0.], [0., -1.], [0., 90.]])
+      >>> update, state = rule.update(rows, rule.init(params), params)
+      >>> print(update.round(3), state.rule.converged)
+      [0.    0.577] True
+    """
+    _check.interval("nu", nu, 0, open_low=True)
+    _check.count("iterations", iterations)
+
+    def init(params: Tree, dtype: Any) -> GeometricMedianState:
+        del params, dtype
+        return GeometricMedianState(jnp.zeros((), jnp.float32), jnp.zeros((), bool))
+
+    def weigh(
+        centered: Array, rows: Rows, state: GeometricMedianState
+    ) -> tuple[Array, GeometricMedianState]:
+        del state
+        squares = squared_distances(centered, rows.present)
+        size, n = rows.weights.shape[0], num_present(rows.present)
+        middle = jnp.sort(squares, 1)[:, jnp.minimum(n // 2, size - 1)]
+        radius = jnp.sqrt(jnp.where(rows.present, middle, jnp.inf).min())
+        radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
+        smoothing = _check.value_at(nu, rows.step, centered.dtype)
+        gramian = centered / radius / radius  # rows in units of r
+
+        def pulls(z: Array) -> Array:
+            """Of each row on the point that has these coefficients, (B,)."""
+            product = jnp.matmul(gramian, z, precision=lax.Precision.HIGHEST)
+            distances = z @ product - 2 * product + gramian.diagonal()
+            length = jnp.sqrt(jnp.maximum(distances, 0))
+            return rows.shares / jnp.maximum(length, smoothing)
+
+        def step(_: Array, z: Array) -> Array:
+            pull = pulls(z)
+            total = pull.sum()
+            return pull / jnp.where(total > 0, total, 1)
+
+        z = lax.fori_loop(0, iterations, step, rows.shares)
+        pull = pulls(z)
+        gradient = pull - pull.sum() * z
+        squared = gradient @ jnp.matmul(
+            gramian, gradient, precision=lax.Precision.HIGHEST
+        )
+        residual = jnp.sqrt(jnp.maximum(squared, 0)).astype(jnp.float32)
+        return z, GeometricMedianState(residual, residual <= _CONVERGED)
+
+    return reducer(Weighting(weigh, init, reads="centered"))
