@@ -60,22 +60,24 @@ def test_thresholds_may_be_injected_traced_or_scheduled(row):
     # Not a number but in step 7: a schedule read at another step would show.
     at_seven = lambda value: lambda step: jnp.where(step == 7, value, jnp.nan)
     scheduled = row.make(**{name: at_seven(value) for name, value in values.items()})
+    constant = row.make()
     rows, parameters, leaves = problem()
 
     def updates(hyperparams):
         state = injected.init(parameters)._replace(hyperparams=hyperparams)
-        later = scheduled.init(parameters)._replace(step=jnp.int32(7))
-        of_injected, _ = injected.update(rows, state, parameters)
-        of_scheduled, _ = scheduled.update(rows, later, parameters)
-        return of_injected, of_scheduled
+        later = constant.init(parameters)._replace(step=jnp.int32(7))
+        return (
+            injected.update(rows, state, parameters)[0],
+            scheduled.update(rows, later, parameters)[0],
+            constant.update(rows, later, parameters)[0],
+        )
 
     hyperparams = injected.init(parameters).hyperparams
     assert set(hyperparams) == set(values)
-    expected = np.concatenate(row.reference(leaves, np.ones(B)))[None]
-    for name, update in zip(
-        ("injected", "scheduled"), quick_jit(updates)(hyperparams), strict=True
-    ):
-        close(matrix(update)[None], expected, row.rtol, [name])
+    of_injected, *at_step_seven = map(matrix, quick_jit(updates)(hyperparams))
+    expected = np.concatenate(row.reference(leaves, np.ones(B)))
+    close(of_injected[None], expected[None], row.rtol, ["injected"])
+    close(*(update[None] for update in at_step_seven), row.rtol, ["scheduled"])
     assert expected.any()
 
 

