@@ -8,7 +8,15 @@ Rows go in with a leading example axis, one update comes out, as optax transform
 Each family of methods lists its names in its own folder; they are all here as well.
 """
 
-from consensus_optax import diagnostics, engines, examples, folds, temporal, weightings
+from consensus_optax import (
+    columns,
+    diagnostics,
+    engines,
+    examples,
+    folds,
+    temporal,
+    weightings,
+)
 from consensus_optax._gradients import per_example_grad, per_example_value_and_grad
 from consensus_optax._outer_product import (
     OuterProduct,

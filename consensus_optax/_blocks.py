@@ -154,6 +154,4 @@ def _over_blocks(
         where = jnp.asarray(targets)[index]
         return lax.dynamic_update_slice_in_dim(merged, update, where, 0)
 
-    return lax.fori_loop(
-        0, len(places), turn, jnp.zeros(int(first[-1]) + width, dtype)
-    )
+    return lax.fori_loop(0, len(places), turn, jnp.zeros(int(first[-1]) + width, dtype))

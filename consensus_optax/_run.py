@@ -15,6 +15,7 @@ from jax import lax
 from consensus_optax import _leaves
 from consensus_optax._blocks import reduce_columns
 from consensus_optax._leaves import AnyLeaf
+from consensus_optax._packing import pack
 from consensus_optax._rules import (
     After,
     Among,
@@ -120,16 +121,35 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
         case Weighting():
             products = read_products(rule, leaves, rows)
             weights, state = weigh(rule, products, rows, state)
-            pairs = zip(leaves, weights, strict=True)
-            update = [_leaves.combine(leaf, w, rows.order) for leaf, w in pairs]
+            if rule.scope == "model":
+                update = combine_all(leaves, weights[0], rows.order)
+            else:
+                pairs = zip(leaves, weights, strict=True)
+                update = [_leaves.combine(leaf, w, rows.order) for leaf, w in pairs]
             return Outcome(update, any_weight(weights), state)
         case Fold():
-            merged = [
-                _leaves.fold(leaf, rule.statistics, rows.weights, rows.order)
-                for leaf in leaves
-            ]
-            return resolve(rule, merged, rows)
+            merged = fold_all(rule, leaves, rows.weights, rows.order)
+            return settle(rule.resolve(merged, rows), rows)
     return settle(reduce_columns(rule.reduce, leaves, rows), rows)
+
+
+def combine_all(leaves: list[AnyLeaf], weights: Array, order: Array) -> list[Array]:
+    """sum_i weights[i] row_i of every leaf."""
+    packed = pack(leaves, weights.dtype)
+    return packed.unpack(
+        [_leaves.combine(leaf, weights, order) for leaf in packed.leaves]
+    )
+
+
+def fold_all(
+    rule: Fold, leaves: list[AnyLeaf], weights: Array, order: Array
+) -> list[list[Array]]:
+    """For every statistic of a fold, its merged value in every leaf."""
+    packed = pack(leaves, weights.dtype)
+    merged = [
+        _leaves.fold(leaf, rule.statistics, weights, order) for leaf in packed.leaves
+    ]
+    return [packed.unpack(list(parts)) for parts in zip(*merged, strict=True)]
 
 
 def any_weight(weights: list[Array]) -> Array:
@@ -144,6 +164,9 @@ def read_products(
     previous: list[Array] | None = None,
 ) -> list[Any]:
     """Per leaf, the inner products that a rule reads, 0 where a row is absent."""
+    scope = rule.scope if isinstance(rule, Weighting) else "model"
+    if previous is None and scope == "model":  # to be summed over leaves
+        leaves = pack(leaves, rows.weights.dtype).leaves
     olds = previous or [None] * len(leaves)
     return [
         _leaf_products(rule.reads, leaf, rows, old)
@@ -215,12 +238,6 @@ def weigh(
     given = None if rule.reads == "nothing" else sum(products[1:], products[0])
     weights, state = decide(given, state)
     return [weights] * len(products), state
-
-
-def resolve(rule: Fold, merged: list[tuple[Array, ...]], rows: Rows) -> Outcome:
-    """The update of a fold from the merged statistics of every leaf."""
-    by_statistic = [list(leaves) for leaves in zip(*merged, strict=True)]
-    return settle(rule.resolve(by_statistic, rows), rows)
 
 
 def settle(update: list[Array], rows: Rows) -> Outcome:

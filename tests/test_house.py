@@ -24,7 +24,9 @@ ALL_FILES = [
 # A module or folder imports from its own floor and from those below, never upward.
 FLOORS = {
     **dict.fromkeys(["_typing", "_check", "_outer_product", "_leaves", "_solvers"], 0),
-    **dict.fromkeys(["_statistics", "_stack", "_rules", "_run", "_reducer"], 1),
+    **dict.fromkeys(["_statistics", "_gramians", "_minmod_kernel", "_packing"], 0),
+    **dict.fromkeys(["_contraction", "_distances", "_order_statistics"], 0),
+    **dict.fromkeys(["_stack", "_rules", "_blocks", "_run", "_reducer"], 1),
     **dict.fromkeys(["_gradients"], 1),
     **dict.fromkeys(["folds", "columns", "weightings", "examples", "temporal"], 2),
     **dict.fromkeys(["engines", "diagnostics"], 3),

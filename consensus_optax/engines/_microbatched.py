@@ -14,8 +14,8 @@ from consensus_optax._run import (
     MemoryState,
     Outcome,
     any_weight,
-    resolve,
     run,
+    settle,
     weigh,
 )
 from consensus_optax._typing import Array
@@ -46,7 +46,7 @@ def run_microbatched(
         case Fold():
             passed = stream(rule, microbatches)
             rows = rows_of(passed.weights, passed.value)
-            outcome = resolve(rule, passed.merged, rows)
+            outcome = settle(rule.resolve(passed.merged, rows), rows)
         case Weighting():
             previous = state.previous if rule.remembers else None
             passed = first_pass(rule, microbatches, previous)

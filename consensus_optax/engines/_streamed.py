@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from consensus_optax import _leaves
 from consensus_optax._rules import Fold
+from consensus_optax._run import fold_all
+from consensus_optax._statistics import Statistic
 from consensus_optax._typing import Array
 from consensus_optax.engines._microbatches import Block, Microbatches
 
@@ -16,14 +17,14 @@ from consensus_optax.engines._microbatches import Block, Microbatches
 class Merged(NamedTuple):
     """Statistics of the rows so far, and whether there has been any row."""
 
-    statistics: list[tuple[Array, ...]]
+    statistics: list[list[Array]]
     started: Array
 
 
 class Streamed(NamedTuple):
     """What one pass over all microbatches leaves behind, rows in their order."""
 
-    merged: list[tuple[Array, ...]]
+    merged: list[list[Array]]
     weights: Array
     num_nonfinite: Array
     value: Any
@@ -32,29 +33,24 @@ class Streamed(NamedTuple):
 def stream(rule: Fold, microbatches: Microbatches) -> Streamed:
     """Merges the statistics of all rows, microbatch by microbatch."""
 
-    def observe(block: Block) -> list[tuple[Array, ...]]:
-        return [
-            _leaves.fold(leaf, rule.statistics, block.weights, block.order)
-            for leaf in block.stack.leaves
-        ]
+    def observe(block: Block) -> list[list[Array]]:
+        return fold_all(rule, block.stack.leaves, block.weights, block.order)
 
     def step(carry: Merged, block: Block) -> tuple[Merged, Any]:
         any_row = jnp.any(block.weights > 0)
 
-        def merge(old: tuple[Array, ...], new: tuple[Array, ...]) -> tuple[Array, ...]:
+        def merge(statistic: Statistic, old: Array, new: Array) -> Array:
             # a block without rows holds nothing that may be merged
-            return tuple(
-                jnp.where(
-                    any_row & carry.started,
-                    statistic.merge(x, y),
-                    jnp.where(any_row, y, x),
-                )
-                for statistic, x, y in zip(rule.statistics, old, new, strict=True)
-            )
+            both = jnp.where(carry.started, statistic.merge(old, new), new)
+            return jnp.where(any_row, both, old)
 
-        pairs = zip(carry.statistics, observe(block), strict=True)
-        merged = Merged([merge(*pair) for pair in pairs], carry.started | any_row)
-        return merged, (block.weights, block.num_nonfinite, block.value)
+        triples = zip(rule.statistics, carry.statistics, observe(block), strict=True)
+        merged = [
+            [merge(statistic, *pair) for pair in zip(old, new, strict=True)]
+            for statistic, old, new in triples
+        ]
+        kept = (block.weights, block.num_nonfinite, block.value)
+        return Merged(merged, carry.started | any_row), kept
 
     shapes = jax.eval_shape(lambda: observe(microbatches.block(0)))
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -66,9 +66,7 @@ def bulyan(num_byzantine: int) -> Reducer:
 
     def select(centered: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         size = rows.weights.shape[0]
-        _check.enough_rows(
-            "num_byzantine", num_byzantine, size, minimum, "n >= 4f + 3"
-        )
+        _check.enough_rows("num_byzantine", num_byzantine, size, minimum, "n >= 4f + 3")
         n = num_present(rows.present)
         squares = squared_distances(centered, rows.present)
 
