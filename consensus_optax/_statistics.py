@@ -7,7 +7,6 @@ while rows stream by: over a batch, over microbatches, over devices.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,26 +48,29 @@ def fold_rows(
     XLA on CPU reduces a leading axis very slowly; a loop with a carry runs at memory
     bandwidth, and several rows per turn save reading and writing the carry.
     """
+    count = weights.shape[0]
 
     def observe(i: Any) -> tuple[Array, ...]:
-        row = read(i).astype(weights.dtype)
-        return tuple(statistic.observe(row, weights[i]) for statistic in statistics)
+        # past the end row 0 stands in, with weight 0
+        there = i < count
+        row = read(jnp.where(there, i, 0)).astype(weights.dtype)
+        weight = jnp.where(there, weights[jnp.where(there, i, 0)], 0)
+        return tuple(statistic.observe(row, weight) for statistic in statistics)
 
     def merge(x: tuple[Array, ...], y: tuple[Array, ...]) -> tuple[Array, ...]:
         pairs = zip(statistics, x, y, strict=True)
         return tuple(statistic.merge(p, q) for statistic, p, q in pairs)
 
-    def turn(start: Any, length: int) -> tuple[Array, ...]:
-        return functools.reduce(merge, [observe(start + k) for k in range(length)])
-
-    count = weights.shape[0]
-    length = min(rows_per_turn, count)
-    first = (count - 1) % length + 1
-    turns = (count - first) // length
-    start = turn(0, first)
-    step = lambda i, carry: merge(carry, turn(first + i * length, length))
-    if not turns:
+    start = observe(0)
+    length = min(rows_per_turn, count - 1)
+    if not length:
         return start
+    turns = -(-(count - 1) // length)
+
+    def step(turn: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        several = [observe(1 + turn * length + k) for k in range(length)]
+        return functools.reduce(merge, several, carry)
+
     if not all(statistic.stays_zero for statistic in statistics):
         return lax.fori_loop(0, turns, step, start)
 
@@ -146,32 +148,20 @@ def _by_sign(
 
 
 def _minmod_of_products(a: Array, d: Array, weights: Array) -> Array:
-    """Minmod over rows a_i d_i; blocks in which no coordinate is agreed on cost little.
+    """Minmod over rows a_i d_i, which costs little where nothing is agreed on.
 
     All rows agree in sign exactly where the sum of products of signs is plus or minus
-    B, which one matrix product tells. Only blocks where that happens are looped over.
+    B, which one matrix product tells; they are looped over only if that is so somewhere.
     """
-    count, m = a.shape
-    blocks = max(math.gcd(m, -(-m // _BLOCK)), 1)
-    right = jnp.sign(d)
-
-    def block(part: Array) -> Array:  # (B, M / blocks)
-        agreement = _matmul(jnp.sign(part), right)
-        return lax.cond(
-            jnp.any(jnp.abs(agreement) == count),
-            lambda: fold_rows(
-                lambda i: part[i][:, None] * d[i][None, :], (MINMOD,), weights, 4
-            )[0],
-            lambda: jnp.zeros_like(agreement),
-        )
-
-    if blocks == 1:
-        return block(a)
-    parts = a.reshape(count, blocks, m // blocks).swapaxes(0, 1)
-    return lax.map(block, parts).reshape(m, -1)
+    agreement = _matmul(jnp.sign(a), jnp.sign(d))
+    read = lambda i: a[i][:, None] * d[i][None, :]
+    return lax.cond(
+        jnp.any(jnp.abs(agreement) == a.shape[0]),
+        lambda: fold_rows(read, (MINMOD,), weights, 4)[0],
+        lambda: jnp.zeros_like(agreement),
+    )
 
 
-_BLOCK = 256  # rows of a parameter looked at together
 _positive = lambda x: (x > 0).astype(x.dtype)
 _negative = lambda x: (x < 0).astype(x.dtype)
 _up = lambda x: jnp.maximum(x, 0)
