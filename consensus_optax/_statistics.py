@@ -151,7 +151,7 @@ def _minmod_of_products(a: Array, d: Array, weights: Array) -> Array:
     """Minmod over rows a_i d_i, which costs little where nothing is agreed on.
 
     All rows agree in sign exactly where the sum of products of signs is plus or minus
-    B, which one matrix product tells; they are looped over only if that is so somewhere.
+    B, which one matrix product tells; they are looped over only if it is so somewhere.
     """
     agreement = _matmul(jnp.sign(a), jnp.sign(d))
     read = lambda i: a[i][:, None] * d[i][None, :]
