@@ -90,7 +90,7 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
             length = jnp.sqrt(jnp.maximum(squares, 0))
             longer = length > limit
             pull = shares * jnp.where(longer, limit / jnp.where(longer, length, 1), 1)
-            return v + pull - pull.sum() * v, (shares * longer).sum()
+            return v + pull - pull.sum() * v, jnp.where(longer, shares, 0).sum()
 
         last = shares.shape[0] - 1
         start = jax.nn.one_hot(last, shares.shape[0], dtype=shares.dtype)
