@@ -14,6 +14,7 @@ from consensus_optax import (
     engines,
     examples,
     folds,
+    mixings,
     temporal,
     weightings,
 )
@@ -31,6 +32,7 @@ from consensus_optax.diagnostics import check_per_example, explain, probe
 from consensus_optax.engines import *  # noqa: F403
 from consensus_optax.examples import *  # noqa: F403
 from consensus_optax.folds import *  # noqa: F403
+from consensus_optax.mixings import *  # noqa: F403
 from consensus_optax.temporal import *  # noqa: F403
 from consensus_optax.weightings import *  # noqa: F403
 
@@ -64,5 +66,6 @@ __all__ += columns.__all__
 __all__ += engines.__all__
 __all__ += examples.__all__
 __all__ += folds.__all__
+__all__ += mixings.__all__
 __all__ += temporal.__all__
 __all__ += weightings.__all__

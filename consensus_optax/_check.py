@@ -45,11 +45,13 @@ def interval(
         fail(name, requirement, float(number))
 
 
-def static_number(name: str, value: Any, low: float, high: float, **open: bool) -> None:
+def static_number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, **ends: bool
+) -> None:
     """Checks a number that fixes shapes or counts: no schedule and no tracer."""
     if callable(value) or isinstance(value, jax.core.Tracer):
         fail(name, "a number known when traced, since it fixes counts", value)
-    interval(name, value, low, high, **open)
+    interval(name, value, low, high, **ends)
 
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> None:

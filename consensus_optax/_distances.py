@@ -11,17 +11,18 @@ from consensus_optax._typing import Array
 _SAME = 1e-5
 
 
-def squared_distances(centered: Array, present: Array) -> Array:
+def squared_distances(products: Array, present: Array) -> Array:
     """Squared distances of all pairs, (B, B): 0 to itself, inf to an absent row.
 
     Args:
-      centered: inner products of the rows less one common row, (B, B).
+      products: inner products of the rows less some common point, (B, B).
       present: (B,) bool.
     """
-    norms = centered.diagonal()
-    squares = jnp.maximum(norms[:, None] + norms[None, :] - 2 * centered, 0)
+    norms = products.diagonal()
+    squares = jnp.maximum(norms[:, None] + norms[None, :] - 2 * products, 0)
     squares = jnp.where(jnp.eye(norms.shape[0], dtype=bool), 0, squares)
-    return jnp.where(present[:, None] & present[None, :], squares, jnp.inf)
+    known = jnp.isfinite(squares) & present[:, None] & present[None, :]
+    return jnp.where(known, squares, jnp.inf)
 
 
 def num_present(present: Array) -> Array:

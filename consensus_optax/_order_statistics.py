@@ -81,7 +81,7 @@ def comparators(count: int) -> list[tuple[int, int]]:
     Odd-even merge sort for any count (Batcher 1968; Knuth, The Art of Computer
     Programming 3, 5.2.2, algorithm M): about count log(count)^2 / 4 pairs.
     """
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     power = 1 << max(count - 1, 0).bit_length() >> 1
     p = power
     while p > 0:

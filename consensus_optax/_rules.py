@@ -107,11 +107,13 @@ class Weighting(NamedTuple):
         all zero means that nothing is agreed on. ``products`` is what ``reads`` says.
       init: (params, dtype) to the rule's own state, a NamedTuple of arrays.
       reads: ``"gramian"`` for (B, B) inner products; ``"centered"`` for those of the
-        rows less their weighted mean, from which distances come out right even where
-        rows are nearly equal; ``"signs"`` for those of sign(J), the coordinates in
+        rows less their weighted mean, right even where rows are nearly equal;
+        ``"affine"`` for those of the rows less some common point, for distances and
+        whatever else shifting all rows leaves alone, right also where other rows are
+        far away; ``"signs"`` for those of sign(J), the coordinates in
         which two rows agree less those in which they do not; ``"norms"`` for (B,)
         squared norms; ``"nothing"`` for None. What is not asked for is not computed.
-        Entries of absent rows are 0.
+        Entries of absent rows are 0; a row whose squared norm overflows is absent.
       remembers: whether the previous update (zero at first) joins as one row more, at
         the end: products are then (B + 1, B + 1), w is (B + 1,).
       scope: ``"model"``: one decision; ``"leaf"``: one for every leaf from its own

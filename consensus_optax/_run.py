@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _leaves
+from consensus_optax._affine import around_a_row, without_overflow
 from consensus_optax._blocks import reduce_columns
 from consensus_optax._leaves import AnyLeaf
 from consensus_optax._packing import pack
@@ -168,23 +169,38 @@ def read_products(
     if previous is None and scope == "model":  # to be summed over leaves
         leaves = pack(leaves, rows.weights.dtype).leaves
     olds = previous or [None] * len(leaves)
-    return [
-        _leaf_products(rule.reads, leaf, rows, old)
-        for leaf, old in zip(leaves, olds, strict=True)
-    ]
+    given = list(zip(leaves, olds, strict=True))
+    if rule.reads == "affine":
+        return around_a_row(
+            [_leaf_products("gramian", leaf, rows, old) for leaf, old in given],
+            lambda shares: [
+                _leaf_products("centered", leaf, rows, old, shares)
+                for leaf, old in given
+            ],
+            rows,
+        )
+    return [_leaf_products(rule.reads, leaf, rows, old) for leaf, old in given]
 
 
 def _leaf_products(
-    reads: str, leaf: AnyLeaf, rows: Rows, previous: Array | None
+    reads: str,
+    leaf: AnyLeaf,
+    rows: Rows,
+    previous: Array | None,
+    shares: Array | None = None,
 ) -> Any:
-    """Inner products of one leaf's rows, bordered by those with a previous update."""
+    """Inner products of one leaf's rows, bordered by those with a previous update.
+
+    ``shares``: whose mean is taken off centered rows, if not that of all.
+    """
     dtype, present = rows.weights.dtype, rows.present
     if reads == "nothing":
         return None
     if reads == "norms":
         return jnp.where(present, _leaves.squared_norms(leaf, dtype), 0)
     if reads == "centered":
-        leaf, center = _leaves.centered(leaf, rows.shares, rows.order)
+        shares = rows.shares if shares is None else shares
+        leaf, center = _leaves.centered(leaf, shares, rows.order)
         previous = None if previous is None else previous - center
     elif reads == "signs":
         leaf = _leaves.signs(leaf, dtype)
@@ -209,6 +225,7 @@ def mix(
 ) -> tuple[list[AnyLeaf], Rows]:
     """The mixed rows, as leaves that are computed when they are read."""
     given = None if mixing.reads == "nothing" else sum(products[1:], products[0])
+    given, rows = without_overflow(given, rows)
     matrix, weights = mixing.mix(given, rows)
     matrix = jnp.where(rows.present[None, :], matrix, 0)
     mixed: list[AnyLeaf] = [_leaves.Mixed(matrix, leaf, rows.order) for leaf in leaves]
@@ -223,12 +240,14 @@ def weigh(
     Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
     non-finite has agreed on nothing.
     """
-    present = jnp.append(rows.present, True) if rule.remembers else rows.present
 
     def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
-        weights, rule_state = rule.weigh(given, rows, rule_state)
+        given, sound = without_overflow(given, rows)
+        weights, rule_state = rule.weigh(given, sound, rule_state)
+        extra = 1 if rule.remembers else 0
+        present = jnp.pad(sound.present, (0, extra), constant_values=True)
         weights = jnp.where(present, weights, 0).astype(rows.weights.dtype)
-        some = jnp.any(rows.present) & jnp.all(jnp.isfinite(weights))
+        some = jnp.any(sound.present) & jnp.all(jnp.isfinite(weights))
         return jnp.where(some, weights, 0), rule_state
 
     if rule.scope == "leaf":

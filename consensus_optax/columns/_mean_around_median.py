@@ -25,8 +25,9 @@ def mean_around_median(num_byzantine: int) -> Reducer:
     Guarantees: the order of the rows is irrelevant, whoever ties; shifting all rows
     shifts the update, scaling them scales it, by any number; each coordinate is no
     farther from the median than the median is from the farthest of any n - f rows.
-    Edge cases: ``num_byzantine=0`` is the mean. Fewer than 2f + 1 rows present: zero,
-    not ready.
+    Edge cases: ``num_byzantine=0`` is the mean. Fewer than 2f + 1 rows present: f
+    becomes (n - 1) // 2 (which loses nothing if absent rows are arbitrary ones, as rows
+    with an inf or a nan are). No row: zero, not ready.
     ``weights``: each row counts as one for the median and for who is near; those near
     are averaged by weight. Rows tied for the last place each get the same share of it.
 
@@ -60,21 +61,27 @@ def mean_around_median(num_byzantine: int) -> Reducer:
         _check.enough_rows(
             "num_byzantine", num_byzantine, rows.shape[0], minimum, "n > 2f"
         )
-        return nearest_mean(rows, weights, num_byzantine)
+        count = jnp.sum(weights > 0, dtype=jnp.int32)
+        bad = jnp.clip((count - 1) // 2, 0, num_byzantine)
+        return nearest_mean(rows, weights, bad, num_byzantine)
 
     return reducer(Columns(reduce))
 
 
-def nearest_mean(rows: Array, weights: Array, num_dropped: int) -> Array:
-    """Mean of all but ``num_dropped`` entries, those nearest the median: (B, P) to (P,).
+def nearest_mean(rows: Array, weights: Array, num_dropped: Array, if_all: int) -> Array:
+    """Mean of all entries but ``num_dropped`` far from the median: (B, P) to (P,).
 
-    Zero unless more than twice ``num_dropped`` rows are present.
+    ``if_all`` is that number where all rows are present, known when traced.
     """
     present = weights > 0
     count = jnp.sum(present, dtype=jnp.int32)
     center = halfway(*order_statistics(rows, present, middle_ranks))
     distances = jnp.abs(rows - center[None, :])
-    (radius,) = order_statistics(distances, present, lambda n: (n - num_dropped - 1,))
+
+    def last(n: Any) -> tuple[Any]:
+        return ((n - 1 - if_all) if isinstance(n, int) else n - 1 - num_dropped,)
+
+    (radius,) = order_statistics(distances, present, last)
     one = present.astype(rows.dtype)
 
     def observe(i: Any, distance: Array) -> tuple[Array, ...]:
@@ -90,4 +97,4 @@ def nearest_mean(rows: Array, weights: Array, num_dropped: int) -> Array:
     share = places / jnp.where(num_edge > 0, num_edge, 1)
     moved, mass = moved + share * edge_moved, mass + share * edge_mass
     mean = center + moved / jnp.where(mass > 0, mass, 1)
-    return jnp.where(count > 2 * num_dropped, mean, 0)
+    return jnp.where(count > 0, mean, 0)

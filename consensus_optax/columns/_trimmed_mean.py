@@ -25,8 +25,10 @@ def trimmed_mean(trim: int) -> Reducer:
     shifts the update, scaling them scales it, by any number; each coordinate lies
     between the smallest and the largest entry of any n - f rows, so f arbitrary rows
     cannot move it out of the others' range.
-    Edge cases: ``trim=0`` is the mean. Fewer than 2f + 1 rows present: zero, not ready.
-    The update need not lie in the convex hull of the rows.
+    Edge cases: ``trim=0`` is the mean. Fewer than 2f + 1 rows present: f becomes
+    (n - 1) // 2 (which loses nothing if absent rows are arbitrary ones, as rows with
+    an inf or a nan are). No row: zero, not ready. The
+    update need not lie in the convex hull of the rows.
     ``weights``: each row counts as one for what is dropped; those kept are averaged by
     weight. Rows tied for the last place that is dropped each keep the same share.
 
@@ -59,35 +61,37 @@ def trimmed_mean(trim: int) -> Reducer:
         _check.enough_rows("trim", trim, rows.shape[0], 2 * trim + 1, "n > 2f")
         present = weights > 0
         count = jnp.sum(present, dtype=jnp.int32)
-        low, high = order_statistics(rows, present, lambda n: (trim, n - 1 - trim))
+        ends = lambda n: (most(n), n - 1 - most(n))
+        low, high = order_statistics(rows, present, ends)
         one = present.astype(rows.dtype)
 
-        def tied(i: Any, row: Array) -> tuple[Array, ...]:
+        def rank(i: Any, row: Array) -> tuple[Array, ...]:
             """Rows beyond and at each end, counted."""
-            return tuple(
-                jnp.where(where, one[i], 0)
-                for where in (row < low, row == low, row > high, row == high)
-            )
+            places = (row < low, row == low, row > high, row == high)
+            return tuple(jnp.where(place, one[i], 0) for place in places)
 
-        below, at_low, above, at_high = total(tied, rows)
-        share_low = kept(below, at_low)
-        share_high = kept(above, at_high)
-        share = lambda row: jnp.where(
-            (low < row) & (row < high),
-            1,
-            jnp.where(row == low, share_low, jnp.where(row == high, share_high, 0)),
-        )
+        below, at_low, above, at_high = total(rank, rows)
+        dropped = most(count).astype(rows.dtype)
+        share_low = 1 - (dropped - below) / jnp.where(at_low > 0, at_low, 1)
+        share_high = 1 - (dropped - above) / jnp.where(at_high > 0, at_high, 1)
 
         def weigh(i: Any, row: Array) -> tuple[Array, Array]:
-            mass = weights[i] * share(row)
-            return mass * row, mass
+            """A row's share of the mean, and what it adds to the lower end."""
+            edge = jnp.where(row == low, share_low, share_high)
+            inside = (low < row) & (row < high)
+            outside = (row < low) | (row > high)
+            share = jnp.where(inside, 1, jnp.where(outside, 0, edge)) * weights[i]
+            return share * jnp.where(outside, 0, row - low), share
 
         moved, mass = total(weigh, rows)
-        mean = jnp.where(low < high, moved / jnp.where(mass > 0, mass, 1), low)
-        return jnp.where(count > 2 * trim, mean, 0)
+        # Where both ends are one number all that is kept is that number.
+        mean = jnp.where(low < high, low + moved / jnp.where(mass > 0, mass, 1), low)
+        return jnp.where(count > 0, mean, 0)
 
-    def kept(beyond: Array, tied: Array) -> Array:
-        """The share that rows at one end keep, once ``trim`` rows are dropped there."""
-        return 1 - (trim - beyond) / jnp.where(tied > 0, tied, 1)
+    def most(count: Any) -> Any:
+        """Rows to drop at each end: ``trim``, or fewer if that leaves nothing."""
+        if isinstance(count, int):
+            return min(trim, (count - 1) // 2)
+        return jnp.clip((count - 1) // 2, 0, trim)
 
     return reducer(Columns(reduce))

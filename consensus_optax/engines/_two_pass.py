@@ -41,7 +41,8 @@ def first_pass(
 ) -> FirstPass:
     """Inner products of all rows, from gradients computed a few rows at a time."""
     pairwise = rule.reads not in ("norms", "nothing")
-    centers = _centers(microbatches) if rule.reads == "centered" else None
+    around_mean = rule.reads in ("centered", "affine")
+    centers = _centers(microbatches) if around_mean else None
 
     def step(carry: None, block: Block) -> tuple[None, Any]:
         leaves, dtype = _read(rule, block, centers), block.stack.dtype
@@ -73,7 +74,7 @@ def first_pass(
             olds = _read_previous(rule, previous, centers)
             triples = zip(products, sides, olds, strict=True)
             products = [border(*triple) for triple in triples]
-        if rule.reads == "centered":
+        if around_mean:
             products = [_recentered(leaf, weights) for leaf in products]
     return FirstPass(products, weights, kept[1].sum(), value)
 

@@ -26,7 +26,9 @@ def comparative_elimination(num_byzantine: int) -> Reducer:
     by any number. It sees norms only: NOT shifted with the rows, and no help against
     rows that point elsewhere.
     Edge cases: ``num_byzantine=0`` is the mean. Rows that tie for the last place share
-    it equally. Fewer than 2f + 1 rows present: zero, not ready.
+    it equally. Fewer than 2f + 1 rows present: f becomes (n - 1) // 2 (which loses
+    nothing if absent rows are arbitrary ones, as rows with an inf or a nan are). No
+    row: zero, not ready.
     ``weights``: each row counts as one for what is eliminated; the others are averaged
     by weight.
 
@@ -61,8 +63,8 @@ def comparative_elimination(num_byzantine: int) -> Reducer:
             "num_byzantine", num_byzantine, rows.weights.shape[0], minimum, "n > 2f"
         )
         n = num_present(rows.present)
-        kept = among_smallest(squared_norms, n - num_byzantine, rows.present)
-        weights = shares_of(kept * rows.weights)
-        return jnp.where(n >= minimum, weights, 0), state
+        bad = jnp.clip((n - 1) // 2, 0, num_byzantine)
+        kept = among_smallest(squared_norms, n - bad, rows.present)
+        return shares_of(kept * rows.weights), state
 
     return reducer(Weighting(weigh, reads="norms"))

@@ -33,7 +33,9 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
     (unless the two largest eigenvalues are equal: then v is any vector between);
     shifting all rows shifts the update, scaling them scales it, by any number.
     Edge cases: all rows equal: that row. Rows that tie for the last place share it
-    equally. Fewer than 2f + 1 rows present, or than ceil(c f) + 1: zero, not ready.
+    equally. Fewer than 2f + 1 rows present: f becomes (n - 1) // 2 (which loses
+    nothing if absent rows are arbitrary ones, as rows with an inf or a nan are), and
+    one row is kept at least. No row: zero, not ready.
     ``weights``: each row counts as one; those kept are averaged by weight.
 
     Args:
@@ -47,7 +49,8 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
       ValueError: an argument is out of range; when traced, n > 2f does not hold (the
         honest rows must be a majority), or n > ceil(c f).
 
-    Cost: one Gramian of centred rows, one eigendecomposition of it, one combination.
+    Cost: one Gramian (two if rows are nearly equal), one eigendecomposition of it, one
+    combination.
 
     References: Shejwalkar and Houmansadr, `Manipulating the Byzantine: Optimizing Model
     Poisoning Attacks and Defenses for Federated Learning
@@ -62,10 +65,10 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
     _check.static_number("filter_fraction", filter_fraction, 0, open_low=True)
-    num_dropped = math.ceil(filter_fraction * num_byzantine * (1 - 1e-9))
-    minimum = max(2 * num_byzantine, num_dropped) + 1
+    drops = [_ceil(filter_fraction * f) for f in range(num_byzantine + 1)]
+    minimum = max(2 * num_byzantine, drops[-1]) + 1
 
-    def weigh(centered: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         f = num_byzantine
         _check.enough_rows(
             "num_byzantine",
@@ -75,17 +78,22 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
             f"n > max(2f, ceil(c f)) with c={filter_fraction:g}",
         )
         n = num_present(rows.present)
-        one = rows.present.astype(centered.dtype)
-        means = (centered @ one) / jnp.maximum(one.sum(), 1)  # with the plain mean
+        one = rows.present.astype(products.dtype)
+        means = (products @ one) / jnp.maximum(one.sum(), 1)  # with the plain mean
         mean = (means @ one) / jnp.maximum(one.sum(), 1)
-        gramian = centered - means[:, None] - means[None, :] + mean
+        gramian = products - means[:, None] - means[None, :] + mean
         gramian = jnp.where(one[:, None] * one[None, :] > 0, gramian, 0)
         trace = jnp.trace(gramian)
         gramian = gramian / jnp.where(trace > 0, trace, 1)
         _, vectors = jnp.linalg.eigh(gramian)  # ascending
         scores = jnp.where(trace > 0, vectors[:, -1] ** 2, 1)
-        kept = among_smallest(scores, n - num_dropped, rows.present)
-        weights = shares_of(kept * rows.weights)
-        return jnp.where(n >= minimum, weights, 0), state
+        dropped = jnp.array(drops)[jnp.clip((n - 1) // 2, 0, f)]
+        kept = among_smallest(scores, jnp.maximum(n - dropped, 1), rows.present)
+        return shares_of(kept * rows.weights), state
 
-    return reducer(Weighting(weigh, reads="centered"))
+    return reducer(Weighting(weigh, reads="affine"))
+
+
+def _ceil(number: float) -> int:
+    """The integer above, where a number beyond one by rounding is that one."""
+    return math.ceil(number * (1 - 1e-9))

@@ -37,7 +37,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         \beta_i = \frac{w_i}{\max(\nu r, \|z - g_i\|)}
 
     by smoothed Weiszfeld iterations from the mean. The iterate is B coefficients, and
-    distances come from the Gramian of centred rows. Unlike in the paper the smoothing
+    distances come from the Gramian. Unlike in the paper the smoothing
     is relative: r is the least median distance of a row to the rows (a radius that no
     minority can enlarge), so rows of any scale are treated alike.
 
@@ -46,8 +46,8 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
     minority of weight f cannot take it farther than 2 (n - f) / (n - 2f) times the
     largest distance of an honest row from the honest mean.
     Edge cases: one row, or all equal: that row. No row: zero, not ready.
-    ``weights``: sample counts: a row of weight 2 is two equal rows, as far as r does not
-    matter.
+    ``weights``: sample counts: a row of weight 2 is two equal rows, as far as r does
+    not matter.
 
     Args:
       nu: smoothing, as a fraction of r > 0: a number, array or schedule.
@@ -59,7 +59,8 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one Gramian of centred rows, O(B^2) for each iteration, one combination.
+    Cost: one Gramian (two if rows are nearly equal), O(B^2) for each iteration, one
+    combination.
 
     References: Pillutla et al., `Robust Aggregation for Federated Learning
     <https://arxiv.org/abs/1912.13445>`_, 2019.
@@ -80,16 +81,16 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         return GeometricMedianState(jnp.zeros((), jnp.float32), jnp.zeros((), bool))
 
     def weigh(
-        centered: Array, rows: Rows, state: GeometricMedianState
+        products: Array, rows: Rows, state: GeometricMedianState
     ) -> tuple[Array, GeometricMedianState]:
         del state
-        squares = squared_distances(centered, rows.present)
+        squares = squared_distances(products, rows.present)
         size, n = rows.weights.shape[0], num_present(rows.present)
         middle = jnp.sort(squares, 1)[:, jnp.minimum(n // 2, size - 1)]
         radius = jnp.sqrt(jnp.where(rows.present, middle, jnp.inf).min())
         radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
-        smoothing = _check.value_at(nu, rows.step, centered.dtype)
-        gramian = centered / radius / radius  # rows in units of r
+        smoothing = _check.value_at(nu, rows.step, products.dtype)
+        gramian = products / radius / radius  # rows in units of r
 
         def pulls(z: Array) -> Array:
             """Of each row on the point that has these coefficients, (B,)."""
@@ -112,4 +113,4 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         residual = jnp.sqrt(jnp.maximum(squared, 0)).astype(jnp.float32)
         return z, GeometricMedianState(residual, residual <= _CONVERGED)
 
-    return reducer(Weighting(weigh, init, reads="centered"))
+    return reducer(Weighting(weigh, init, reads="affine"))

@@ -35,7 +35,9 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
     best honest row, so f arbitrary rows cannot take the update far from the honest
     ones.
     Edge cases: rows that tie for the last place share it equally. Fewer rows present
-    than needed: zero, not ready.
+    than needed: f becomes the most that they allow, (n - 3) // 2 (which loses nothing
+    if absent rows are arbitrary ones, as rows with an inf or a nan are), and m at most
+    n - f. No row: zero, not ready.
     ``weights``: each row counts as one for the scores; those selected are averaged by
     weight.
 
@@ -51,7 +53,7 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
         (every honest row must have a majority of honest nearest others), or
         m <= n - f does not (so many rows must be honest).
 
-    Cost: one Gramian of centred rows, O(B^2 log B), one combination.
+    Cost: one Gramian (two if rows are nearly equal), O(B^2 log B), one combination.
 
     References: Blanchard et al., `Byzantine-Tolerant Machine Learning
     <https://arxiv.org/abs/1703.02757>`_, 2017.
@@ -65,20 +67,20 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
     _check.count("num_selected", num_selected)
-    minimum = max(2 * num_byzantine + 3, num_byzantine + num_selected)
 
-    def weigh(centered: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         size = rows.weights.shape[0]
         f = num_byzantine
         _check.enough_rows("num_byzantine", f, size, 2 * f + 3, "n >= 2f + 3")
         _check.enough_rows(
-            "num_selected", num_selected, size, minimum, f"m <= n - f with {f=}"
+            "num_selected", num_selected, size, f + num_selected, f"m <= n - f, {f=}"
         )
         n = num_present(rows.present)
-        squares = squared_distances(centered, rows.present)
-        scores = nearest_sums(squares, n - num_byzantine - 2)
-        chosen = among_smallest(scores, num_selected, rows.present)
-        weights = shares_of(chosen * rows.weights)
-        return jnp.where(n >= minimum, weights, 0), state
+        bad = jnp.clip((n - 3) // 2, 0, f)
+        squares = squared_distances(products, rows.present)
+        scores = nearest_sums(squares, n - bad - 2)
+        count = jnp.minimum(n - bad, num_selected)
+        chosen = among_smallest(scores, count, rows.present)
+        return shares_of(chosen * rows.weights), state
 
-    return reducer(Weighting(weigh, reads="centered"))
+    return reducer(Weighting(weigh, reads="affine"))

@@ -27,14 +27,16 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
     .. math:: u = \frac{1}{n - f} \sum_{i \in S} g_i, \qquad
         S = \arg\min_{|S| = n - f}\ \max_{i, j \in S} \|g_i - g_j\|
 
-    All ways to leave f rows out are tried, so it is for few rows.
+    All ways to leave up to f rows out are tried, so it is for few rows.
 
     Guarantees: in the convex hull of the rows; the order of the rows is irrelevant;
     shifting all rows shifts the update, scaling them scales it, by any number. If at
     most f rows are arbitrary, S has an honest row and no larger diameter than the
     honest rows, so the update is within their diameter of one of them.
     Edge cases: ``num_byzantine=0`` is the mean. Of subsets with the same diameter the
-    means are averaged. Fewer than 2f + 1 rows present: zero, not ready.
+    means are averaged. Fewer than 2f + 1 rows present: f becomes (n - 1) // 2 (which
+    loses nothing if absent rows are arbitrary ones, as rows with an inf or a nan are).
+    No row: zero, not ready.
     ``weights``: each row counts as one for the diameter; those of S are averaged by
     weight.
 
@@ -48,7 +50,7 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
       ValueError: ``num_byzantine`` is no count; when traced, n > 2f does not hold (the
         honest rows must be a majority), or there are more than 50000 subsets.
 
-    Cost: one Gramian of centred rows, B^2 comparisons for each of B choose f subsets,
+    Cost: one Gramian (two if rows are nearly equal), B^2 comparisons for each subset,
     one combination.
 
     References: El-Mhamdi et al., `Genuinely Distributed Byzantine Machine Learning
@@ -64,10 +66,10 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
     minimum = 2 * num_byzantine + 1
 
-    def weigh(centered: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         size = rows.weights.shape[0]
         _check.enough_rows("num_byzantine", num_byzantine, size, minimum, "n > 2f")
-        subsets = math.comb(size, num_byzantine)
+        subsets = sum(math.comb(size, f) for f in range(num_byzantine + 1))
         if subsets > _MOST_SUBSETS:
             raise ValueError(
                 f"`num_byzantine` must leave at most {_MOST_SUBSETS} subsets to try; "
@@ -75,18 +77,22 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
                 f"`co.nearest_neighbor_mixing` before another rule."
             )
         present = rows.present
-        squares = squared_distances(centered, present)
-        left_out = np.zeros((subsets, size), bool)  # row k: the k-th way to leave f out
-        chosen = itertools.combinations(range(size), num_byzantine)
-        for k, indices in enumerate(chosen):
+        bad = jnp.clip((num_present(present) - 1) // 2, 0, num_byzantine)
+        squares = squared_distances(products, present)
+        left_out = np.zeros((subsets, size), bool)
+        chosen = (
+            itertools.combinations(range(size), f) for f in range(num_byzantine + 1)
+        )
+        for k, indices in enumerate(itertools.chain(*chosen)):
             left_out[k, list(indices)] = True
 
         def diameter(out: Array) -> Array:
-            """Squared diameter of what is left; inf if an absent row was left out."""
+            """Squared diameter of what is left; inf unless f present rows are out."""
             kept = present & ~out
             pairs = kept[:, None] & kept[None, :]
             widest = jnp.where(pairs, squares, 0).max()
-            return jnp.where(jnp.any(out & ~present), jnp.inf, widest)
+            fair = ~jnp.any(out & ~present) & (num_present(out) == bad)
+            return jnp.where(fair, widest, jnp.inf)
 
         out = jnp.asarray(left_out)
         batch = min(_SUBSETS_AT_ONCE, subsets)
@@ -95,7 +101,6 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
         masses = jnp.where(present[None, :] & ~out, rows.weights[None, :], 0)
         sums = masses.sum(1, keepdims=True)
         means = masses / jnp.where(sums > 0, sums, 1)
-        weights = shares_of(jnp.where(tightest[:, None], means, 0).sum(0))
-        return jnp.where(num_present(present) >= minimum, weights, 0), state
+        return shares_of(jnp.where(tightest[:, None], means, 0).sum(0)), state
 
-    return reducer(Weighting(weigh, reads="centered"))
+    return reducer(Weighting(weigh, reads="affine"))

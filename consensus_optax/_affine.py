@@ -1,0 +1,57 @@
+"""Inner products for distances: right to rounding, whatever a few rows hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._distances import num_present, squared_distances
+from consensus_optax._rules import Rows
+from consensus_optax._typing import Array
+
+# A distance is a difference of squared norms. Where these are larger than its square by
+# more than this factor, too many digits are lost.
+_COARSE = 30.0
+
+
+def around_a_row(
+    plain: list[Array], less: Callable[[Array], list[Array]], rows: Rows
+) -> list[Array]:
+    """Inner products of rows less a common point: zero, or one of the rows.
+
+    Plain products serve where rows are about as far from each other as from zero; then
+    factored rows stay factored. Otherwise the row is taken off that has half of the
+    rows nearest around it. A mean would be no such point: one row far away takes it
+    along, and with it the digits of all other rows' distances.
+
+    Args:
+      plain: inner products per leaf, (B, B), perhaps bordered by one row more.
+      less: shares (B,) to the same of rows less the mean with these shares.
+      rows: which are there.
+    """
+    count = rows.weights.shape[0]
+    total = sum(plain[1:], plain[0])[:count, :count]
+    squares = squared_distances(total, rows.present)
+    half = jnp.minimum(num_present(rows.present) // 2, count - 1)
+    reach = jnp.where(rows.present, jnp.sort(squares, 1)[:, half], jnp.inf)
+    row = jnp.argmin(reach)
+    coarse = total[row, row] > _COARSE * reach[row]
+    shares = jax.nn.one_hot(row, count, dtype=total.dtype)
+    return lax.cond(coarse, lambda: less(shares), lambda: plain)
+
+
+def without_overflow(products: Any, rows: Rows) -> tuple[Any, Rows]:
+    """Takes rows out whose squared norm is not finite, as if they were absent."""
+    if products is None:
+        return products, rows
+    count, size = rows.weights.shape[0], products.shape[0]
+    squares = products if products.ndim == 1 else products.diagonal()
+    sound = jnp.isfinite(squares[:count])
+    every = jnp.pad(sound, (0, size - count), constant_values=True)
+    kept = every if products.ndim == 1 else every[:, None] & every[None, :]
+    weights = jnp.where(sound, rows.weights, 0)
+    return jnp.where(kept, products, 0), rows._replace(weights=weights)
