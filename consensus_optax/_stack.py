@@ -134,6 +134,26 @@ def _check_leaf(path: str, leaf: Leaf, param: Any) -> None:
         )
 
 
+def check_reduced(updates: Tree, like: Tree) -> None:
+    """Raises unless updates have their parameters' shapes, for what follows a reducer.
+
+    Raises:
+      ValueError: when traced, naming the leaf, both shapes and the likely cause.
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=is_outer_product
+    )
+    for (path, leaf), wanted in zip(flat, treedef.flatten_up_to(like), strict=True):
+        moves = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if moves and leaf.shape != wanted.shape:
+            raise ValueError(
+                "Updates must have their parameters' shapes here; leaf "
+                f"`{jax.tree_util.keystr(path) or '(root)'}` is {leaf.shape}, its "
+                f"parameter {wanted.shape}. Is the reducer missing? It comes before, "
+                "in `optax.chain`."
+            )
+
+
 def _no_update(leaf: Leaf, param: Any) -> Any:
     """The zero update of a leaf that carries no gradient."""
     if leaf.dtype == dtypes.float0:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check, _leaves
+from consensus_optax._stack import check_reduced
 from consensus_optax._typing import Array, Threshold, Tree
 
 
@@ -50,7 +51,8 @@ def ema_agreement(
       A temporal transformation, placed after the reducer in ``optax.chain``.
 
     Raises:
-      ValueError: a static argument is out of range.
+      ValueError: a static argument is out of range; when traced, rows come in, which
+        no reducer has reduced.
 
     Cost: one array like the parameters kept; two inner products.
 
@@ -81,6 +83,7 @@ def ema_agreement(
         **extra: Any,
     ) -> tuple[Tree, EmaAgreementState]:
         del params, extra
+        check_reduced(updates, state.ema)
         incoming, treedef = jax.tree.flatten(updates)
         averages = treedef.flatten_up_to(state.ema)
         step = jnp.asarray(optax.safe_increment(state.step))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from consensus_optax._stack import check_reduced
 from consensus_optax._typing import Array, Tree
 from consensus_optax.temporal._sound import floating, is_sound, memory, or_zero
 
@@ -43,6 +44,9 @@ def median_of_three_steps() -> optax.GradientTransformationExtraArgs:
     Returns:
       A temporal transformation, placed after the reducer in ``optax.chain``.
 
+    Raises:
+      ValueError: when traced, rows come in, which no reducer has reduced.
+
     Cost: two arrays like the parameters kept.
 
     References: Zielinski et al., `Weak and strong gradient directions: explaining
@@ -74,6 +78,7 @@ def median_of_three_steps() -> optax.GradientTransformationExtraArgs:
         **extra: Any,
     ) -> tuple[Tree, MedianOfThreeState]:
         del params, extra
+        check_reduced(updates, state.last)
         leaves, treedef = jax.tree.flatten(updates)
         lasts = treedef.flatten_up_to(state.last)
         olds = treedef.flatten_up_to(state.before_last)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from consensus_optax._stack import check_reduced
 from consensus_optax._typing import Array, Tree
 
 
@@ -42,6 +43,9 @@ def skip_if_empty(
     Returns:
       A transformation with a ``skipped`` count in its state.
 
+    Raises:
+      ValueError: when traced, rows come in, which no reducer has reduced.
+
     Cost: one comparison of the update with zero; no second state.
 
     Examples:
@@ -60,6 +64,9 @@ def skip_if_empty(
     def update(
         updates: Tree, state: Any, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, SkipIfEmptyState]:
+        if params is not None:
+            check_reduced(updates, params)
+
         def step() -> tuple[Tree, Any]:
             return inner.update(updates, state.inner, params, **extra)
 

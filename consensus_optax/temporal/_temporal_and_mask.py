@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check
+from consensus_optax._stack import check_reduced
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.temporal._sound import floating, is_sound, memory, or_zero
 
@@ -58,7 +59,8 @@ def temporal_and_mask(
       A temporal transformation, placed after the reducer in ``optax.chain``.
 
     Raises:
-      ValueError: a static argument is out of range.
+      ValueError: a static argument is out of range; when traced, rows come in, which
+        no reducer has reduced.
 
     Cost: one array like the parameters kept.
 
@@ -92,6 +94,7 @@ def temporal_and_mask(
         **extra: Any,
     ) -> tuple[Tree, TemporalAndMaskState]:
         del params, extra
+        check_reduced(updates, state.signs)
         leaves, treedef = jax.tree.flatten(updates)
         averages = treedef.flatten_up_to(state.signs)
         sound = is_sound(leaves)
