@@ -41,8 +41,8 @@ def worst(rows: Sequence[Row], name: str, workload: str) -> Cell | None:
 
 
 def best_way(rows: Sequence[Row], reducer: str, workload: str) -> Cell | None:
-    """A reducer by its fastest way, lazy or reduced, each at its worse regime."""
-    names = [f"{reducer} [{via}]" for via in ("lazy", "reduced")]
+    """A reducer by its faster way, lazy or in microbatches, at the worse regime."""
+    names = [f"{reducer} [{via}]" for via in ("lazy", "microbatches")]
     cells = [cell for name in names if (cell := worst(rows, name, workload))]
     return min(cells, key=lambda cell: cell.ratio, default=None)
 

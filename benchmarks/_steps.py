@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -28,11 +28,12 @@ REDUCERS: dict[str, Callable[[], Any]] = {
     "subspace_weighting": co.subspace_weighting,
     "clip_examples, mean": lambda: optax.chain(co.clip_examples(1.0), co.mean()),
 }
-# How rows reach the reducer.
+# How rows reach the reducer, and which reducers are measured that way.
+FEW = ("mean", "sign_consensus", "sign_consensus(quorum=0.8)", "cosine_filter")
 VIAS = {
-    "lazy": "per_example_grad",
-    "arrays": "per_example_grad(materialize=True)",
-    "reduced": "value_and_reduced_grad",
+    "lazy": tuple(REDUCERS),  # per_example_grad
+    "arrays": FEW,  # per_example_grad(materialize=True)
+    "microbatches": FEW,  # value_and_reduced_grad, four microbatches if not told
 }
 
 
@@ -87,28 +88,28 @@ def stacked_gramian(work: Workload) -> Step:
     return step
 
 
-def ours(work: Workload, name: str, via: str, **options: Any) -> Step | None:
-    """A reducer of this library by one way; None where it does not apply.
+def ours(
+    work: Workload, name: str, via: str, microbatch_size: int | None = None
+) -> Step:
+    """A reducer of this library by one way.
 
     Args:
       work: model and data.
       name: key of ``REDUCERS``.
       via: key of ``VIAS``.
-      **options: for ``value_and_reduced_grad`` (``microbatch_size``).
+      microbatch_size: rows at a time, for ``microbatches``.
 
     Returns:
       A function of (params, batch) to (update, state).
     """
     reducer = REDUCERS[name]()
-    if via != "reduced":
+    if via != "microbatches":
         rows = co.per_example_grad(work.loss, materialize=via == "arrays")
         return lambda params, batch: reducer.update(
             rows(params, batch), reducer.init(params), params
         )
-    reduced_grad = getattr(co, "value_and_reduced_grad", None)
-    if reduced_grad is None or not isinstance(reducer, co.Reducer):
-        return None
-    fused = reduced_grad(work.loss, reducer, **options)
+    size = microbatch_size or max(1, work.batch_size // 4)
+    fused = co.value_and_reduced_grad(work.loss, reducer, microbatch_size=size)
 
     def step(params: Any, batch: Any) -> Any:
         _, update, state = fused(params, batch, state=reducer.init(params))
@@ -118,14 +119,12 @@ def ours(work: Workload, name: str, via: str, **options: Any) -> Step | None:
 
 
 def all_ours(
-    work: Workload, vias: tuple[str, ...], **options: Any
+    work: Workload, vias: Iterable[str] = tuple(VIAS)
 ) -> Iterator[tuple[str, str, Step]]:
-    """Every reducer by every way that applies: (name, via, step)."""
+    """Every reducer by every way that it is measured: (name, via, step)."""
     for via in vias:
-        for name in REDUCERS:
-            step = ours(work, name, via, **options)
-            if step is not None:
-                yield name, via, step
+        for name in VIAS[via]:
+            yield name, via, ours(work, name, via)
 
 
 def _with_axis(example: Any) -> Any:

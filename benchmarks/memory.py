@@ -16,15 +16,18 @@ from benchmarks._harness import Row, compiled
 from benchmarks._steps import Step
 from benchmarks._workloads import Workload
 
-BATCHES, WIDTHS = (8, 16, 32, 64, 128, 256, 512), (128, 256, 512, 1024, 2048, 4096)
+BATCHES, WIDTHS = (8, 32, 128, 512), (256, 1024, 4096)
 SMOKE_BATCHES, SMOKE_WIDTHS = (4, 8), (8, 16)
 MICROBATCH = 8
 OURS = (
-    "mean",
-    "sign_consensus",
-    "sign_consensus(quorum=0.8)",
-    "cosine_filter",
-    "clip_examples, mean",
+    ("mean", "lazy"),
+    ("sign_consensus", "lazy"),
+    ("sign_consensus", "arrays"),
+    ("sign_consensus", "microbatches"),
+    ("sign_consensus(quorum=0.8)", "lazy"),
+    ("cosine_filter", "lazy"),
+    ("cosine_filter", "microbatches"),
+    ("clip_examples, mean", "lazy"),
 )
 
 
@@ -32,13 +35,9 @@ def steps(work: Workload) -> Iterator[tuple[str, Step]]:
     """The plain step first; in memory, microbatched, and written by hand."""
     yield "plain", _steps.plain(work)
     yield "vmap(grad), min/max", _steps.stacked_min_max(work)
-    for name in OURS:
-        for via in _steps.VIAS:
-            options = {"microbatch_size": MICROBATCH} if via == "reduced" else {}
-            step = _steps.ours(work, name, via, **options)
-            if step is not None:
-                label = f"microbatch {MICROBATCH}" if options else via
-                yield f"{name} [{label}]", step
+    for name, via in OURS:
+        label = f"{via} of {MICROBATCH}" if via == "microbatches" else via
+        yield f"{name} [{label}]", _steps.ours(work, name, via, MICROBATCH)
 
 
 def rows_of(work: Workload, **common: int | str) -> list[Row]:

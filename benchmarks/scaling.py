@@ -22,13 +22,14 @@ WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 SMOKE_BATCHES, SMOKE_WIDTHS = (4, 8), (8, 16)
 MICROBATCH = 32
 STACK_LIMIT = 2**31  # bytes: larger stacks are left out, for they may not fit
-OURS = {
-    "mean": "lazy",
-    "sign_consensus": "lazy",
-    "sign_consensus(quorum=0.8)": "lazy",
-    "cosine_filter": "lazy",
-    "clip_examples, mean": "lazy",
-}
+OURS = (
+    ("mean", "lazy"),
+    ("sign_consensus", "lazy"),
+    ("sign_consensus", "microbatches"),
+    ("sign_consensus(quorum=0.8)", "lazy"),
+    ("cosine_filter", "lazy"),
+    ("clip_examples, mean", "lazy"),
+)
 
 
 def contestants(work: Workload) -> list[Contestant]:
@@ -36,11 +37,9 @@ def contestants(work: Workload) -> list[Contestant]:
     steps = {"plain": _steps.plain(work)}
     if work.batch_size * work.param_bytes <= STACK_LIMIT:
         steps["vmap(grad), min/max"] = _steps.stacked_min_max(work)
-    for name, via in OURS.items():
-        steps[f"{name} [{via}]"] = _steps.ours(work, name, via)
-    fused = _steps.ours(work, "sign_consensus", "reduced", microbatch_size=MICROBATCH)
-    if fused is not None:
-        steps[f"sign_consensus [microbatch {MICROBATCH}]"] = fused
+    for name, via in OURS:
+        label = f"{via} of {MICROBATCH}" if via == "microbatches" else via
+        steps[f"{name} [{label}]"] = _steps.ours(work, name, via, MICROBATCH)
     return [
         compiled(name, step, work.params, work.batch) for name, step in steps.items()
     ]

@@ -36,7 +36,7 @@ def norm(tree):
 def test_contestants_agree_with_the_plain_gradient(name):
     work = _workloads.workload(name, smoke=True)
     everything = name == "mlp"  # the others take long to compile
-    vias = ("lazy", "reduced") if everything else ("lazy",)
+    vias = tuple(_steps.VIAS) if everything else ("lazy",)
     few = {"mean", "sign_consensus", "cosine_filter"}
 
     @jax.jit  # one program for all: they share the backward pass
@@ -122,7 +122,7 @@ def test_slope_of_a_power_law():
 
 
 def test_memory_is_told_in_parameters(monkeypatch):
-    monkeypatch.setattr(memory, "OURS", ("mean", "sign_consensus"))
+    monkeypatch.setattr(memory, "OURS", (("sign_consensus", "lazy"),))
     work = _workloads.workload("mlp", smoke=True)
     rows = memory.rows_of(work, against="batch_size", value=8)
     names = [row["contestant"] for row in rows]
