@@ -77,7 +77,7 @@ class Lab:
         """
         optimizer = self._optimizer(rule)
         if rule is None:
-            step = training.mean_step(self._loss, optimizer)
+            step = training.mean_step(self._mean_loss, optimizer)
         else:
             step = training.row_step(
                 self._loss, optimizer, group_size=self._task.group_size, watch=WATCH
@@ -105,21 +105,31 @@ class Lab:
         return optax.chain(rule, co.skip_if_empty(adam))
 
     def _loss(self, params: Any, batch: tasks.Examples) -> jax.Array:
+        return self._mean_loss(params, batch, None)
+
+    def _mean_loss(
+        self, params: Any, batch: tasks.Examples, weights: jax.Array | None
+    ) -> jax.Array:
         logits = self._apply(params, batch.inputs, batch.inside)
-        return tasks.example_losses(logits, batch.targets).mean()
+        losses = tasks.example_losses(logits, batch.targets)
+        return training.weighted_mean(losses, weights)
 
     def _batch(
         self, train: tasks.Examples, key: jax.Array, number: jax.Array
     ) -> tuple[tasks.Examples, jax.Array | None]:
-        """The examples and row weights of the step with this number."""
-        if self._task.num_rows is None:
-            return train, jnp.asarray(train.weights)
-        chosen = jax.random.choice(
-            jax.random.fold_in(key, number),
-            train.weights.shape[0],
-            (self._task.num_rows * self._task.group_size,),
-            replace=False,
+        """The examples and row weights of the step with this number.
+
+        Always in random order, since for some rules the first row decides. Each
+        example draws its own place, so that padding does not disturb the others.
+        """
+        draw = lambda i: jax.random.bits(
+            jax.random.fold_in(jax.random.fold_in(key, number), i)
         )
+        order = jnp.argsort(jax.vmap(draw)(jnp.arange(train.weights.shape[0])))
+        if self._task.num_rows is None:
+            batch = jax.tree.map(lambda x: x[order], train)
+            return batch, batch.weights
+        chosen = order[: self._task.num_rows * self._task.group_size]
         return jax.tree.map(lambda x: x[chosen], train), None
 
     def _evaluate_one(

@@ -81,7 +81,7 @@ def caption(result: Comparison) -> str:
     """
     task, settings = result.task, result.settings
     num, seeds, steps = len(task.problems), settings["seeds"], result.steps[-1]
-    rows = "all training examples, one row each"
+    rows = "all training examples in random order, one row each"
     if task.num_rows is not None:
         rows = f"{task.num_rows} groups of {task.group_size} examples, one row each"
     over = "the problems, seeds averaged first" if num > 1 else "the seeds"

@@ -12,6 +12,7 @@ from consensus_optax.training._loop import (
     start,
     train,
     watched,
+    weighted_mean,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "start",
     "train",
     "watched",
+    "weighted_mean",
 ]

@@ -11,6 +11,7 @@ from consensus_optax._gradients import per_example_value_and_grad
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], jax.Array]
+WeightedLoss = Callable[[Any, Any, jax.Array | None], jax.Array]
 
 
 class Fit(NamedTuple):
@@ -78,7 +79,7 @@ def row_step(
         updates, opt_state = optimizer.update(
             rows, fit.opt_state, fit.params, weights=weights
         )
-        metrics = {"loss": _weighted_mean(losses, weights)}
+        metrics = {"loss": weighted_mean(losses, weights)}
         for name in watch:
             value = watched(opt_state, name)
             if value is not None:
@@ -89,12 +90,12 @@ def row_step(
     return step
 
 
-def mean_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
+def mean_step(loss: WeightedLoss, optimizer: optax.GradientTransformation) -> Step:
     """A plain step: the gradient of the mean loss, as everyone computes it.
 
     Args:
-      loss: ``loss(params, batch)``, the mean loss of a batch. With weights it is
-        called on batches of one example and the weighted mean is differentiated.
+      loss: ``loss(params, batch, weights)``, the weighted mean loss of a batch; plain
+        if ``weights`` is None.
       optimizer: any optax optimizer, without a reducer.
 
     Returns:
@@ -102,20 +103,14 @@ def mean_step(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
 
     Examples:
       >>> optimizer = optax.sgd(1.0)
-      >>> step = mean_step(lambda w, batch: (w * batch).mean(), optimizer)
+      >>> step = mean_step(lambda w, batch, weights: (w * batch).mean(), optimizer)
       >>> fit, _ = step(start(jnp.zeros(()), optimizer), jnp.array([2.0, 3.0]), None)
       >>> float(fit.params)
       -2.5
     """
 
-    def total(params: Any, batch: Any, weights: jax.Array | None) -> jax.Array:
-        if weights is None:
-            return loss(params, batch)
-        one = lambda example: loss(params, jax.tree.map(lambda x: x[None], example))
-        return _weighted_mean(jax.vmap(one)(batch), weights)
-
     def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
-        value, grads = jax.value_and_grad(total)(fit.params, batch, weights)
+        value, grads = jax.value_and_grad(loss)(fit.params, batch, weights)
         updates, opt_state = optimizer.update(grads, fit.opt_state, fit.params)
         params = optax.apply_updates(fit.params, updates)
         return Fit(params, opt_state, fit.step + 1), {"loss": value}
@@ -142,7 +137,8 @@ def train(
 
     Examples:
       >>> optimizer = optax.sgd(0.5)
-      >>> step = mean_step(lambda w, batch: ((w - batch) ** 2).mean(), optimizer)
+      >>> loss = lambda w, batch, weights: ((w - batch) ** 2).mean()
+      >>> step = mean_step(loss, optimizer)
       >>> batch_at = lambda number: (jnp.ones(3), None)
       >>> fit, metrics = train(step, start(jnp.zeros(()), optimizer), batch_at, 2)
       >>> float(fit.params), metrics["loss"].tolist()
@@ -181,10 +177,23 @@ def watched(opt_state: Any, name: str) -> jax.Array | None:
     return jnp.asarray(value, jnp.float32).mean()
 
 
-def _weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The mean of some values, of which those of weight 0 are not there.
+
+    Args:
+      values: one value for each example, ``(N,)``; it may be nan where absent.
+      weights: ``(N,)``, or None for equal weights.
+
+    Returns:
+      A scalar, 0 if nothing is there.
+
+    Examples:
+      >>> values, weights = jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0])
+      >>> float(weighted_mean(values, weights))
+      1.0
+    """
     if weights is None:
         return values.mean()
     total = weights.sum()
-    return jnp.where(weights > 0, values * weights, 0).sum() / jnp.where(
-        total > 0, total, 1
-    )
+    sum_present = jnp.where(weights > 0, values * weights, 0).sum()
+    return sum_present / jnp.where(total > 0, total, 1)
