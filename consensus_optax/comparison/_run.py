@@ -97,7 +97,7 @@ def _take_turns(
     A rule's first record is that of the start.
     """
     programs: dict[tuple[str, int], Callable[..., Any]] = {}
-    fits = {}
+    fits: dict[Any, Any] = {}
     for length in lengths:
         for name, rule in list(rules.items()):
             if (name, length) not in programs:

@@ -124,11 +124,12 @@ def subspace_weighting(
         order = jnp.argsort(jnp.where(rows.present, coefficients, jnp.inf))
         there = rows.present[order]  # by rank: absent rows come last
         ascending = coefficients[order]
-        old = state.sorted_coefficients
-        mixed = jnp.where(state.seen, beta * old + (1 - beta) * ascending, ascending)
+        old, seen = state.sorted_coefficients, state.seen
+        assert old is not None and seen is not None  # there with momentum
+        mixed = jnp.where(seen, beta * old + (1 - beta) * ascending, ascending)
         kept = jnp.where(there, mixed, old)
         returned = jnp.zeros_like(coefficients).at[order].set(jnp.where(there, kept, 0))
-        return returned, SubspaceState(kept, state.seen | there, state.fell_back)
+        return returned, SubspaceState(kept, seen | there, state.fell_back)
 
     def weigh(
         gramian: Array, rows: Rows, state: SubspaceState
