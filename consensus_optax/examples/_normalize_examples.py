@@ -29,7 +29,7 @@ def normalize_examples() -> optax.GradientTransformationExtraArgs:
       >>> import jax.numpy as jnp, optax, consensus_optax as co
       >>> rule = optax.chain(co.normalize_examples(), co.mean())
       >>> rows, params = jnp.array([[3., 4.], [0., 10.]]), jnp.zeros(2)
-      >>> print(rule.update(rows, rule.init(params), params)[0])
+      >>> print(rule.update(rows, rule.init(params), params)[0].round(3))
       [0.3 0.9]
     """
     return row_scaling(

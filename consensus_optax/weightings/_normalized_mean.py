@@ -33,7 +33,7 @@ def normalized_mean() -> Reducer:
       >>> import jax.numpy as jnp
       >>> rule, params = normalized_mean(), jnp.zeros(2)
       >>> rows = jnp.array([[3., 4.], [0., 10.]])
-      >>> print(rule.update(rows, rule.init(params), params)[0])
+      >>> print(rule.update(rows, rule.init(params), params)[0].round(3))
       [0.3 0.9]
     """
 

@@ -125,7 +125,8 @@ def subspace_weighting(
         there = rows.present[order]  # by rank: absent rows come last
         ascending = coefficients[order]
         old, seen = state.sorted_coefficients, state.seen
-        assert old is not None and seen is not None  # there with momentum
+        assert old is not None  # there with momentum
+        assert seen is not None
         mixed = jnp.where(seen, beta * old + (1 - beta) * ascending, ascending)
         kept = jnp.where(there, mixed, old)
         returned = jnp.zeros_like(coefficients).at[order].set(jnp.where(there, kept, 0))
