@@ -12,7 +12,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-
 
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
-BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 .PHONY: help demo test lint format types doctest notebooks bench clean
 .NOTPARALLEL:
@@ -51,9 +50,7 @@ notebooks: $(INSTALLED)dev
 	CONSENSUS_OPTAX_SMOKE=1 $(BIN)/jupyter-execute --timeout=600 $(NOTEBOOKS)
 
 bench: $(INSTALLED)dev
-	@test -n "$(BENCHMARKS)" || { echo "benchmarks/ has no script"; exit 1; }
-	@set -e; for script in $(BENCHMARKS); do \
-	  echo "$$script" >&2; $(BIN)/python $$script $(ARGS); done
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs build dist .pytest_cache .ruff_cache

@@ -175,14 +175,21 @@ def plot(folder: Path) -> None:
         return
     names = list(dict.fromkeys(bar["name"] for bar in shown))
     figure, axes = plt.subplots(
-        1, len(NAMES), figsize=(11, 0.8 + 0.27 * len(names)), sharey=True
+        1, len(NAMES), figsize=(11, 1.2 + 0.27 * len(names)), sharex=True, sharey=True
     )
     for axis, workload in zip(axes, NAMES, strict=True):
         _panel(axis, [bar for bar in shown if bar["workload"] == workload], names)
         axis.set_title(workload)
+    axes[0].set_xscale("log")
+    axes[0].set_xlim(1, 4 * max(1.5, *(bar["ratio"] for bar in shown)))
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].invert_yaxis()
     figure.supxlabel("time of a step / time of the same framework's plain step")
+    labels = {"ours": "consensus_optax", "jax": "JAX", "torch": "torch"}
+    sides = [side for side in labels if any(bar["side"] == side for bar in shown)]
+    swatches = [plt.Rectangle((0, 0), 1, 1, color=_COLORS[side]) for side in sides]
+    names_of_sides = [labels[side] for side in sides]
+    figure.legend(swatches, names_of_sides, loc="lower left", fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "speed.png", dpi=110)
     plt.close(figure)
@@ -197,9 +204,6 @@ def _panel(axis: Any, shown: Sequence[Row], names: Sequence[str]) -> None:
         axis.text(
             max(ratio, 1.0) * 1.1, place, f"×{_number(ratio)}", va="center", size=7
         )
-    axis.set_xscale("log")
-    high = max([bar["ratio"] for bar in shown], default=1)
-    axis.set_xlim(1, max(high, 1.5) * 4)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
 

@@ -111,7 +111,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.suptitle("MLP 784-width-width-10, all rows equal (nothing stops early)")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
