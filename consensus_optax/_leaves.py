@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,8 +73,24 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
     if is_outer_product(leaf):
         right = finite_rows(leaf.right, dtype)
         return right if leaf.is_look_up else right & finite_rows(leaf.left, dtype)
-    rows = flat(leaf, dtype)
-    return jnp.isfinite(rows @ jnp.zeros(rows.shape[1], dtype))
+    return jnp.isfinite(_row_sums(leaf.astype(dtype), 0))
+
+
+def _is_of_convolution(leaf: Array) -> bool:
+    """Rows with three axes or more: XLA lays them side by side, (..., B, channels)."""
+    return leaf.ndim >= 4
+
+
+def _row_sums(rows: Array, factor: float) -> Array:
+    """Sum of every row's entries times a factor, (B,), in the order of memory."""
+    count = rows.shape[0]
+    if not _is_of_convolution(rows):
+        matrix = rows.reshape(count, -1)
+        return matrix @ jnp.full(matrix.shape[1], factor, rows.dtype)
+    channels = rows.shape[-1]
+    side_by_side = jnp.moveaxis(rows, 0, -2).reshape(-1, count * channels)
+    factors = jnp.full(side_by_side.shape[0], factor, rows.dtype)
+    return (factors @ side_by_side).reshape(count, channels).sum(1)
 
 
 def scale(leaf: Leaf, factors: Array) -> Leaf:
@@ -98,8 +114,8 @@ def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
             left, right = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
             return (left * right).sum((1, 2))
         leaf = leaf.materialize()
-    rows = flat(leaf, dtype)
-    return (rows * rows).sum(1)
+    rows = leaf.astype(dtype)
+    return _row_sums(rows * rows, 1)
 
 
 def gramian(leaf: AnyLeaf, dtype: Any) -> Array:
@@ -133,12 +149,18 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
 
 
 def fold(
-    leaf: AnyLeaf, statistics: Sequence[Statistic], weights: Array, order: Array
+    leaf: AnyLeaf,
+    statistics: Sequence[Statistic],
+    weights: Array,
+    order: Array,
+    matters: Callable[..., Array] | None = None,
 ) -> tuple[Array, ...]:
     """Statistics of all rows merged, each in parameter shape, never a second stack.
 
     Row ``order[i]`` is read with weight ``weights[i]``: an absent row i has weight 0
-    and points to a present row, whose copy changes no statistic.
+    and points to a present row, whose copy changes no statistic. Of products of two
+    vectors, statistics without a short cut are left out if ``matters`` of the others
+    says that they matter nowhere.
     """
     if isinstance(leaf, Mixed):
         leaf = as_array(leaf, weights.dtype)
@@ -146,19 +168,28 @@ def fold(
         loop = lambda stack: fold_rows(
             lambda i: stack[order[i]], statistics, weights, _ARRAYS_PER_TURN
         )
-        halve = lambda stack: fold_stack(stack[order], statistics, weights)
+        halve = lambda stack: fold_stack(stack, statistics, weights, order)
+        if _is_of_convolution(leaf):
+            return halve(leaf)
         return lax.platform_dependent(leaf, cpu=loop, default=halve)
     if leaf.is_look_up or leaf.sides[0] > 1:
         return tuple(map(leaf.restore, _fold_matmuls(leaf, statistics, weights, order)))
     a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
-    others = [statistic for statistic in statistics if statistic.of_products is None]
+    short = [s.of_products(a, d, weights) for s in statistics if s.of_products]
+    others = [statistic for statistic in statistics if not statistic.of_products]
     read = lambda i: a[i][:, None] * d[i][None, :]
-    looped = iter(others and fold_rows(read, others, weights, _ARRAYS_PER_TURN))
-    direct: list[Any] = [
-        statistic.of_products(a, d, weights) if statistic.of_products else next(looped)
-        for statistic in statistics
-    ]
-    return tuple(map(leaf.restore, direct))
+    looped: tuple[Array, ...] = ()
+    if others:
+        loop = lambda: fold_rows(read, others, weights, _ARRAYS_PER_TURN)
+        if short and matters:
+            needed = jnp.any(matters(*short))
+            nothing = tuple(jnp.zeros_like(short[0]) for _ in others)
+            looped = lax.cond(needed, loop, lambda: nothing)
+        else:
+            looped = loop()
+    each = {True: iter(short), False: iter(looped)}
+    merged = [next(each[bool(s.of_products)]) for s in statistics]
+    return tuple(map(leaf.restore, merged))
 
 
 def _fold_matmuls(

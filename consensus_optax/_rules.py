@@ -61,6 +61,9 @@ class Fold(NamedTuple):
       statistics: what is observed of each row and how two observations merge.
       resolve: (merged, rows) to the update. ``merged`` has one list per statistic,
         with one array of parameter shape for every leaf; so has the update.
+      matters: optional (*first, rows) to a mask: of the statistics that have a short
+        cut for products, in order, where the others can matter. They may be left out
+        of a leaf in which they matter nowhere.
 
     Examples:
       The largest magnitude that any row asks for, with the sign of the sum:
@@ -78,6 +81,7 @@ class Fold(NamedTuple):
 
     statistics: Sequence[Statistic]
     resolve: Callable[[list[list[Array]], Rows], list[Array]]
+    matters: Callable[..., Array] | None = None
 
 
 class Columns(NamedTuple):

@@ -129,7 +129,8 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
                 update = [_leaves.combine(leaf, w, rows.order) for leaf, w in pairs]
             return Outcome(update, any_weight(weights), state)
         case Fold():
-            merged = fold_all(rule, leaves, rows.weights, rows.order)
+            matters = rule.matters and (lambda *first: rule.matters(*first, rows))
+            merged = fold_all(rule, leaves, rows, matters)
             return settle(rule.resolve(merged, rows), rows)
     return settle(reduce_columns(rule.reduce, leaves, rows), rows)
 
@@ -143,12 +144,13 @@ def combine_all(leaves: list[AnyLeaf], weights: Array, order: Array) -> list[Arr
 
 
 def fold_all(
-    rule: Fold, leaves: list[AnyLeaf], weights: Array, order: Array
+    rule: Fold, leaves: list[AnyLeaf], rows: Rows, matters: Any = None
 ) -> list[list[Array]]:
     """For every statistic of a fold, its merged value in every leaf."""
-    packed = pack(leaves, weights.dtype)
+    packed = pack(leaves, rows.weights.dtype)
     merged = [
-        _leaves.fold(leaf, rule.statistics, weights, order) for leaf in packed.leaves
+        _leaves.fold(leaf, rule.statistics, rows.weights, rows.order, matters)
+        for leaf in packed.leaves
     ]
     return [packed.unpack(list(parts)) for parts in zip(*merged, strict=True)]
 

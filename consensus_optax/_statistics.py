@@ -84,14 +84,18 @@ def fold_rows(
 
 
 def fold_stack(
-    stack: Array, statistics: Sequence[Statistic], weights: Array
+    stack: Array, statistics: Sequence[Statistic], weights: Array, order: Array
 ) -> tuple[Array, ...]:
     """Merged statistics of a stack by halving it: few, large operations.
 
-    For devices on which a loop over rows is B launches. Reads the stack about twice.
+    For devices on which a loop over rows is B launches, and for gradients of
+    convolutions, whose rows lie side by side in memory. Reads the stack about twice.
     """
-    stack = stack.astype(weights.dtype)
-    observe = lambda statistic: jax.vmap(statistic.observe)(stack, weights)
+    absent = order != jnp.arange(order.shape[0], dtype=order.dtype)
+    stand_in = stack[order[jnp.argmax(absent)]]
+    mask = absent.reshape(-1, *[1] * (stack.ndim - 1))
+    sound = jnp.where(mask, stand_in[None], stack).astype(weights.dtype)
+    observe = lambda statistic: jax.vmap(statistic.observe)(sound, weights)
     halve = lambda statistic: _halved(observe(statistic), statistic.merge)
     return tuple(halve(statistic) for statistic in statistics)
 
@@ -151,19 +155,22 @@ def _minmod_of_products(a: Array, d: Array, weights: Array) -> Array:
     """Minmod over rows a_i d_i, which costs little where nothing is agreed on.
 
     All rows agree in sign exactly where the sum of products of signs is plus or minus
-    B, which one matrix product tells; they are looped over only if it is so somewhere.
+    B, which one matrix product tells. Magnitudes are looked at if that is so anywhere.
     """
     agreement = _matmul(jnp.sign(a), jnp.sign(d))
-    read = lambda i: a[i][:, None] * d[i][None, :]
-    return lax.cond(
-        jnp.any(jnp.abs(agreement) == a.shape[0]),
-        lambda: fold_rows(read, (MINMOD,), weights, 4)[0],
-        lambda: jnp.zeros_like(agreement),
-    )
+    agreed = jnp.abs(agreement) == a.shape[0]
+    least = Statistic(lambda g, w: g, jnp.minimum)
+    size_a, size_d = jnp.abs(a), jnp.abs(d)
+    read = lambda i: size_a[i][:, None] * size_d[i][None, :]
+
+    def signed() -> Array:
+        (magnitude,) = fold_rows(read, (least,), weights, 4)
+        return jnp.where(agreed, jnp.sign(agreement) * magnitude, 0)
+
+    return lax.cond(jnp.any(agreed), signed, lambda: jnp.zeros_like(agreement))
 
 
-_positive = lambda x: (x > 0).astype(x.dtype)
-_negative = lambda x: (x < 0).astype(x.dtype)
+_nonzero = lambda x: (x != 0).astype(x.dtype)
 _up = lambda x: jnp.maximum(x, 0)
 _down = lambda x: jnp.minimum(x, 0)
 
@@ -187,15 +194,10 @@ WEIGHTED_MAGNITUDE = Statistic(
     jnp.add,
     of_products=lambda a, d, w: _matmul(jnp.abs(a) * w[:, None], jnp.abs(d)),
 )
-POSITIVE_WEIGHT = Statistic(
-    lambda g, w: jnp.where(g > 0, w, 0),
+NONZERO_WEIGHT = Statistic(
+    lambda g, w: jnp.where(g != 0, w, 0),
     jnp.add,
-    of_products=_by_sign(_positive, _negative, same=True),
-)
-NEGATIVE_WEIGHT = Statistic(
-    lambda g, w: jnp.where(g < 0, w, 0),
-    jnp.add,
-    of_products=_by_sign(_positive, _negative, same=False),
+    of_products=lambda a, d, w: _matmul(_nonzero(a) * w[:, None], _nonzero(d)),
 )
 POSITIVE_SUM = Statistic(
     lambda g, w: w * _up(g), jnp.add, of_products=_by_sign(_up, _down, same=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._gradients import Arranged, value_and_rows
+from consensus_optax._rules import Rows
 from consensus_optax._stack import Stack, as_stack, present_weights
 from consensus_optax._typing import Array, Tree
 
@@ -32,11 +33,9 @@ class Block(NamedTuple):
     value: Any
 
     @property
-    def order(self) -> Array:
-        """(m,) int32: i where row i is there, else the first row that is."""
-        first = jnp.argmax(self.weights > 0)
-        indices = jnp.arange(self.weights.shape[0])
-        return jnp.where(self.weights > 0, indices, first).astype(jnp.int32)
+    def rows(self) -> Rows:
+        """These rows as folds see them; they are not all, so no step and no extras."""
+        return Rows(self.weights, jnp.zeros((), jnp.int32), {})
 
 
 class Microbatches(NamedTuple):

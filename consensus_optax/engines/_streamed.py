@@ -34,7 +34,7 @@ def stream(rule: Fold, microbatches: Microbatches) -> Streamed:
     """Merges the statistics of all rows, microbatch by microbatch."""
 
     def observe(block: Block) -> list[list[Array]]:
-        return fold_all(rule, block.stack.leaves, block.weights, block.order)
+        return fold_all(rule, block.stack.leaves, block.rows)
 
     def step(carry: Merged, block: Block) -> tuple[Merged, Any]:
         any_row = jnp.any(block.weights > 0)

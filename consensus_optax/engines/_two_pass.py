@@ -94,7 +94,7 @@ def second_pass(
         taken = microbatches.indices[index]
         padded = lambda w: w.at[taken].get(mode="fill", fill_value=0)
         return [
-            _leaves.combine(leaf, padded(w), block.order)
+            _leaves.combine(leaf, padded(w), block.rows.order)
             for leaf, w in zip(block.stack.leaves, weights, strict=True)
         ]
 
@@ -112,9 +112,10 @@ def second_pass(
 def _centers(microbatches: Microbatches) -> list[Array]:
     """A point near the rows, from the first microbatch; the mean is taken off later."""
     block = microbatches.block(0)
-    total = block.weights.sum()
-    shares = block.weights / jnp.where(total > 0, total, 1)
-    return [_leaves.combine(leaf, shares, block.order) for leaf in block.stack.leaves]
+    rows = block.rows
+    return [
+        _leaves.combine(leaf, rows.shares, rows.order) for leaf in block.stack.leaves
+    ]
 
 
 def _read(rule: Weighting, block: Block, centers: list[Array] | None) -> list[Any]:

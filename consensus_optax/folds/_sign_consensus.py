@@ -12,10 +12,10 @@ from consensus_optax._statistics import (
     LOG_MAGNITUDE,
     MINMOD,
     NEGATIVE_SUM,
-    NEGATIVE_WEIGHT,
+    NONZERO_WEIGHT,
     POSITIVE_SUM,
-    POSITIVE_WEIGHT,
     SMALLEST_POSITIVE,
+    WEIGHTED_SIGN,
     WEIGHTED_SUM,
 )
 from consensus_optax._typing import Array, Threshold
@@ -96,29 +96,40 @@ def sign_consensus(
         "geometric": (WEIGHTED_SUM, LOG_MAGNITUDE),
     }[magnitude]
 
-    def magnitudes(positive: Array, negative: Array, total: Array, *merged: Array):
-        """The update of a coordinate if the positive rows win, and if the others do."""
+    def agreed(sign_sum: Array, nonzero: Array, rows: Rows) -> Array:
+        """Where a quorum shares a sign, which is then that of the sum of signs."""
+        total = rows.weights.sum()
+        needed = _check.value_at(quorum, rows.step, total.dtype) * total * (1 - _SLACK)
+        return (nonzero + jnp.abs(sign_sum)) / 2 >= needed
+
+    def moved(
+        sign_sum: Array, nonzero: Array, rows: Rows, merged: list[Array]
+    ) -> Array:
+        """The update of a coordinate where there is a quorum."""
+        total = _or_one(rows.weights.sum())
         match magnitude:
             case "min":
-                return merged
+                return jnp.where(sign_sum > 0, merged[0], merged[1])
             case "mean":
-                return (merged[0] / total,) * 2
+                return merged[0] / total
             case "agreeing_mean":
-                return merged[0] / _or_one(positive), merged[1] / _or_one(negative)
-        size = jnp.exp(merged[1] / total)
-        return (jnp.sign(merged[0]) * size,) * 2
+                agreeing = _or_one((nonzero + jnp.abs(sign_sum)) / 2)
+                return jnp.where(sign_sum > 0, merged[0], merged[1]) / agreeing
+        return jnp.sign(merged[0]) * jnp.exp(merged[1] / total)
 
     def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
-        total = _or_one(rows.weights.sum())
-        needed = _check.value_at(quorum, rows.step, total.dtype) * total * (1 - _SLACK)
-        update = []
-        for positive, negative, *others in zip(*merged, strict=True):
-            up, down = magnitudes(positive, negative, total, *others)
-            agreed = jnp.where(negative >= needed, down, 0)
-            update.append(jnp.where(positive >= needed, up, agreed))
+        update = [
+            jnp.where(
+                agreed(sign_sum, nonzero, rows),
+                moved(sign_sum, nonzero, rows, others),
+                0,
+            )
+            for sign_sum, nonzero, *others in zip(*merged, strict=True)
+        ]
         return _rescaled(update, rescale)
 
-    return reducer(Fold((POSITIVE_WEIGHT, NEGATIVE_WEIGHT, *statistics), resolve))
+    votes = (WEIGHTED_SIGN, NONZERO_WEIGHT)
+    return reducer(Fold((*votes, *statistics), resolve, agreed))
 
 
 def _or_one(number: Array) -> Array:
