@@ -28,7 +28,9 @@ def shares_of_smallest(scores, count):
         not i and s <= last * (1 + 1e-5) for i, s in zip(inside, scores, strict=True)
     ]
     share = (count - sum(inside)) / sum(tied)
-    return [1.0 if i else share if t else 0.0 for i, t in zip(inside, tied, strict=True)]
+    return [
+        1.0 if i else share if t else 0.0 for i, t in zip(inside, tied, strict=True)
+    ]
 
 
 def kept(rows, weights, shares):
@@ -213,9 +215,11 @@ def divide_and_conquer(num_byzantine, filter_fraction=1.0):
 
 def geometric_median(rows, weights, nu=1e-4, iterations=64):
     distances = [[math.sqrt(squared_distance(g, h)) for h in rows] for g in rows]
-    radius = min(sorted(line)[len(rows) // 2] for line in distances[:]) if (
-        len(rows) > 1
-    ) else 0.0
+    radius = (
+        min(sorted(line)[len(rows) // 2] for line in distances[:])
+        if (len(rows) > 1)
+        else 0.0
+    )
     smoothing = nu * (radius if radius > 0 else 1.0)
     z = mean(rows, weights)
     for _ in range(iterations):

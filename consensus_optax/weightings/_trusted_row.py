@@ -56,13 +56,7 @@ def trusted_row(index: int = 0) -> Reducer:
     def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         size = rows.weights.shape[0]
         if index >= size:
-<<<<<<< HEAD
-            _check.fail(
-                "index", f"one of the {size} rows, so at most {size - 1}", index
-            )
-=======
             _check.fail("index", f"less than the number of rows, {size}", index)
->>>>>>> 38e2661 (Robust weightings and mixings)
         norms = jnp.sqrt(gramian.diagonal())
         trusted = norms[index]
         known = (norms > 0) & (trusted > 0) & (jnp.arange(size) != index)
