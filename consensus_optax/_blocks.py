@@ -50,7 +50,8 @@ def reduce_columns(
     """
     dtype, count = rows.weights.dtype, rows.weights.shape[0]
     products = [leaf for leaf in leaves if is_outer_product(leaf)]
-    width = max([_block_entries() // count, 1, *(leaf.sides[2] for leaf in products)])
+    width = min(_block_entries() // count, sum(_row_size(leaf) for leaf in leaves))
+    width = max([width, 1, *(leaf.sides[2] for leaf in products)])
     parts: list[_Part] = []
     place: dict[int, int] = {}  # leaf to its first coordinate in the end
     small = [i for i, leaf in enumerate(leaves) if _row_size(leaf) < width]

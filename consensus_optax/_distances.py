@@ -51,7 +51,7 @@ def nearest_sums(squares: Array, count: Array | int) -> Array:
     """Sum of the squared distances to the ``count`` nearest OTHER rows, (B,)."""
     size = squares.shape[0]
     others = jnp.where(jnp.eye(size, dtype=bool), jnp.inf, squares)
-    ranks = jnp.arange(size)[None, :]
+    ranks = jnp.arange(size, dtype=jnp.int32)[None, :]
     return jnp.where(ranks < count, jnp.sort(others, 1), 0).sum(1)
 
 

@@ -49,6 +49,17 @@ def scales_with_the_rows(run, rtol):
         close(got, factor * expected, rtol)
 
 
+def shifts_with_the_rows(run, rtol):
+    """Taking one vector off every row takes it off the update."""
+    keep = [i for i, name in enumerate(NAMES) if name not in ("tiny", "huge")]
+    random = np.random.default_rng(5)
+    shift = np.round(8 * random.normal(size=P)) / 8  # of few digits: little rounding
+    expected = run(*ALL).update
+    moved = run(ALL.rows - shift, ALL.weights)
+    expected = np.where(ALL.present.any(1)[:, None], expected - shift, 0)
+    close(moved.update[keep], expected[keep], 10 * rtol, [NAMES[i] for i in keep])
+
+
 def scales_unless_tiny(run, rtol):
     """As above, where a constant such as 1e-10 is small against the rows."""
     keep = [i for i, name in enumerate(NAMES) if name != "tiny"]

@@ -145,6 +145,9 @@ def test_the_state_does_not_depend_on_the_number_of_rows(row):
         if row.remembers_rows:  # documented: a clear error, never a silent mix-up
             with pytest.raises(ValueError, match=f"`num_rows` must .*; got {B}"):
                 trace()
+        elif num_rows < row.least_rows:
+            with pytest.raises(ValueError, match=f"rows are needed; got {num_rows}"):
+                trace()
         else:
             assert described(trace()[1]) == described(state)
 

@@ -61,7 +61,11 @@ def winsorized_mean(quantile: float) -> Reducer:
         table = [_floor(quantile * n) for n in range(rows.shape[0] + 1)]
 
         def ends(count: Any) -> tuple[Any, Any]:
-            pulled = table[count] if isinstance(count, int) else jnp.array(table)[count]
+            pulled = (
+                table[count]
+                if isinstance(count, int)
+                else jnp.array(table, jnp.int32)[count]
+            )
             return pulled, count - 1 - pulled
 
         low, high = order_statistics(rows, weights > 0, ends)

@@ -57,7 +57,9 @@ def bucketing(bucket_size: int, key: Array) -> Mixing:
         size = rows.weights.shape[0]
         at_step = jax.random.fold_in(key, rows.step)
         # One number for each row from its own key: rows of padding change no other's.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(at_step, jnp.arange(size))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            at_step, jnp.arange(size, dtype=jnp.int32)
+        )
         numbers = jax.vmap(jax.random.uniform)(keys)
         places = jnp.argsort(jnp.argsort(jnp.where(rows.present, numbers, jnp.inf)))
         buckets = jnp.arange(-(-size // bucket_size))

@@ -4,6 +4,7 @@ A `Task` is a stack of problems with training and test examples of one shape, so
 `consensus_optax.comparison` can train a model on each of them in one program.
 """
 
+from consensus_optax.tasks import attacks
 from consensus_optax.tasks._arc import arc, keeps_size
 from consensus_optax.tasks._digits import digits
 from consensus_optax.tasks._noise import flip_labels
@@ -22,6 +23,7 @@ __all__ = [
     "Scores",
     "Task",
     "arc",
+    "attacks",
     "digits",
     "example_losses",
     "flip_labels",

@@ -79,7 +79,10 @@ def bulyan(num_byzantine: int) -> Reducer:
             pairs = left[:, None] & left[None, :]
             nearest = jnp.maximum(num_present(left) - bad - 2, 1)
             scores = nearest_sums(jnp.where(pairs, squares, jnp.inf), nearest)
-            best = jnp.argmin(jnp.where(left, scores, jnp.inf))
+            known = jnp.minimum(
+                scores, jnp.finfo(scores.dtype).max
+            )  # one row left: inf
+            best = jnp.argmin(jnp.where(left, known, jnp.inf))
             taken = (jnp.arange(size) == best) & (index < theta)
             return left & ~taken
 

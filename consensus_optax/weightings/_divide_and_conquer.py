@@ -87,7 +87,7 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
         gramian = gramian / jnp.where(trace > 0, trace, 1)
         _, vectors = jnp.linalg.eigh(gramian)  # ascending
         scores = jnp.where(trace > 0, vectors[:, -1] ** 2, 1)
-        dropped = jnp.array(drops)[jnp.clip((n - 1) // 2, 0, f)]
+        dropped = jnp.array(drops, jnp.int32)[jnp.clip((n - 1) // 2, 0, f)]
         kept = among_smallest(scores, jnp.maximum(n - dropped, 1), rows.present)
         return shares_of(kept * rows.weights), state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -93,9 +94,19 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         gramian = products / radius / radius  # rows in units of r
 
         def pulls(z: Array) -> Array:
-            """Of each row on the point that has these coefficients, (B,)."""
-            product = jnp.matmul(gramian, z, precision=lax.Precision.HIGHEST)
-            distances = z @ product - 2 * product + gramian.diagonal()
+            """Of each row on the point that has these coefficients, (B,).
+
+            A row with more than half of it is made the origin: the point may be close
+            to it, and that distance must not come out of a difference of others.
+            """
+            near = jnp.argmax(z)
+            side = gramian[near]
+            local = gramian - side[:, None] - side[None, :] + side[near]
+            origin = jax.nn.one_hot(near, size, dtype=bool)
+            local = jnp.where(origin[:, None] | origin[None, :], 0, local)
+            local = jnp.where(z[near] > 0.5, local, gramian)
+            product = jnp.matmul(local, z, precision=lax.Precision.HIGHEST)
+            distances = z @ product - 2 * product + local.diagonal()
             length = jnp.sqrt(jnp.maximum(distances, 0))
             return rows.shares / jnp.maximum(length, smoothing)
 

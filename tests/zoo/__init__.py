@@ -2,10 +2,12 @@
 
 from tests.zoo._row import Row
 from tests.zoo.agreement import AGREEMENT
+from tests.zoo.columns import COLUMNS
 from tests.zoo.folds import FOLDS
 from tests.zoo.own import OWN
+from tests.zoo.robust import ROBUST
 from tests.zoo.weightings import WEIGHTINGS
 
-ZOO = [*FOLDS, *WEIGHTINGS, *AGREEMENT, *OWN]
+ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *OWN]
 
 __all__ = ["ZOO", "Row"]

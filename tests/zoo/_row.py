@@ -22,6 +22,7 @@ class Row(NamedTuple):
       thresholds: arguments that take numbers, arrays or schedules.
       rtol: of float32, relative to the largest entry of an update; 1e-6 is what the
         project asks for.
+      least_rows: a stack of fewer is an error when traced.
     """
 
     factory: Callable[..., Any]
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     thresholds: tuple[str, ...] = ()
     rtol: float = 1e-6
+    least_rows: int = 1
 
     def __str__(self):
         plain = {

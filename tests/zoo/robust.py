@@ -1,0 +1,109 @@
+"""Robust weightings, and rules after a mixing.
+
+Six rows allow f = 1 where n > 2f is asked for, and f = 0 of Krum and Bulyan with the
+rows that are absent; more of them stand in the rules' own tests.
+"""
+
+import consensus_optax as co
+from tests import _laws as laws
+from tests import _reference_robust as robust
+from tests._reference import mean, whole_model
+from tests.zoo._row import Row
+
+OF_POSITION = (
+    laws.order_is_irrelevant,
+    laws.scales_with_the_rows,
+    laws.shifts_with_the_rows,
+    laws.stays_in_the_hull,
+    laws.equal_rows_give_that_row,
+    laws.one_row_gives_that_row,
+)
+
+
+def krum_of_mixed(num_byzantine):
+    return co.after(co.nearest_neighbor_mixing(num_byzantine), co.krum(num_byzantine))
+
+
+def mean_of_clipped(num_byzantine):
+    return co.after(co.adaptive_clipping(num_byzantine), co.mean())
+
+
+ROBUST = [
+    Row(
+        co.krum,
+        whole_model(robust.krum(0)),
+        OF_POSITION,
+        options={"num_byzantine": 0},
+        least_rows=3,
+    ),
+    Row(
+        co.krum,
+        whole_model(robust.krum(0, 3)),
+        OF_POSITION,
+        options={"num_byzantine": 0, "num_selected": 3},
+        least_rows=3,
+    ),
+    Row(
+        co.bulyan,
+        whole_model(robust.bulyan(0)),
+        OF_POSITION,
+        options={"num_byzantine": 0},
+        least_rows=3,
+        empty=("zero",),
+    ),
+    Row(
+        co.minimum_diameter,
+        whole_model(robust.minimum_diameter(1)),
+        OF_POSITION,
+        options={"num_byzantine": 1},
+        least_rows=3,
+    ),
+    Row(
+        co.comparative_elimination,
+        whole_model(robust.comparative_elimination(1)),
+        tuple(law for law in OF_POSITION if law is not laws.shifts_with_the_rows),
+        options={"num_byzantine": 1},
+        least_rows=3,
+    ),
+    Row(
+        co.divide_and_conquer,
+        whole_model(robust.divide_and_conquer(1)),
+        OF_POSITION,
+        options={"num_byzantine": 1},
+        least_rows=3,
+    ),
+    Row(
+        co.geometric_median,
+        whole_model(robust.geometric_median),
+        (*OF_POSITION, laws.weights_are_counts),
+        thresholds=("nu",),
+        rtol=1e-5,  # distances from inner products, 64 times over
+    ),
+    Row(
+        co.centered_clipping,
+        whole_model(robust.centered_clipping(2.0, 3)),
+        (laws.order_is_irrelevant, laws.weights_are_counts),
+        options={"max_distance": 2.0, "iterations": 3},
+        thresholds=("max_distance",),
+        rtol=1e-5,  # as above
+    ),
+    Row(
+        krum_of_mixed,
+        whole_model(robust.nearest_neighbor_mixing(0, robust.krum(0))),
+        OF_POSITION,
+        options={"num_byzantine": 0},
+        least_rows=3,
+    ),
+    Row(
+        mean_of_clipped,
+        whole_model(robust.adaptive_clipping(1, mean)),
+        (
+            laws.order_is_irrelevant,
+            laws.scales_with_the_rows,
+            laws.equal_rows_give_that_row,
+            laws.one_row_gives_that_row,
+        ),
+        options={"num_byzantine": 1},
+        least_rows=3,
+    ),
+]
