@@ -147,6 +147,13 @@ def is_linear(run, rtol):
     close(got[keep], expected[keep], 3 * rtol, names)  # sums in another order
 
 
+def is_zero_where_rows_cancel(run, rtol):
+    """A stationary point: rows of equal norms that sum to zero, without rounding."""
+    update = run(*ALL).update
+    for name in ("zero", "opposite", "tie"):
+        assert not update[_at(name)].any(), name
+
+
 def weights_are_counts(run, rtol):
     """A row of weight 2 is two equal rows."""
     update = run(*ALL).update

@@ -112,7 +112,7 @@ def signal_to_noise(tau, gate):
             (middle,) = mean_of([[x] for x in column], weights, range(len(rows)))
             signal, noise = middle * middle, tau * squares * spread
             if gate == "hard":
-                update.append(middle if signal >= noise else 0.0)
+                update.append(middle if signal >= noise * (1 - 1e-9) else 0.0)
             else:
                 update.append(middle * signal / (signal + noise) if signal else 0.0)
         return update

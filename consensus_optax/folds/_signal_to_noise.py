@@ -11,6 +11,8 @@ from consensus_optax._statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
 
+_SLACK = 1e-5  # one row alone in a coordinate has r = 1 exactly: no rounding decides
+
 
 def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
     r"""Signal-to-noise gate: the mean where it exceeds its own standard error.
@@ -26,8 +28,9 @@ def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
 
     Guarantees: the order of the rows is irrelevant; scaling all rows scales the
     update; never larger than the mean in any coordinate; tau = 0 is the mean.
-    Edge cases: zero variance (equal rows, a single row): u is the mean. No coordinate
-    passes: zero, not ready.
+    Edge cases: zero variance (equal rows, a single row): u is the mean. A coordinate
+    that one row alone moves has r = 1, which passes tau = 1. No coordinate passes:
+    zero, not ready.
 
     ``weights``: mean and variance are weighted by them, and 1/N becomes the sum of
     their squared shares; only their ratios matter.
@@ -68,7 +71,7 @@ def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
             mean, _, noise = mean_and_variance(total, squares, rows)
             signal = mean * mean
             if gate == "hard":
-                update.append(jnp.where(signal >= tau * noise, mean, 0))
+                update.append(jnp.where(signal >= (1 - _SLACK) * tau * noise, mean, 0))
             else:
                 both = signal + tau * noise
                 share = jnp.where(both > 0, signal / jnp.where(both > 0, both, 1), 1)

@@ -14,6 +14,7 @@ from tests.zoo._row import Row
 
 ADACONS = (
     laws.order_is_irrelevant,
+    laws.is_zero_where_rows_cancel,
     laws.equal_rows_give_their_direction,
     laws.one_row_gives_its_direction,
 )
@@ -27,6 +28,7 @@ WEIGHTINGS = [
             laws.order_is_irrelevant,
             laws.scales_with_the_rows,
             laws.is_linear,
+            laws.is_zero_where_rows_cancel,
             laws.stays_in_the_hull,
             laws.equal_rows_give_that_row,
             laws.one_row_gives_that_row,
@@ -40,6 +42,7 @@ WEIGHTINGS = [
             laws.order_is_irrelevant,
             laws.ignores_the_scale_of_each_row,
             laws.is_never_longer_than_one,
+            laws.is_zero_where_rows_cancel,
             laws.equal_rows_give_their_direction,
             laws.one_row_gives_its_direction,
             laws.weights_are_counts,
@@ -109,6 +112,7 @@ WEIGHTINGS = [
         whole_model(adacons(rescale=True)),
         (
             laws.order_is_irrelevant,
+            laws.is_zero_where_rows_cancel,
             laws.scales_unless_tiny,
             laws.equal_rows_give_that_row,
             laws.one_row_gives_that_row,
@@ -120,7 +124,11 @@ WEIGHTINGS = [
     Row(
         co.subspace_weighting,
         by_leaf(adacons()),
-        (laws.order_is_irrelevant, laws.weights_are_counts),
+        (
+            laws.order_is_irrelevant,
+            laws.is_zero_where_rows_cancel,
+            laws.weights_are_counts,
+        ),
         options={"scope": "leaf"},
         empty=("zero",),
     ),
