@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import consensus_optax as co
 from consensus_optax.comparison._result import (
     METRICS,
     PLAIN,
@@ -25,7 +26,7 @@ from consensus_optax.comparison._result import (
     solved_grids,
 )
 
-PACKAGES = ("consensus_optax", "jax", "jaxlib", "optax", "flax", "numpy")
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def table(result: Comparison) -> str:
@@ -135,8 +136,11 @@ def to_json(result: Comparison) -> str:
             "trivial": {"what": task.trivial, "test_accuracy": task.trivial_accuracy},
         },
         "settings": result.settings,
-        "versions": {name: _version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": {
+            "consensus_optax": co.__version__,
+            **{name: metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
         "device": {
             "platform": jax.devices()[0].platform,
             "kind": jax.devices()[0].device_kind,
@@ -204,13 +208,6 @@ def _aligned(lines: list[list[str]]) -> str:
     ]
     rule = ["-" * width for width in widths]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body])
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _plain(value: Any) -> Any:
