@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import consensus_optax as co
 from consensus_optax.comparison._result import (
     METRICS,
     PLAIN,
@@ -25,7 +26,7 @@ from consensus_optax.comparison._result import (
     solved_grids,
 )
 
-PACKAGES = ("consensus_optax", "jax", "jaxlib", "optax", "flax", "numpy")
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def table(result: Comparison) -> str:
@@ -41,8 +42,7 @@ def table(result: Comparison) -> str:
       >>> print(table(result))  # doctest: +SKIP
     """
     pixels = result.task.unit == "pixel"
-    reference = next(iter(result.rules), PLAIN)
-    head = ["rule", "train loss", "train %", "test %", f"test, less {reference}"]
+    head = ["rule", "train loss", "train %", "test %", f"test, less {PLAIN}"]
     head += ["solved"] if pixels else []
     head += ["consensus %", "steps %", "ms/step", f"x {PLAIN}"]
     lines = []
@@ -56,9 +56,9 @@ def table(result: Comparison) -> str:
                 "consensus_ratio",
             )
         )
-        gain = difference(curves, result.curves[reference], "test_accuracy")
+        gain = difference(curves, result.curves[PLAIN], "test_accuracy")
         line = [name, _pm(loss, 3), _pm(train, 2, 100), _pm(test, 2, 100)]
-        line += ["-" if name == reference else _pm(gain, 2, 100, sign=True)]
+        line += ["-" if name == PLAIN else _pm(gain, 2, 100, sign=True)]
         line += [_pm(solved_grids(curves, _num_test(result)), 1)] if pixels else []
         line += [_pm(ratio, 1, 100), f"{100 * _steps_taken(curves):.0f}"]
         line += [f"{1e3 * np.median(curves.seconds):.1f}"]
@@ -86,14 +86,13 @@ def caption(result: Comparison) -> str:
         rows = f"{task.num_rows} groups of {task.group_size} examples, one row each"
     over = "the problems, seeds averaged first" if num > 1 else "the seeds"
     trivial = 100 * task.trivial_accuracy.mean()
-    reference = next(iter(result.rules), PLAIN)
     lines = [
         f"{task.name}: {num} problem{'s' * (num > 1)} x {seeds} seed"
         f"{'s' * (seeds > 1)}, one model each; {steps} steps of Adam at learning rate "
         f"{settings['learning_rate']:g} for every rule, none tuned.",
         f"A step sees {rows}. Mean ± standard error over {over}.",
         f"train %, test %: {task.unit} accuracy; the latter of {task.trivial}: "
-        f"{trivial:.2f}. less {reference}: paired by problem and seed.",
+        f"{trivial:.2f}. less {PLAIN}: paired by problem and seed.",
         "consensus %: coordinates on which all rows agree in sign, mean over "
         "training, measured alike for every rule.",
         "steps %: steps taken; one on which a rule finds no agreement is skipped.",
@@ -135,8 +134,11 @@ def to_json(result: Comparison) -> str:
             "trivial": {"what": task.trivial, "test_accuracy": task.trivial_accuracy},
         },
         "settings": result.settings,
-        "versions": {name: _version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": {
+            "consensus_optax": co.__version__,
+            **{name: metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
         "device": {
             "platform": jax.devices()[0].platform,
             "kind": jax.devices()[0].device_kind,
@@ -154,8 +156,7 @@ def to_json(result: Comparison) -> str:
 
 def _rule(result: Comparison, name: str) -> dict[str, Any]:
     curves = result.curves[name]
-    reference = next(iter(result.rules), PLAIN)
-    gain = difference(curves, result.curves[reference], "test_accuracy")
+    gain = difference(curves, result.curves[PLAIN], "test_accuracy")
     summary = {
         metric: estimate(final(curves, metric))._asdict()
         | {"stderr_over_seeds": seed_estimate(final(curves, metric)).stderr}
@@ -165,7 +166,7 @@ def _rule(result: Comparison, name: str) -> dict[str, Any]:
     return {
         "final": summary,
         "solved_test_grids": solved_grids(curves, _num_test(result))._asdict(),
-        "test_accuracy_difference": {"to": reference, **gain._asdict()},
+        "test_accuracy_difference": {"to": PLAIN, **gain._asdict()},
         "steps_taken": _steps_taken(curves),
         "ms_per_step": 1e3 * np.median(curves.seconds),
         "relative_cost": relative_cost(curves, result.curves[PLAIN]),
@@ -204,13 +205,6 @@ def _aligned(lines: list[list[str]]) -> str:
     ]
     rule = ["-" * width for width in widths]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body])
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ def test_json_holds_settings_versions_device_and_numbers():
     np.testing.assert_allclose(
         rule["final_of_each_model"]["test_accuracy"], accuracy, rtol=1e-4
     )
-    assert report["rules"]["mean"]["test_accuracy_difference"]["mean"] == 0
+    assert report["rules"]["adam"]["test_accuracy_difference"]["mean"] == 0
 
 
 def test_json_knows_no_nan():
