@@ -24,6 +24,12 @@ def test_full_leak_is_the_sum():
     np.testing.assert_allclose(update, LARGE.sum(0), rtol=1e-5)
 
 
+def test_leak_may_be_a_schedule():
+    scheduled = co.graddrop(lambda step: jnp.where(step == 0, 0.3, jnp.nan), KEY)
+    got, wanted = (first_update(r, LARGE) for r in (scheduled, co.graddrop(0.3, KEY)))
+    np.testing.assert_array_equal(got, wanted)
+
+
 def test_one_side_survives():
     positive = np.maximum(LARGE, 0).sum(0)
     negative = np.minimum(LARGE, 0).sum(0)

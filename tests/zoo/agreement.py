@@ -85,7 +85,6 @@ FOLDS = [
         ),
         options={"leak": 0.25, "key": KEY},
         empty=("zero",),
-        thresholds=("leak",),
     ),
 ]
 
