@@ -83,8 +83,11 @@ def trust_region_weighting(radius: Threshold = 1.0) -> Reducer:
 
     def init(params: Tree, dtype: Any) -> TrustRegionState:
         del params, dtype
-        zero = jnp.zeros((), jnp.float32)
-        return TrustRegionState(zero, zero, jnp.zeros((), bool))
+        return TrustRegionState(
+            predicted_decrease=jnp.zeros((), jnp.float32),
+            least_curvature=jnp.zeros((), jnp.float32),
+            on_boundary=jnp.zeros((), bool),
+        )
 
     def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         del state

@@ -101,3 +101,12 @@ def test_leaves_without_gradient_alone_pass():
 def test_rejects_a_decay_of_one():
     with pytest.raises(ValueError, match=r"`decay` must be in \[0, 1\); got 1"):
         co.probe(1.0)
+
+
+def test_state_may_be_donated():
+    probe, rows = co.probe(), some_rows(0)
+    update = jax.jit(probe.update, donate_argnums=1)
+    state = probe.init(PARAMS)
+    for _ in range(2):
+        _, state = update(rows, state)
+    assert int(state.step) == 2

@@ -74,3 +74,11 @@ def test_another_number_of_rows_is_an_error():
     rule, params = co.row_momentum(0.5, 3), jnp.zeros(1)
     with pytest.raises(ValueError, match="`num_rows` must be the number of rows"):
         rule.update(jnp.ones((2, 1)), rule.init(params), params)
+
+
+def test_state_may_be_donated():
+    rule, params = co.row_momentum(0.5, 2), jnp.zeros(2)
+    update, state = jax.jit(rule.update, donate_argnums=1), rule.init(params)
+    for _ in range(2):
+        _, state = update(jnp.ones((2, 2)), state)
+    np.testing.assert_array_equal(state.momentum, np.full((2, 2), 0.75))

@@ -75,3 +75,4 @@ def test_positive_entries_win_as_often_as_they_should():
     update, _ = rule.update(rows, rule.init(params), params)
     share = np.mean(np.asarray(update) == 3)
     assert abs(share - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 20_000)  # four deviations
+    assert abs(np.mean(update) - 2) < 4 * 4 * np.sqrt(0.75 * 0.25 / 20_000)  # the sum

@@ -48,3 +48,11 @@ def test_keeps_dtypes_and_leaves_without_gradient():
     assert state.last["low"].dtype == jnp.float32
     initial = co.median_of_three_steps().init(params)
     assert jax.tree.structure(initial) == jax.tree.structure(state)
+
+
+def test_state_may_be_donated():
+    rule, params = co.median_of_three_steps(), jnp.zeros(2)
+    update, state = jax.jit(rule.update, donate_argnums=1), rule.init(params)
+    for _ in range(3):
+        _, state = update(jnp.ones(2), state)
+    assert int(state.seen) == 3

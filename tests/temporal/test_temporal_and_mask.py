@@ -63,3 +63,11 @@ def test_keeps_dtypes_and_structure():
     assert out[0]["count"].dtype == jnp.int32
     types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert types(rule.init(params)) == types(state)
+
+
+def test_state_may_be_donated():
+    rule, params = co.temporal_and_mask(), jnp.zeros(2)
+    update, state = jax.jit(rule.update, donate_argnums=1), rule.init(params)
+    for _ in range(2):
+        _, state = update(jnp.ones(2), state)
+    assert int(state.step) == 2
