@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from consensus_optax._distances import squared_distances
 from consensus_optax._typing import Array
 
 
@@ -22,9 +23,8 @@ def cosines(gramian: Array) -> tuple[Array, Array]:
 
 def distances(centered: Array) -> Array:
     """Distances of all pairs of rows, (B, B), from their centered Gramian."""
-    squares = centered.diagonal()
-    squared = squares[:, None] + squares[None, :] - 2 * centered
-    return jnp.sqrt(jnp.maximum(squared, 0))
+    everybody = jnp.ones(centered.shape[0], bool)  # finite, so that weight 0 is enough
+    return jnp.sqrt(squared_distances(centered, everybody))
 
 
 def off_diagonal(present: Array) -> Array:

@@ -1,12 +1,12 @@
 """Agreement rules beyond the seeds: folds, filters of the GAF family, AdaSum."""
 
 import jax
-from tests._reference import by_leaf, whole_model
-from tests.zoo._row import Row
 
 import consensus_optax as co
 from tests import _laws as laws
 from tests import _reference_agreement as ref
+from tests._reference import by_leaf, whole_model
+from tests.zoo._row import Row
 
 KEY = jax.random.key(3)
 HULL = (
