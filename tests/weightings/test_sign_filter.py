@@ -33,10 +33,14 @@ def test_a_flipped_row_is_left_out_however_long():
     np.testing.assert_allclose(update, np.delete(rows, 2, 0).mean(0), rtol=1e-5)
 
 
-def test_lazy_and_low_precision_rows():
+@pytest.mark.parametrize("kind", ["vectors", "sums of vectors", "look-ups"])
+def test_lazy_and_low_precision_rows(kind):
     random = np.random.default_rng(3)
     normal = lambda dtype, *shape: jnp.asarray(random.normal(size=shape), dtype)
-    left, right = normal(jnp.float32, 5, 2, 3), normal(jnp.float32, 5, 2, 4)
+    terms = 2 if kind == "sums of vectors" else 1
+    left, right = normal(jnp.float32, 5, terms, 3), normal(jnp.float32, 5, terms, 4)
+    if kind == "look-ups":
+        left = jnp.array([[0], [2], [2], [3], [1]])  # 3 is outside of the table
     lazy = co.OuterProduct(left, right, row_shape=(3, 4))
     low = normal(jnp.bfloat16, 5, 7)
     params = {"lazy": jnp.zeros((3, 4)), "low": jnp.zeros(7)}
