@@ -29,7 +29,7 @@ class TrustRegionState(NamedTuple):
     on_boundary: Array
 
 
-def trust_region_weighting(radius: Threshold = 1.0) -> Reducer:
+def trust_region_weighting(radius: Threshold) -> Reducer:
     r"""Second-order weights (trust region) in the subspace that the rows span.
 
     .. math:: \min_a\; -\bar g^\top u + \tfrac12\, u^\top \nabla^2 f\, u

@@ -84,14 +84,14 @@ def test_absent_rows_do_not_span():
 
 
 def test_zero_rows_move_nothing():
-    rule = co.trust_region_weighting()
+    rule = co.trust_region_weighting(1.0)
     assert not first_update(
         rule, np.zeros((3, 2)), span_hessian=jnp.zeros((3, 3))
     ).any()
 
 
 def test_missing_or_misshapen_curvature_is_an_error():
-    rule = co.trust_region_weighting()
+    rule = co.trust_region_weighting(1.0)
     with pytest.raises(ValueError, match="`span_hessian` must be the Hessian"):
         first_update(rule, SMALL)
     with pytest.raises(ValueError, match=r"`span_hessian` must have shape \(2, 2\)"):
