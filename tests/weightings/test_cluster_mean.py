@@ -33,6 +33,15 @@ def test_outliers_are_rejected_and_a_minority_is_heard():
     assert int(state.rule.rejected) == 2
 
 
+def test_how_far_an_outlier_lies_does_not_matter():
+    with_outlier = lambda far: np.concatenate([_pinned.LARGE, np.full((1, 5), far)])
+    near, far = (
+        first_update(co.cluster_mean(4), with_outlier(far)) for far in (1e3, 1e12)
+    )
+    np.testing.assert_allclose(near, far, rtol=1e-5)
+    assert 0 < np.abs(far).max() < 5
+
+
 def test_fewer_distinct_rows_than_clusters():
     rows = np.array([[1.0], [1.0], [3.0], [3.0]])
     assert first_update(co.cluster_mean(4), rows) == [2.0]
