@@ -1,5 +1,7 @@
 """One 2 x 3 and one 10 x 5 stack on which every rule is pinned."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +15,23 @@ LARGE[8] *= 20
 LARGE = LARGE.astype(np.float32).astype(np.float64)
 
 
+@functools.cache
+def _first_update(reducer):
+    """Compiled once for one reducer and shape."""
+
+    def update(rows, weights, extra):
+        params = jnp.zeros(rows.shape[1:])
+        state = reducer.init(params)
+        return reducer.update(rows, state, params, weights=weights, **extra)[0]
+
+    return jax.jit(update)
+
+
 def first_update(reducer, rows, weights=None, **extra):
     """The update of a reducer at its first step, for rows (B, P)."""
-    params = jnp.zeros(rows.shape[1])
-    if weights is not None:
-        weights = jnp.asarray(weights, jnp.float32)
-    update = jax.jit(
-        lambda g, w, x: reducer.update(g, reducer.init(params), params, weights=w, **x)
-    )
-    return np.asarray(update(jnp.asarray(rows, jnp.float32), weights, extra)[0])
+    weights = np.ones(len(rows)) if weights is None else weights
+    rows, weights = jnp.asarray(rows, jnp.float32), jnp.asarray(weights, jnp.float32)
+    return np.asarray(_first_update(reducer)(rows, weights, extra))
 
 
 def check(reducer, reference, rtol=1e-6):

@@ -189,19 +189,26 @@ def l2_filter(limit, reference, relative):
         if reference == "mean":
             middle = mean_of(rows, weights, everyone)
         else:
-            sums = [
-                sum(weights[j] * distance(rows[i], rows[j]) for j in everyone)
-                for i in everyone
-            ]
-            medoid = sums.index(min(sums))
-            middle = rows[medoid]
-            counted = [i for i in everyone if i != medoid]
+            central = medoid(rows, weights)
+            middle = rows[central]
+            counted = [i for i in everyone if i != central]
         far = [distance(g, middle) for g in rows]
         scale = lower_median([(far[i], weights[i]) for i in counted])
         bound = limit * scale * (1 + 1e-9) if relative else limit
         return mean_of(rows, weights, [i for i in everyone if far[i] <= bound])
 
     return rule
+
+
+def medoid(rows, weights):
+    """The row with the least median distance to the others; of ties the first."""
+    medians = []
+    for i, g in enumerate(rows):
+        others = [j for j in range(len(rows)) if j != i]
+        medians.append(
+            lower_median([(distance(g, rows[j]), weights[j]) for j in others])
+        )
+    return next(i for i, m in enumerate(medians) if m <= min(medians) * (1 + 1e-9))
 
 
 def lower_median(pairs):
@@ -216,9 +223,7 @@ def lower_median(pairs):
 def cluster_mean(num_clusters, min_size, iterations):
     def rule(rows, weights):
         everyone = list(range(len(rows)))
-        middle = mean_of(rows, weights, everyone)
-        from_middle = [distance(g, middle) for g in rows]
-        chosen = [from_middle.index(min(from_middle))]
+        chosen = [medoid(rows, weights)]
         while len(chosen) < num_clusters:
             nearest = [min(distance(g, rows[c]) for c in chosen) for g in rows]
             chosen.append(nearest.index(max(nearest)))

@@ -84,11 +84,18 @@ def probe(
     _check.count("group_size", group_size)
 
     def init(params: Tree) -> ProbeState:
-        zero = jnp.zeros((), jnp.float32)
-        leaves = jax.tree.map(lambda _: zero, params)
-        quantiles = jnp.zeros(5, jnp.float32)
-        step = jnp.zeros((), jnp.int32)
-        return ProbeState(step, zero, zero, leaves, zero, quantiles, zero, zero, zero)
+        zero = lambda *shape: jnp.zeros(shape, jnp.float32)
+        return ProbeState(
+            step=jnp.zeros((), jnp.int32),
+            mass=zero(),
+            coherence=zero(),
+            leaf_coherence=jax.tree.map(lambda _: zero(), params),
+            conflicting_share=zero(),
+            cosine_quantiles=zero(5),
+            gradient_squared=zero(),
+            noise_trace=zero(),
+            noise_scale=zero(),
+        )
 
     def update(
         updates: Tree,

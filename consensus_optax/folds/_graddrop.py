@@ -25,8 +25,8 @@ def graddrop(leak: Threshold, key: Array) -> Reducer:
 
     Guarantees: the order of the rows is irrelevant; scaling all rows scales the
     update; where all rows agree in sign, u is their sum; one row passes unchanged; the
-    expectation lies between the sum and the sum of the larger side; the same key and
-    step give the same update, on every backend and however rows are computed.
+    expectation is the plain sum, whatever the leak; the same key and step give the same
+    update, on every backend and however rows are computed.
     Edge cases: all entries zero: 0.
 
     ``weights``: relative: every sum above is N times the weighted mean, N the number

@@ -82,9 +82,11 @@ def temporal_and_mask(
     _check.interval("threshold", threshold, 0, 1)
 
     def init(params: Tree) -> TemporalAndMaskState:
-        zero = jnp.zeros((), jnp.float32)
         return TemporalAndMaskState(
-            jnp.zeros((), jnp.int32), zero, memory(params), zero
+            step=jnp.zeros((), jnp.int32),
+            mass=jnp.zeros((), jnp.float32),
+            signs=memory(params),
+            consensus_ratio=jnp.zeros((), jnp.float32),
         )
 
     def update(

@@ -12,7 +12,7 @@ from consensus_optax import _check
 from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
 from consensus_optax._typing import Array, Tree
-from consensus_optax.weightings._pairs import distances
+from consensus_optax.weightings._pairs import distances, medoid
 
 
 class ClusterMeanState(NamedTuple):
@@ -36,10 +36,10 @@ def cluster_mean(
         K = \{c : |C_c| \ge \texttt{min\_size}\}, \quad
         \mu_c = \sum_{i \in C_c} w_i g_i \Big/ \sum_{i \in C_c} w_i
 
-    Clusters come from Lloyd's iteration, begun at the row nearest to the mean and then
-    always at the row farthest from those chosen, so that nothing is drawn and an
-    outlier makes a cluster of its own, to be rejected. Every cluster left counts the
-    same, however many rows it has: a minority is heard.
+    Clusters come from Lloyd's iteration, begun at the row with the least median of
+    distances to the others and then always at the row farthest from those chosen, so
+    that nothing is drawn and an outlier makes a cluster of its own, to be rejected.
+    Every cluster left counts the same, however many rows it has: a minority is heard.
 
     Guarantees: in the convex hull of the rows; scaling or shifting all rows does so to
     the update; the order of the rows is irrelevant, unless distances tie (then the
@@ -62,7 +62,7 @@ def cluster_mean(
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one centered Gramian, O(k B^2) per iteration, one combination.
+    Cost: one Gramian or two, O(k B^2) per iteration, one combination.
 
     References: the clustering that readers of `GAF <https://arxiv.org/abs/2412.18052>`_
     (2024) asked for; Gonzalez, `Clustering to minimize the maximum intercluster
@@ -85,14 +85,14 @@ def cluster_mean(
         zeros = jnp.zeros(num_clusters, jnp.int32)
         return ClusterMeanState(zeros, jnp.zeros((), jnp.int32))
 
-    def weigh(centered: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         del state
-        members = _farthest_first(centered, rows, num_clusters)
+        members = _farthest_first(distances(products), rows, num_clusters)
 
         def lloyd(_: Any, members: Array) -> Array:
             """Membership (k, B) after one round: means, then the nearest of them."""
             means = _shares(members, rows)
-            inner = jnp.matmul(means, centered, precision=lax.Precision.HIGHEST)
+            inner = jnp.matmul(means, products, precision=lax.Precision.HIGHEST)
             lengths = (inner * means).sum(1)
             apart = lengths[:, None] - 2 * inner  # less ‖g_i‖², the same for all
             apart = jnp.where(members.any(1)[:, None], apart, jnp.inf)
@@ -107,7 +107,7 @@ def cluster_mean(
         rejected = jnp.where(kept, 0, sizes).sum(dtype=jnp.int32)
         return weights, ClusterMeanState(sizes, rejected)
 
-    return reducer(Weighting(weigh, init, reads="centered", scope=scope))
+    return reducer(Weighting(weigh, init, reads="affine", scope=scope))
 
 
 def _shares(members: Array, rows: Rows) -> Array:
@@ -117,11 +117,9 @@ def _shares(members: Array, rows: Rows) -> Array:
     return mass / jnp.where(total > 0, total, 1)
 
 
-def _farthest_first(centered: Array, rows: Rows, num_clusters: int) -> Array:
+def _farthest_first(pairwise: Array, rows: Rows, num_clusters: int) -> Array:
     """(k, B) bool: the rows that clusters begin with, one each."""
-    pairwise = distances(centered)
-    from_mean = jnp.where(rows.present, centered.diagonal(), jnp.inf)
-    chosen = [jnp.argmin(from_mean)]
+    chosen = [medoid(pairwise, rows)]
     for _ in range(1, num_clusters):
         nearest = jnp.stack([pairwise[index] for index in chosen]).min(0)
         chosen.append(jnp.argmax(jnp.where(rows.present, nearest, -1)))

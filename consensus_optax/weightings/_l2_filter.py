@@ -10,7 +10,7 @@ from consensus_optax import _check
 from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
 from consensus_optax._typing import Array, Threshold, Tree
-from consensus_optax.weightings._pairs import distances
+from consensus_optax.weightings._pairs import distances, lower_median, medoid
 
 
 class L2FilterState(NamedTuple):
@@ -38,8 +38,9 @@ def l2_filter(
     .. math:: u = \sum_{d_i \le c\,m} w_i g_i \Big/ \sum_{d_i \le c\,m} w_i, \qquad
         d_i = \|g_i - g_r\|, \quad m = \mathrm{median}_i\, d_i
 
-    with :math:`g_r` the medoid, the row with the least sum of distances to the others
-    (which fewer than half of the rows cannot drag away), or the mean.
+    with :math:`g_r` the medoid, here the row with the least median of distances to the
+    others (which fewer than half of the rows cannot drag away, however far they are),
+    or the mean.
     ``relative=False``: :math:`u` is over :math:`d_i \le c`.
 
     Guarantees: the order of the rows is irrelevant (unless two rows tie for the
@@ -65,7 +66,7 @@ def l2_filter(
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one centered Gramian, O(B^2 log B) for the decision, one combination.
+    Cost: one Gramian or two, O(B^2 log B) for the decision, one combination.
 
     References: the L2 gate that readers of `GAF <https://arxiv.org/abs/2412.18052>`_
     (2024) asked for; the formula is ours.
@@ -86,18 +87,17 @@ def l2_filter(
         del params, dtype
         return L2FilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(centered: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         del state
         counted = rows.weights
         if reference == "mean":
-            distance = jnp.sqrt(centered.diagonal())
+            distance = jnp.sqrt(products.diagonal())
         else:
-            pairwise = distances(centered)
-            totals = jnp.where(rows.present, pairwise @ rows.shares, jnp.inf)
-            medoid = jnp.argmin(totals)
-            distance = pairwise[medoid].at[medoid].set(0)
-            counted = counted.at[medoid].set(0)
-        median = _lower_median(distance, counted)
+            pairwise = distances(products)
+            middle = medoid(pairwise, rows)
+            distance = pairwise[middle]
+            counted = counted.at[middle].set(0)
+        median = lower_median(distance, counted)
         limit = _check.value_at(max_distance, rows.step, distance.dtype)
         # Rows at equal distances are accepted together, however these round.
         limit = limit * median * (1 + 1e-6) if relative else limit
@@ -111,12 +111,5 @@ def l2_filter(
         )
         return weights, L2FilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, reads="centered", scope=scope))
-
-
-def _lower_median(values: Array, weights: Array) -> Array:
-    """The least value up to which half of the weight lies; 0 without weight."""
-    order = jnp.argsort(jnp.where(weights > 0, values, jnp.inf))
-    mass = jnp.cumsum(weights[order])
-    half = mass[-1] / 2 * (1 - 1e-6)
-    return jnp.where(mass[-1] > 0, values[order][jnp.argmax(mass >= half)], 0)
+    reads = "centered" if reference == "mean" else "affine"
+    return reducer(Weighting(weigh, init, reads=reads, scope=scope))

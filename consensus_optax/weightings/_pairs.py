@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
+from consensus_optax._distances import squared_distances
+from consensus_optax._rules import Rows
 from consensus_optax._typing import Array
 
 
@@ -20,11 +23,29 @@ def cosines(gramian: Array) -> tuple[Array, Array]:
     return jnp.where(both, cosine, 0), moving
 
 
-def distances(centered: Array) -> Array:
-    """Distances of all pairs of rows, (B, B), from their centered Gramian."""
-    squares = centered.diagonal()
-    squared = squares[:, None] + squares[None, :] - 2 * centered
-    return jnp.sqrt(jnp.maximum(squared, 0))
+def distances(products: Array) -> Array:
+    """Distances of all pairs, (B, B), from products of rows less any one point."""
+    everybody = jnp.ones(products.shape[0], bool)  # finite, so that weight 0 is enough
+    return jnp.sqrt(squared_distances(products, everybody))
+
+
+def medoid(pairwise: Array, rows: Rows) -> Array:
+    """Index of the row with the least median distance to the others; of ties the first.
+
+    A sum of distances would be lost in the rounding of one very large one.
+    """
+    to_others = jnp.where(jnp.eye(pairwise.shape[0], dtype=bool), 0, rows.weights)
+    medians = jax.vmap(lower_median)(pairwise, to_others)
+    medians = jnp.where(rows.present, medians, jnp.inf)
+    return jnp.argmax(medians <= medians.min() * (1 + 1e-6))
+
+
+def lower_median(values: Array, weights: Array) -> Array:
+    """The least value up to which half of the weight lies; 0 without weight."""
+    order = jnp.argsort(jnp.where(weights > 0, values, jnp.inf))
+    mass = jnp.cumsum(weights[order])
+    half = mass[-1] / 2 * (1 - 1e-6)
+    return jnp.where(mass[-1] > 0, values[order][jnp.argmax(mass >= half)], 0)
 
 
 def off_diagonal(present: Array) -> Array:

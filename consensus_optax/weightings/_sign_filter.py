@@ -60,8 +60,8 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one Gramian of signs, for which each leaf is multiplied out in turn, and one
-    combination.
+    Cost: one Gramian of signs and one combination. A leaf whose rows are products of
+    two vectors stays factored; any other is multiplied out, one after the other.
 
     References: the sign gate that readers of `GAF <https://arxiv.org/abs/2412.18052>`_
     (2024) asked for; the formula is ours.

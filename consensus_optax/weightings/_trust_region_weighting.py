@@ -29,7 +29,7 @@ class TrustRegionState(NamedTuple):
     on_boundary: Array
 
 
-def trust_region_weighting(radius: Threshold = 1.0) -> Reducer:
+def trust_region_weighting(radius: Threshold) -> Reducer:
     r"""Second-order weights (trust region) in the subspace that the rows span.
 
     .. math:: \min_a\; -\bar g^\top u + \tfrac12\, u^\top \nabla^2 f\, u
@@ -83,8 +83,11 @@ def trust_region_weighting(radius: Threshold = 1.0) -> Reducer:
 
     def init(params: Tree, dtype: Any) -> TrustRegionState:
         del params, dtype
-        zero = jnp.zeros((), jnp.float32)
-        return TrustRegionState(zero, zero, jnp.zeros((), bool))
+        return TrustRegionState(
+            predicted_decrease=jnp.zeros((), jnp.float32),
+            least_curvature=jnp.zeros((), jnp.float32),
+            on_boundary=jnp.zeros((), bool),
+        )
 
     def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
         del state

@@ -64,6 +64,18 @@ FOLDS = [
         thresholds=("threshold",),
     ),
     Row(
+        co.sand_mask,
+        by_leaf(ref.sand_mask(10.0, 1.0, 0.5, rescale=True)),
+        (
+            laws.order_is_irrelevant,
+            laws.equal_rows_give_that_row,
+            laws.one_row_gives_that_row,
+        ),
+        empty=("zero", "opposite", "tie"),
+        thresholds=("k", "gamma", "threshold"),
+        rtol=1e-5,  # the variance is a difference of sums of squares
+    ),
+    Row(
         co.graddrop,
         ref.graddrop(0.25, KEY),
         (
@@ -73,7 +85,6 @@ FOLDS = [
         ),
         options={"leak": 0.25, "key": KEY},
         empty=("zero",),
-        thresholds=("leak",),
     ),
 ]
 
@@ -125,6 +136,13 @@ FILTERS = [
         whole_model(ref.cluster_mean(2, 2, 10)),
         HULL,
         empty=("one row",),
+    ),
+    Row(
+        co.adasum,
+        by_leaf(ref.adasum),
+        (laws.scales_with_the_rows, laws.one_row_gives_that_row),
+        empty=("zero", "tie"),
+        rtol=1e-4,  # in small leaves rows nearly cancel, level upon level
     ),
     Row(
         co.adasum,

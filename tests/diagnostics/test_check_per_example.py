@@ -1,0 +1,136 @@
+"""Each finding on a loss that has the fault, and none on losses that have not."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from consensus_optax import check_per_example
+
+RANDOM = np.random.default_rng(0)
+BATCH = (
+    jnp.asarray(RANDOM.normal(size=(4, 6)), jnp.float32),
+    jnp.asarray(RANDOM.normal(size=4), jnp.float32),
+)
+
+
+class Network(nn.Module):
+    """Two layers with whatever stands between them."""
+
+    between: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(self.between(nn.relu(nn.Dense(8)(x))))[:, 0]
+
+
+def problem(between):
+    model = Network(between)
+    variables = model.init(jax.random.key(0), BATCH[0])
+
+    def loss(params, batch):
+        x, y = batch
+        output, _ = model.apply(
+            variables | {"params": params}, x, mutable=["batch_stats"]
+        )
+        return jnp.mean((output - y) ** 2)
+
+    return loss, variables["params"]
+
+
+def dropout_problem():
+    model = Network(nn.Dropout(0.5, deterministic=False))
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    params = model.init(keys, BATCH[0])["params"]
+
+    def loss(params, batch, key):
+        x, y = batch
+        output = model.apply({"params": params}, x, rngs={"dropout": key})
+        return jnp.mean((output - y) ** 2)
+
+    return loss, params
+
+
+def linear(reduce):
+    return lambda w, batch: reduce((batch[0] @ w - batch[1]) ** 2)
+
+
+pytestmark = pytest.mark.standard_promotion
+
+
+@pytest.fixture(autouse=True)
+def _rank_promotion():
+    """Flax's layers add a bias to a batch."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_nothing_to_say_of_a_sound_loss():
+    loss, params = problem(nn.LayerNorm())
+    assert check_per_example(loss, params, BATCH) == []
+    assert check_per_example(loss, params, BATCH, group_size=2) == []
+
+
+def test_batch_normalization_of_one_example():
+    loss, params = problem(nn.BatchNorm(use_running_average=False))
+    (finding,) = check_per_example(loss, params, BATCH)
+    assert "Exactly zero in all rows, but not for the batch" in finding
+    assert "['Dense_0']['kernel']" in finding
+    assert "group_size" in finding
+
+
+def test_batch_normalization_of_groups_mixes_examples():
+    loss, params = problem(nn.BatchNorm(use_running_average=False))
+    (finding,) = check_per_example(loss, params, BATCH, group_size=2)
+    assert "The mean of the rows is not the gradient of the batch" in finding
+
+
+def test_a_sum_in_place_of_the_mean():
+    (finding,) = check_per_example(linear(jnp.sum), jnp.ones(6), BATCH)
+    assert "is the sum of the rows, not their mean" in finding
+
+
+def test_a_loss_that_mixes_examples():
+    (finding,) = check_per_example(linear(jnp.max), jnp.ones(6), BATCH)
+    assert "The loss mixes examples" in finding
+
+
+def test_one_dropout_mask_for_all_rows():
+    loss, params = dropout_problem()
+    key = jax.random.key(2)
+    (shared,) = check_per_example(loss, params, BATCH, key)
+    assert "every row draws the same" in shared
+    assert check_per_example(loss, params, BATCH, key, prng_argnum=2) == []
+    closed = lambda params, batch: loss(params, batch, key)
+    assert check_per_example(closed, params, BATCH) == [shared]
+
+
+def test_a_parameter_that_is_not_used():
+    loss = lambda p, batch: linear(jnp.mean)(p["used"], batch)
+    params = {"used": jnp.ones(6), "idle": jnp.ones(3)}
+    (finding,) = check_per_example(loss, params, BATCH)
+    assert "Exactly zero in all rows: ['idle']" in finding
+
+
+def test_rows_that_are_not_finite():
+    loss = lambda w, batch: jnp.mean(jnp.sqrt((batch[0] @ w) ** 2))
+    broken = (BATCH[0].at[2].set(0.0), BATCH[1])
+    (finding,) = check_per_example(loss, jnp.ones(6), broken)
+    assert "Not finite: (root) of row 2" in finding
+
+
+def test_rows_that_cannot_be_computed_are_a_finding():
+    (finding,) = check_per_example(linear(jnp.mean), jnp.ones(6), BATCH, group_size=3)
+    assert "The rows cannot be computed. `group_size` must divide" in finding
+    (finding,) = check_per_example(lambda w, b: b[0] @ w, jnp.ones(6), BATCH)
+    assert "The rows cannot be computed." in finding
+
+
+def test_options_of_per_example_grad():
+    with_aux = lambda w, batch: (linear(jnp.mean)(w, batch), batch[1])
+    assert check_per_example(with_aux, jnp.ones(6), BATCH, has_aux=True) == []
+    one = lambda w, example: (example[0] @ w - example[1]) ** 2
+    assert check_per_example(one, jnp.ones(6), BATCH, keep_batch_dim=False) == []
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (jnp.ones(6), BATCH))
+    assert check_per_example(linear(jnp.mean), *low) == []

@@ -1,0 +1,35 @@
+"""Variance over rows, coordinate by coordinate."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from consensus_optax.diagnostics import gradient_variance
+from tests._pinned import LARGE
+
+
+def test_is_the_unbiased_variance():
+    got = gradient_variance(jnp.asarray(LARGE, jnp.float32))
+    np.testing.assert_allclose(got, LARGE.var(0, ddof=1), rtol=1e-5)
+
+
+def test_is_unbiased_for_unequal_weights():
+    random = np.random.default_rng(0)
+    rows = jnp.asarray(3 * random.normal(size=(4, 100_000)), jnp.float32)
+    found = np.asarray(gradient_variance(rows, jnp.array([1.0, 2.0, 5.0, 0.0])))
+    error = found.std() / np.sqrt(found.size)
+    assert abs(found.mean() - 9) < 4 * error
+
+
+def test_trees_with_absent_rows_and_other_leaves():
+    rows = {
+        "a": jnp.asarray(np.r_[LARGE, [[np.inf] * 5]], jnp.float32),
+        "count": jnp.ones((11, 2), jnp.int32),
+    }
+    got = gradient_variance(rows)
+    np.testing.assert_allclose(got["a"], LARGE.var(0, ddof=1), rtol=1e-5)
+    assert got["count"].tolist() == [0, 0]
+
+
+def test_fewer_than_two_rows_have_none():
+    for weights in (jnp.array([1.0, 0.0]), jnp.zeros(2)):
+        assert not gradient_variance(jnp.array([[1.0], [2.0]]), weights).any()

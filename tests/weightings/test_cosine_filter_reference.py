@@ -1,0 +1,90 @@
+"""The cosine filter with the previous update as its reference, over several steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consensus_optax as co
+
+
+def loop(steps, threshold, average, temperature=None):
+    """The same in NumPy: a list of updates and of accepted counts."""
+    previous, updates, accepted = np.zeros(steps.shape[2]), [], []
+    for rows in steps:
+        length, gates = np.linalg.norm(previous), []
+        for g in rows:
+            if length == 0:
+                gates.append(1.0)
+                continue
+            far = 1 - g @ previous / (np.linalg.norm(g) * length)
+            if temperature is None:
+                gates.append(float(far <= threshold))
+            else:
+                gates.append(1 / (1 + np.exp(-(threshold - far) / temperature)))
+        update, mass = np.zeros(steps.shape[2]), 0.0
+        for g, gate in zip(rows, gates, strict=True):
+            if average == "mean":
+                mass += gate
+                move = gate / mass if mass else 0.0
+            else:
+                move = gate / 2 if mass else float(gate > 0)
+                mass += gate
+            update = (1 - move) * update + move * g
+        updates.append(update)
+        accepted.append(sum(gates))
+        previous = update
+    return updates, accepted
+
+
+@pytest.mark.parametrize("average", ["mean", "halving"])
+@pytest.mark.parametrize("temperature", [None, 0.3])
+def test_equals_the_loop(average, temperature):
+    random = np.random.default_rng(2)
+    steps = (random.normal(size=(5, 6, 4)) + 0.4).astype(np.float32)
+    rule = co.cosine_filter(0.8, average, temperature=temperature, reference="previous")
+    params = jnp.zeros(4)
+    state, update = rule.init(params), jax.jit(rule.update)
+    wanted, counts = loop(steps.astype(np.float64), 0.8, average, temperature)
+    for rows, expected, count in zip(steps, wanted, counts, strict=True):
+        got, state = update(jnp.asarray(rows), state, params)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        assert abs(float(state.rule.rule.accepted) - count) < 1e-4
+    assert 0 < counts[-1] < 6
+
+
+def test_an_outlier_in_first_place_rejects_nobody_else():
+    rule, params = co.cosine_filter(0.5, "mean", reference="previous"), jnp.zeros(2)
+    good = jnp.array([[1.0, 0.1], [1.0, -0.1], [1.0, 0.0]])
+    _, state = rule.update(good, rule.init(params), params)
+    update, state = rule.update(good.at[0].multiply(-1), state, params)
+    np.testing.assert_allclose(update, [1.0, -0.05], rtol=1e-6)
+    assert float(state.rule.rule.accepted) == 2
+
+
+def test_after_nobody_passed_all_do():
+    rule, params = co.cosine_filter(0.5, reference="previous"), jnp.zeros(1)
+    ahead, back = jnp.ones((2, 1)), -jnp.ones((2, 1))
+    _, state = rule.update(ahead, rule.init(params), params)
+    update, state = rule.update(back, state, params)
+    assert not update.any()
+    assert not state.ready
+    update, state = rule.update(back, state, params)
+    assert update.tolist() == [-1.0]
+
+
+def test_each_leaf_remembers_its_own():
+    rule = co.cosine_filter(0.5, "mean", scope="leaf", reference="previous")
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    rows = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[1.0], [2.0]])}
+    _, state = rule.update(rows, rule.init(params), params)
+    turned = {"a": jnp.array([[-1.0], [3.0]]), "b": rows["b"]}
+    update, state = rule.update(turned, state, params)
+    assert float(update["a"][0]) == 3.0
+    assert float(update["b"][0]) == 1.5
+    assert state.rule.rule.accepted.tolist() == [1.0, 2.0]
+
+
+def test_rejects_another_reference():
+    with pytest.raises(ValueError, match="`reference` must be one of 'running'"):
+        co.cosine_filter(reference="median")
