@@ -66,9 +66,8 @@ def as_stack(updates: Tree, params: Tree) -> Stack:
         ]
         return jax.tree.unflatten(treedef, leaves)
 
-    leaves = [
-        leaf for leaf, is_floating in zip(rows, floating, strict=True) if is_floating
-    ]
+    moving = zip(rows, floating, strict=True)
+    leaves = [_on_device(leaf) for leaf, is_floating in moving if is_floating]
     return Stack(leaves, num_rows or 0, _leaves.decision_dtype(given), rebuild)
 
 
@@ -81,8 +80,15 @@ def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:
         stack = as_stack(updates, params)
         return stack.leaves, stack.dtype
     leaves = jax.tree.leaves(updates, is_leaf=is_outer_product)
-    leaves = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    leaves = [
+        _on_device(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     return leaves, _leaves.decision_dtype(leaves)
+
+
+def _on_device(leaf: Leaf) -> Leaf:
+    """A NumPy array as one of jax, which loops can index."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _pair(updates: Tree, params: Tree) -> tuple[list[str], list[Leaf], list[Any], Any]:
