@@ -166,3 +166,13 @@ def quick_jit(fun, **options):
     """`jax.jit` that compiles in half the time: `test_laws` runs what users run."""
     unhurried = {"xla_backend_optimization_level": 0}
     return jax.jit(fun, compiler_options=unhurried, **options)
+
+
+def first_update(reducer, rows, **extra):
+    """Update and state of the first step, compiled, with parameters of zeros."""
+    rows = jax.tree.map(jnp.asarray, rows)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
+    update = lambda rows, extra: reducer.update(
+        rows, reducer.init(params), params, **extra
+    )
+    return quick_jit(update)(rows, extra)

@@ -166,6 +166,15 @@ def test_extra_arguments_change_nothing_and_there_are_no_side_effects(row):
 
 
 @every_reducer
+def test_rows_may_be_numpy_arrays(row):
+    reducer, parameters = row.make(), params()
+    rows = jax.tree.map(lambda p: np.ones((B, *p.shape), p.dtype), parameters)
+    trace = lambda state: reducer.update(rows, state, parameters)
+    updates, _ = jax.eval_shape(trace, jax.eval_shape(reducer.init, parameters))
+    assert described(updates) == described(jax.eval_shape(lambda: parameters))
+
+
+@every_reducer
 def test_traces_in_scan_and_in_shard_map(row):
     reducer, parameters = row.make(), params()
     state = jax.eval_shape(reducer.init, parameters)

@@ -10,11 +10,7 @@ import pytest
 
 import consensus_optax as co
 from tests._reference import published_and_mask
-
-
-def update(reducer, rows, **extra):
-    params = jnp.zeros(rows.shape[1:])
-    return reducer.update(rows, reducer.init(params), params, **extra)
+from tests._stacks import first_update
 
 
 @pytest.mark.parametrize(
@@ -27,20 +23,20 @@ def update(reducer, rows, **extra):
     ],
 )
 def test_the_worked_examples(entries, wanted):
-    (result,), _ = update(co.sign_consensus(), jnp.float32(entries)[:, None])
+    (result,), _ = first_update(co.sign_consensus(), jnp.float32(entries)[:, None])
     assert result == np.float32(wanted)
 
 
 def test_is_the_minmod_of_all_rows():
     rows = jnp.float32(np.random.default_rng(0).normal(1, 1, (5, 40)))
-    result, _ = update(co.sign_consensus(), rows)
+    result, _ = first_update(co.sign_consensus(), rows)
     np.testing.assert_array_equal(result, functools.reduce(co.minmod, rows))
 
 
 def test_consensus_ratio_of_random_signs():
     """Four random signs agree in one case of eight."""
     rows = jnp.float32(np.random.default_rng(0).normal(size=(4, 20000)))
-    _, state = update(co.sign_consensus(), rows)
+    _, state = first_update(co.sign_consensus(), rows)
     assert state.rule.consensus_ratio == pytest.approx(1 / 8, abs=0.01)  # 4 sigma
 
 
@@ -51,9 +47,9 @@ def test_the_and_mask_of_its_authors():
 
     @jax.jit
     def masked(quorum, weights):
-        return update(
-            co.sign_consensus(quorum, "mean"), jnp.float32(rows), weights=weights
-        )
+        rule, params = co.sign_consensus(quorum, "mean"), jnp.zeros(40)
+        stack = jnp.float32(rows)
+        return rule.update(stack, rule.init(params), params, weights=weights)
 
     for count in range(2, 10):
         weights = jnp.float32(np.arange(9) < count)
@@ -67,21 +63,21 @@ def test_the_and_mask_of_its_authors():
 def test_weights_are_votes():
     rows = jnp.array([[1.0], [2.0], [-3.0]])
     reducer = co.sign_consensus(0.7, "agreeing_mean")
-    assert update(reducer, rows)[0] == 0
-    assert update(reducer, rows, weights=jnp.array([3.0, 1, 1]))[0] == 1.25
-    assert update(reducer, rows, weights=jnp.array([1.0, 1, 6]))[0] == -3
+    assert first_update(reducer, rows)[0] == 0
+    assert first_update(reducer, rows, weights=jnp.array([3.0, 1, 1]))[0] == 1.25
+    assert first_update(reducer, rows, weights=jnp.array([1.0, 1, 6]))[0] == -3
 
 
 def test_a_quorum_is_reached_exactly():
     """3 of 5 rows are 0.6 of them, although 0.6 * 5 > 3 in binary."""
     rows = jnp.array([[1.0], [2.0], [3.0], [-1.0], [0.0]])
-    assert update(co.sign_consensus(0.6), rows)[0] == 1
-    assert update(co.sign_consensus(0.61), rows)[0] == 0
+    assert first_update(co.sign_consensus(0.6), rows)[0] == 1
+    assert first_update(co.sign_consensus(0.61), rows)[0] == 0
 
 
 def test_rescaling_divides_by_the_surviving_share():
     rows = jnp.array([[1.0, 1, -1, 1], [2.0, -1, 1, 1]])
-    result, state = update(co.sign_consensus(rescale=True), rows)
+    result, state = first_update(co.sign_consensus(rescale=True), rows)
     assert result.tolist() == [2, 0, 0, 2]
     assert state.rule.consensus_ratio == 0.5
 

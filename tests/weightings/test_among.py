@@ -6,13 +6,9 @@ import optax
 import pytest
 
 import consensus_optax as co
+from tests._stacks import first_update
 
 ROWS = jnp.float32(np.random.default_rng(4).normal(0.7, 1, (6, 12)))
-PARAMS = jnp.zeros(12)
-
-
-def update(reducer, rows, **extra):
-    return reducer.update(rows, reducer.init(PARAMS), PARAMS, **extra)
 
 
 @pytest.mark.parametrize(
@@ -25,11 +21,11 @@ def test_equals_the_rule_on_the_survivors(rule):
     rows = ROWS.at[3].set(-ROWS[0])
     weights = jnp.array([1.0, 2.0, 1.0, 5.0, 0.5, 1.0])
     selector = co.cosine_filter(1.2)
-    _, seen = update(selector, rows)
+    _, seen = first_update(selector, rows)
     assert seen.rule.accepted == 4
-    result, state = update(co.among(selector, rule), rows, weights=weights)
+    result, state = first_update(co.among(selector, rule), rows, weights=weights)
     kept = jnp.array([0, 1, 2, 4, 5])
-    alone, alone_state = update(rule, rows[kept], weights=weights[kept])
+    alone, alone_state = first_update(rule, rows[kept], weights=weights[kept])
     size = float(jnp.abs(alone).max())
     np.testing.assert_allclose(result, alone, rtol=0, atol=1e-6 * size)
     assert state.rule.selector.accepted == 4
@@ -39,7 +35,7 @@ def test_equals_the_rule_on_the_survivors(rule):
 
 def test_nobody_selected_is_nothing():
     rows = jnp.stack([ROWS[0], -ROWS[0]])
-    result, state = update(co.among(co.cosine_filter(), co.mean()), rows)
+    result, state = first_update(co.among(co.cosine_filter(), co.mean()), rows)
     assert not result.any()
     assert not state.ready
 

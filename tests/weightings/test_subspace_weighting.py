@@ -8,7 +8,7 @@ import pytest
 import consensus_optax as co
 from tests._laws import close
 from tests._reference import AdaCons
-from tests._stacks import quick_jit
+from tests._stacks import first_update, quick_jit
 
 P, STEPS, MOST = 24, 20, 32
 RANDOM = np.random.default_rng(12)
@@ -18,12 +18,6 @@ ROWS = np.float32(
     + 0.3 * RANDOM.normal(size=(STEPS, 1, P))
     + RANDOM.normal(size=(STEPS, MOST, P))
 ).astype(float)
-
-
-def update(reducer, rows, **extra):
-    rows = jnp.asarray(rows)
-    params = jnp.zeros(rows.shape[1:], rows.dtype)
-    return reducer.update(rows, reducer.init(params), params, **extra)
 
 
 def reference(momentum, count, rescale=False):
@@ -93,11 +87,11 @@ def test_a_momentum_of_the_ranks_not_of_the_rows():
 def test_falls_back_where_coefficients_cancel():
     """Rows that sum to zero: the mean of directions, where the authors divide by 0."""
     rows = np.float32([[2, 0], [-1, 1], [-1, -1]])
-    result, state = update(co.subspace_weighting(), rows)
+    result, state = first_update(co.subspace_weighting(), rows)
     assert state.rule.fell_back
-    expected, _ = update(co.normalized_mean(), rows)
+    expected, _ = first_update(co.normalized_mean(), rows)
     np.testing.assert_allclose(result, expected, rtol=1e-6)  # epsilon beside norms
-    _, state = update(co.subspace_weighting(), np.abs(rows))
+    _, state = first_update(co.subspace_weighting(), np.abs(rows))
     assert not state.rule.fell_back
 
 
@@ -106,7 +100,7 @@ def test_momentum_must_know_the_number_of_rows():
         co.subspace_weighting(0.9)
     rule = co.subspace_weighting(0.9, 4)
     with pytest.raises(ValueError, match="got 4, but the rows are 3"):
-        update(rule, np.ones((3, 2), np.float32))
+        first_update(rule, np.ones((3, 2), np.float32))
 
 
 def test_ranks_of_absent_rows_keep_their_average():
