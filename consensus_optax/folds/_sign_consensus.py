@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from consensus_optax import _check
@@ -128,8 +130,12 @@ def sign_consensus(
         ]
         return _rescaled(update, rescale)
 
+    def matters(sign_sum: Array, nonzero: Array, *rest: Any) -> Array:
+        """Where a magnitude is needed; ``rest`` ends with the rows."""
+        return agreed(sign_sum, nonzero, rest[-1])
+
     votes = (WEIGHTED_SIGN, NONZERO_WEIGHT)
-    return reducer(Fold((*votes, *statistics), resolve, agreed))
+    return reducer(Fold((*votes, *statistics), resolve, matters))
 
 
 def _or_one(number: Array) -> Array:
