@@ -82,7 +82,9 @@ def init_rule(rule: Rule, params: Tree) -> Any:
                 for leaf in jax.tree.leaves(params)
                 if jnp.issubdtype(leaf.dtype, jnp.floating)
             ]
-            if rule.scope == "leaf":
+            if rule.scope == "leaf" and not leaves:
+                state = ()
+            elif rule.scope == "leaf":
                 states = [rule.init(leaf, dtype) for leaf in leaves]
                 state = jax.tree.map(lambda *fields: jnp.stack(fields), *states)
             else:
