@@ -1,19 +1,16 @@
 """The contract of every reducer: shapes, dtypes, state, tracing. Values: test_laws."""
 
-import dataclasses
 import functools
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
 
 import consensus_optax as co
-from tests._laws import close
-from tests._stacks import B, factored, matrix, params, quick_jit
+from tests._stacks import B, matrix, params, quick_jit
 from tests.zoo import ZOO
 
 every_reducer = pytest.mark.parametrize("row", ZOO, ids=str)
@@ -166,15 +163,6 @@ def test_extra_arguments_change_nothing_and_there_are_no_side_effects(row):
 
 
 @every_reducer
-def test_rows_may_be_numpy_arrays(row):
-    reducer, parameters = row.make(), params()
-    rows = jax.tree.map(lambda p: np.ones((B, *p.shape), p.dtype), parameters)
-    trace = lambda state: reducer.update(rows, state, parameters)
-    updates, _ = jax.eval_shape(trace, jax.eval_shape(reducer.init, parameters))
-    assert described(updates) == described(jax.eval_shape(lambda: parameters))
-
-
-@every_reducer
 def test_traces_in_scan_and_in_shard_map(row):
     reducer, parameters = row.make(), params()
     state = jax.eval_shape(reducer.init, parameters)
@@ -197,39 +185,6 @@ def test_traces_in_scan_and_in_shard_map(row):
     )
     _, new = jax.eval_shape(mapped, rows, state, parameters)
     assert described(new) == described(state)
-
-
-@every_reducer
-def test_rows_of_every_kind_equal_what_they_stand_for(row):
-    """Outer products, looked-up rows and bfloat16 arrays, against the plain loops.
-
-    Then once more with a nan or an inf in one factor of three rows.
-    """
-    reducer = row.make()
-    rows, parameters, stood_for = factored()
-    update, fresh = quick_jit(reducer.update), reducer.init(parameters)
-    updates, state = update(rows, fresh, parameters)
-    expected = np.concatenate(row.reference(stood_for, np.ones(B)))
-    close(matrix(updates)[None], expected[None], row.rtol, ["of every kind"])
-    assert expected.any()
-    assert (state.num_present, state.num_nonfinite) == (B, 0)
-
-    broken = rows | {
-        "dense": with_entry(rows["dense"], "left", (1, 0, 2), jnp.nan),
-        "sequence": with_entry(rows["sequence"], "right", (4, 1, 0), jnp.inf),
-        "table": with_entry(rows["table"], "right", (2, 3, 1), jnp.nan),
-    }
-    updates, state = update(broken, fresh, parameters)
-    sound = [leaf[[0, 3, 5]] for leaf in stood_for]
-    expected = np.concatenate(row.reference(sound, np.ones(3)))
-    close(matrix(updates)[None], expected[None], row.rtol, ["three rows of six"])
-    assert (state.num_present, state.num_nonfinite) == (3, 3)
-
-
-def with_entry(leaf, side, index, value):
-    """An outer product with one entry of a factor replaced."""
-    factor = getattr(leaf, side).at[index].set(value)
-    return dataclasses.replace(leaf, **{side: factor})
 
 
 @pytest.mark.standard_promotion

@@ -44,6 +44,7 @@ CROSS_CUTTING = {
     *["test_house", "test_readme", "test_traps", "test_laws", "test_values"],
     "test_benchmarks",
     *["test_contract", "test_contract_optax", "test_contract_flax"],
+    "test_contract_leaves",
 }
 
 
