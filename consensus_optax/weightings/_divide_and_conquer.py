@@ -29,6 +29,9 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
     expensive. The Gramian contains all of them at little cost, so there is nothing to
     sample: this is their method with one sample of everything, and needs no key.
 
+    It is made for attackers that pull together: a row far away in a direction of its
+    own, or hidden behind one that is farther, is not seen.
+
     Guarantees: in the convex hull of the rows; the order of the rows is irrelevant
     (unless the two largest eigenvalues are equal: then v is any vector between);
     shifting all rows shifts the update, scaling them scales it, by any number.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._distances import num_present, squared_distances
+from consensus_optax._distances import num_present, shares_of, squared_distances
 from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
 from consensus_optax._typing import Array, Threshold, Tree
@@ -37,10 +37,13 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         z \leftarrow \sum_i \beta_i g_i / \sum_i \beta_i, \qquad
         \beta_i = \frac{w_i}{\max(\nu r, \|z - g_i\|)}
 
-    by smoothed Weiszfeld iterations from the mean. The iterate is B coefficients, and
-    distances come from the Gramian. Unlike in the paper the smoothing
-    is relative: r is the least median distance of a row to the rows (a radius that no
-    minority can enlarge), so rows of any scale are treated alike.
+    by smoothed Weiszfeld iterations. The iterate is B coefficients, and distances come
+    from the Gramian. Two differences from the paper, around the row with the least
+    median distance r to the rows, a radius that no minority can enlarge:
+
+      1. the smoothing is relative to r, so rows of any scale are treated alike;
+      2. iterations start at the mean of the half of the rows nearest that row, since
+         from the mean of all they would first have to come back from far-away rows.
 
     Guarantees: in the convex hull of the rows; the order of the rows is irrelevant;
     shifting all rows shifts the update, scaling them scales it, by any number. A
@@ -87,8 +90,11 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         del state
         squares = squared_distances(products, rows.present)
         size, n = rows.weights.shape[0], num_present(rows.present)
-        middle = jnp.sort(squares, 1)[:, jnp.minimum(n // 2, size - 1)]
-        radius = jnp.sqrt(jnp.where(rows.present, middle, jnp.inf).min())
+        reach = jnp.sort(squares, 1)[:, jnp.minimum(n // 2, size - 1)]
+        reach = jnp.where(rows.present, reach, jnp.inf)
+        inner = jnp.argmin(reach)
+        near = squares[inner] <= reach[inner] * (1 + 1e-5)  # half of the rows, or more
+        radius = jnp.sqrt(reach[inner])
         radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
         smoothing = _check.value_at(nu, rows.step, products.dtype)
         gramian = products / radius / radius  # rows in units of r
@@ -115,7 +121,8 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
             total = pull.sum()
             return pull / jnp.where(total > 0, total, 1)
 
-        z = lax.fori_loop(0, iterations, step, rows.shares)
+        start = shares_of(jnp.where(near, rows.weights, 0))
+        z = lax.fori_loop(0, iterations, step, start)
         pull = pulls(z)
         gradient = pull - pull.sum() * z
         squared = gradient @ jnp.matmul(

@@ -1,0 +1,30 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consensus_optax as co
+
+
+def test_rows_that_pull_together_are_dropped():
+    random = np.random.default_rng(0)
+    honest = random.normal(size=(7, 50))
+    bad = 3 + 0.1 * random.normal(size=(3, 50))
+    rows = jnp.asarray(np.concatenate([bad, honest]), jnp.float32)
+    rule, params = co.divide_and_conquer(3), jnp.zeros(50)
+    update = rule.update(rows, rule.init(params), params)[0]
+    np.testing.assert_allclose(update, honest.mean(0), atol=1e-6)
+
+
+def test_the_fraction_says_how_many_are_dropped():
+    rows = jnp.array([[0.0], [1.0], [2.0], [3.0], [100.0]])
+    params = jnp.zeros(1)
+    for fraction, wanted in ((1.0, 1.5), (2.0, 2.0), (0.5, 1.5)):
+        rule = co.divide_and_conquer(1, fraction)
+        assert rule.update(rows, rule.init(params), params)[0] == wanted
+
+
+def test_the_fraction_fixes_counts():
+    with pytest.raises(ValueError, match=r"`filter_fraction` must be in \(0, inf\]"):
+        co.divide_and_conquer(1, 0.0)
+    with pytest.raises(ValueError, match="known when traced"):
+        co.divide_and_conquer(1, lambda step: 1.0)
