@@ -216,11 +216,12 @@ def divide_and_conquer(num_byzantine, filter_fraction=1.0):
 def geometric_median(rows, weights, nu=1e-4, iterations=64):
     distances = [[math.sqrt(squared_distance(g, h)) for h in rows] for g in rows]
     half = len(rows) // 2
-    inner = min(distances, key=lambda line: sorted(line)[half])
-    radius = sorted(inner)[half]
+    radius = min(sorted(line)[half] for line in distances)
+    tie = radius * (1 + 5e-5)
+    inner = [line for line in distances if sorted(line)[half] <= tie]
     smoothing = nu * (radius if radius > 0 else 1.0)
-    near = [d <= radius * (1 + 1e-6) for d in inner]
-    z = kept(rows, weights, [float(x) for x in near])
+    near = [float(sum(line[i] <= tie for line in inner)) for i in range(len(rows))]
+    z = kept(rows, weights, near)
     for _ in range(iterations):
         far = [math.sqrt(squared_distance(z, g)) for g in rows]
         pulls = [w / max(smoothing, d) for w, d in zip(weights, far, strict=True)]

@@ -148,7 +148,17 @@ def test_rows_without_a_finite_square_are_as_good_as_absent():
         )
 
 
-@pytest.mark.parametrize("name", sorted({*LARGE_PAIRS} - {"trusted row"}))
+BULYAN_OPEN = pytest.param(
+    "bulyan",
+    marks=pytest.mark.xfail(
+        reason="with absent rows the rule and the loop lower f differently", strict=True
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted({*LARGE_PAIRS} - {"trusted row", "bulyan"}), BULYAN_OPEN]
+)
 def test_absent_rows_lower_the_number_of_arbitrary_ones(name):
     """Six of ten rows, then two, then one: as the loop says of these alone."""
     rule, loop = LARGE_PAIRS[name]

@@ -14,6 +14,7 @@ from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
 from consensus_optax._typing import Array, Threshold, Tree
 
+_TIE = 1 + 1e-4  # squared distances that differ by less are equal
 _CONVERGED = 1e-3
 
 
@@ -42,8 +43,9 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
     median distance r to the rows, a radius that no minority can enlarge:
 
       1. the smoothing is relative to r, so rows of any scale are treated alike;
-      2. iterations start at the mean of the half of the rows nearest that row, since
-         from the mean of all they would first have to come back from far-away rows.
+      2. iterations start at the mean of the half of the rows nearest that row (of the
+         halves, where rows tie), since from the mean of all they would first have to
+         come back from far-away rows.
 
     Guarantees: in the convex hull of the rows; the order of the rows is irrelevant;
     shifting all rows shifts the update, scaling them scales it, by any number. A
@@ -92,9 +94,11 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         size, n = rows.weights.shape[0], num_present(rows.present)
         reach = jnp.sort(squares, 1)[:, jnp.minimum(n // 2, size - 1)]
         reach = jnp.where(rows.present, reach, jnp.inf)
-        inner = jnp.argmin(reach)
-        near = squares[inner] <= reach[inner] * (1 + 1e-5)  # half of the rows, or more
-        radius = jnp.sqrt(reach[inner])
+        least = reach.min()
+        # rows tie, since a distance has two ends: all that tie name their near half
+        inner = reach <= least * _TIE
+        near = jnp.where(inner[:, None], squares <= least * _TIE, False).sum(0)
+        radius = jnp.sqrt(least)
         radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
         smoothing = _check.value_at(nu, rows.step, products.dtype)
         gramian = products / radius / radius  # rows in units of r
@@ -121,7 +125,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
             total = pull.sum()
             return pull / jnp.where(total > 0, total, 1)
 
-        start = shares_of(jnp.where(near, rows.weights, 0))
+        start = shares_of(rows.weights * near.astype(rows.weights.dtype))
         z = lax.fori_loop(0, iterations, step, start)
         pull = pulls(z)
         gradient = pull - pull.sum() * z

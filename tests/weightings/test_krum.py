@@ -24,7 +24,8 @@ def test_others_are_counted_as_in_the_paper():
 def test_weights_average_the_selected():
     rows = jnp.array([[0.0], [1.0], [2.0], [50.0], [60.0]])
     weights = jnp.array([1.0, 1.0, 3.0, 1.0, 1.0])
-    assert update(co.krum(1, 3), rows, weights=weights) == [1.4]
+    # 1.4 is no float32
+    assert update(co.krum(1, 3), rows, weights=weights) == pytest.approx([1.4], 1e-6)
 
 
 def test_tied_rows_share_the_last_place():
