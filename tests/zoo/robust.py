@@ -77,7 +77,7 @@ ROBUST = [
         whole_model(robust.geometric_median),
         (*OF_POSITION, laws.weights_are_counts),
         thresholds=("nu",),
-        rtol=1e-5,  # distances from inner products, 64 times over
+        rtol=3e-5,  # distances from inner products, 64 times over; rows that repeat
     ),
     Row(
         co.centered_clipping,
