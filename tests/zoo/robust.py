@@ -77,7 +77,9 @@ ROBUST = [
         whole_model(robust.geometric_median),
         (*OF_POSITION, laws.weights_are_counts),
         thresholds=("nu",),
-        rtol=3e-5,  # distances from inner products, 64 times over; rows that repeat
+        # Where rows repeat the iterate creeps up to them, and float32 distances there
+        # are rounding: 64 iterations end up to 4e-4 apart. Elsewhere 1e-5 holds.
+        rtol=1e-3,
     ),
     Row(
         co.centered_clipping,
