@@ -10,10 +10,14 @@ How: from every gradient leaf one walks back through operations that only move n
 a marked ``dot_general`` or look-up (``scatter-add`` into zeros) gives an
 :class:`OuterProduct`, marked moves act on it, and whatever else meets one gets the
 array. A leaf that does not end so is an array, as ever; the result is exact.
+
+Convolutions are met before ``vmap``, where they are still plain: the jaxpr of one row
+is evaluated with those that end a gradient written as products of patches.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,38 +25,65 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 
+from consensus_optax._convolution import as_product
+from consensus_optax._jaxprs import MOVES, Read, ends, evaluate, walk_back
 from consensus_optax._outer_product import OuterProduct, is_outer_product, materialize
 
-Read = Callable[[Any], Any]
-
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "remat2": "jaxpr",
-}
-_MOVES = ("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type")
+_CONVOLUTION = "conv_general_dilated"
 
 
-def unfinished(function: Callable[..., Any], *args: Any) -> tuple[Any, Any, list[str]]:
-    """Evaluates ``function(*args) -> (value, rows)`` without the rows' contractions.
+def unfinished(
+    function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
+) -> tuple[Any, Any, list[str]]:
+    """Evaluates ``vmap(function, in_axes)(*args)`` without the rows' contractions.
+
+    Args:
+      function: of one row's arguments, to (value, gradient).
+      in_axes: as in ``jax.vmap``, 0 or None for each argument.
+      *args: arguments of all rows.
 
     Returns:
       (value, rows, ends): rows with outer products where possible; for every leaf of
       rows, in order, the names of the operations at which the walk back ended.
     """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    num_values = len(jax.tree.leaves(shapes[0]))
-    wanted = closed.jaxpr.outvars[num_values:]
-    marked = _walk_back(closed.jaxpr, wanted)
-    ends = [" + ".join(_ends(closed.jaxpr, var)) for var in wanted]
-    outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), marked)
-    values, rows = outputs[:num_values], outputs[num_values:]
+    all_rows = jax.vmap(with_products(function), tuple(in_axes))
+    closed, shapes, wanted = _traced(all_rows, args)
+    ended = [" + ".join(ends(closed.jaxpr, var)) for var in wanted]
+    outputs = _evaluated(closed, args, wanted, _keep)
     value_tree, rows_tree = map(jax.tree.structure, shapes)
+    values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
     value = jax.tree.unflatten(value_tree, [materialize(value) for value in values])
-    return value, jax.tree.unflatten(rows_tree, [_worth(leaf) for leaf in rows]), ends
+    return value, jax.tree.unflatten(rows_tree, map(_worth, rows)), ended
+
+
+def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one row, to (value, gradient), fit to be mapped over rows.
+
+    Convolutions that end its gradient are matrix products instead; to rounding, it is
+    the same function.
+    """
+
+    def of_row(*args: Any) -> Any:
+        closed, shapes, wanted = _traced(function, args)
+        ended = itertools.chain(*(ends(closed.jaxpr, var) for var in wanted))
+        some = _CONVOLUTION in ended
+        outputs = _evaluated(closed, args, wanted if some else (), _rewrite)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return of_row
+
+
+def _traced(function: Callable[..., Any], args: Any) -> tuple[Any, Any, Any]:
+    """The jaxpr of ``function(*args) -> (value, rows)``, shapes, variables of rows."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    return closed, shapes, closed.jaxpr.outvars[len(jax.tree.leaves(shapes[0])) :]
+
+
+def _evaluated(closed: Any, args: Any, wanted: Any, keep: Any) -> list[Any]:
+    marked = walk_back(closed.jaxpr, wanted)
+    leaves = jax.tree.leaves(args)
+    return evaluate(closed.jaxpr, closed.consts, leaves, marked, keep)
 
 
 def _worth(leaf: Any) -> Any:
@@ -62,130 +93,27 @@ def _worth(leaf: Any) -> Any:
     return leaf
 
 
-def _producers(jaxpr: Any) -> dict[Any, Any]:
-    return {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
-
-
-def _inner(eqn: Any) -> Any:
-    """The open jaxpr of a call that may be evaluated in place, and its constants."""
-    inner = eqn.params[_CALLS[eqn.primitive.name]]
-    return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-
-
-def _walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
-    """Variables that may hold an outer product on their way to a wanted variable."""
-    producers, marked, stack = _producers(jaxpr), set(), list(wanted)
-    while stack:
-        var = stack.pop()
-        if isinstance(var, core.Literal) or var in marked or var not in producers:
-            continue
-        marked.add(var)
-        eqn = producers[var]
-        if eqn.primitive.name in (*_MOVES, "add_any", "copy"):
-            stack.extend(eqn.invars)
-    return marked
-
-
-def _ends(jaxpr: Any, var: Any) -> list[str]:
-    """Names of the operations at which the walk back from a variable ends."""
-    producers = _producers(jaxpr)
-    if isinstance(var, core.Literal) or var not in producers:
-        return ["input"]
-    eqn = producers[var]
-    name = eqn.primitive.name
-    if name in (*_MOVES, "copy"):
-        return _ends(jaxpr, eqn.invars[0])
-    if name == "add_any":
-        return [end for operand in eqn.invars for end in _ends(jaxpr, operand)]
-    if name in _CALLS:
-        inner, _ = _inner(eqn)
-        return _ends(inner, inner.outvars[eqn.outvars.index(var)])
-    return [name]
-
-
-def _evaluate(
-    jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], marked: set[Any]
-) -> list[Any]:
-    """Evaluates a jaxpr; marked variables may come out as outer products."""
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    zeros = _zeros(jaxpr)
-
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, core.Literal) else values[var]
-
-    def number(var: Any) -> Any:
-        """A value as an array; one that was kept as a product is multiplied once."""
-        if not isinstance(var, core.Literal) and is_outer_product(values[var]):
-            values[var] = values[var].materialize()
-        return read(var)
-
-    for eqn in jaxpr.eqns:
-        outs = None
-        if any(var in marked for var in eqn.outvars):
-            outs = _keep(eqn, read, number, zeros)
-        if outs is None:
-            outs = _evaluate_one(jaxpr, eqn, number)
-        values.update(zip(eqn.outvars, outs, strict=True))
-    return [read(var) for var in jaxpr.outvars]
-
-
-def _evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
-    """One equation as JAX evaluates it, source information included."""
-    inputs = list(
-        {var: None for var in eqn.invars if not isinstance(var, core.Literal)}
-    )
-    alone = jaxpr.replace(
-        constvars=[],
-        invars=inputs,
-        outvars=eqn.outvars,
-        eqns=[eqn],
-        effects=eqn.effects,
-        debug_info=jaxpr.debug_info.with_unknown_names(),
-    )
-    return jax.core.eval_jaxpr(alone, (), *map(number, inputs))
-
-
-def _zeros(jaxpr: Any) -> set[Any]:
-    """Variables that are known to hold zeros."""
-    zeros: set[Any] = set()
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "broadcast_in_dim":
-            (operand, *_) = eqn.invars
-            literal = isinstance(operand, core.Literal)
-            if (operand.val == 0) if literal else (operand in zeros):
-                zeros.update(eqn.outvars)
-    return zeros
-
-
 def _keep(eqn: Any, read: Read, number: Read, zeros: set[Any]) -> list[Any] | None:
     """The outputs of a marked operation if it is kept factored, else None."""
     name = eqn.primitive.name
-    if name in _CALLS and _may_open(eqn):
-        inner, consts = _inner(eqn)
-        operands = [number(var) for var in eqn.invars]
-        if eqn.params.get("prevent_cse"):  # recompute, as jax.checkpoint asks
-            operands = list(lax.optimization_barrier(tuple(operands)))
-        return _evaluate(inner, consts, operands, _walk_back(inner, inner.outvars))
     if name == "dot_general":
         return _product(eqn, *map(number, eqn.invars))
     if name == "scatter-add" and eqn.invars[0] in zeros:
         return _look_up(eqn, *map(number, eqn.invars))
     if name == "add_any":
         return _sum(*map(read, eqn.invars))
-    if name in (*_MOVES, "copy") and is_outer_product(read(eqn.invars[0])):
+    if name in (*MOVES, "copy") and is_outer_product(read(eqn.invars[0])):
         return _move(eqn, read(eqn.invars[0]))
     return None
 
 
-def _may_open(eqn: Any) -> bool:
-    """A call without shardings or donation of its own can be evaluated in place."""
-    shardings = (
-        *eqn.params.get("in_shardings", ()),
-        *eqn.params.get("out_shardings", ()),
-    )
-    own = any(type(sharding).__name__ != "UnspecifiedValue" for sharding in shardings)
-    return not own and not any(eqn.params.get("donated_invars", ()))
+def _rewrite(eqn: Any, read: Read, number: Read, zeros: set[Any]) -> list[Any] | None:
+    """A marked convolution as a matrix product; everything else as it stands."""
+    del read, zeros
+    if eqn.primitive.name != _CONVOLUTION:
+        return None
+    product = as_product(eqn, *map(number, eqn.invars))
+    return None if product is None else [product]
 
 
 def _product(eqn: Any, lhs: Any, rhs: Any) -> list[Any] | None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._contraction import unfinished
+from consensus_optax._contraction import unfinished, with_products
 from consensus_optax._typing import Array
 
 Argnums = int | Sequence[int]
@@ -160,10 +160,10 @@ def value_and_rows(
     materialize: bool = False,
 ) -> tuple[Any, Any]:
     """Values and gradients of all rows, the latter as outer products if possible."""
-    all_rows = jax.vmap(value_and_grad, arranged.in_axes)
     if materialize:
+        all_rows = jax.vmap(with_products(value_and_grad), arranged.in_axes)
         return all_rows(*arranged.args)
-    value, rows, _ = unfinished(all_rows, *arranged.args)
+    value, rows, _ = unfinished(value_and_grad, arranged.in_axes, *arranged.args)
     return value, rows
 
 

@@ -76,21 +76,10 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
     return jnp.isfinite(_row_sums(leaf.astype(dtype), 0))
 
 
-def _is_of_convolution(leaf: Array) -> bool:
-    """Rows with three axes or more: XLA lays them side by side, (..., B, channels)."""
-    return leaf.ndim >= 4
-
-
 def _row_sums(rows: Array, factor: float) -> Array:
-    """Sum of every row's entries times a factor, (B,), in the order of memory."""
-    count = rows.shape[0]
-    if not _is_of_convolution(rows):
-        matrix = rows.reshape(count, -1)
-        return matrix @ jnp.full(matrix.shape[1], factor, rows.dtype)
-    channels = rows.shape[-1]
-    side_by_side = jnp.moveaxis(rows, 0, -2).reshape(-1, count * channels)
-    factors = jnp.full(side_by_side.shape[0], factor, rows.dtype)
-    return (factors @ side_by_side).reshape(count, channels).sum(1)
+    """Sum of every row's entries times a factor, (B,)."""
+    matrix = rows.reshape(rows.shape[0], -1)
+    return matrix @ jnp.full(matrix.shape[1], factor, rows.dtype)
 
 
 def scale(leaf: Leaf, factors: Array) -> Leaf:
@@ -169,8 +158,6 @@ def fold(
             lambda i: stack[order[i]], statistics, weights, _ARRAYS_PER_TURN
         )
         halve = lambda stack: fold_stack(stack, statistics, weights, order)
-        if _is_of_convolution(leaf):
-            return halve(leaf)
         return lax.platform_dependent(leaf, cpu=loop, default=halve)
     if leaf.is_look_up or leaf.sides[0] > 1:
         return tuple(map(leaf.restore, _fold_matmuls(leaf, statistics, weights, order)))

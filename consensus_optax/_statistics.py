@@ -88,8 +88,7 @@ def fold_stack(
 ) -> tuple[Array, ...]:
     """Merged statistics of a stack by halving it: few, large operations.
 
-    For devices on which a loop over rows is B launches, and for gradients of
-    convolutions, whose rows lie side by side in memory. Reads the stack about twice.
+    For devices on which a loop over rows is B launches. Reads the stack about twice.
     """
     absent = order != jnp.arange(order.shape[0], dtype=order.dtype)
     stand_in = stack[order[jnp.argmax(absent)]]

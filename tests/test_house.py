@@ -25,7 +25,8 @@ ALL_FILES = [
 FLOORS = {
     **dict.fromkeys(["_typing", "_check", "_outer_product", "_leaves", "_solvers"], 0),
     **dict.fromkeys(["_statistics", "_gramians", "_minmod_kernel", "_packing"], 0),
-    **dict.fromkeys(["_contraction", "_distances", "_order_statistics"], 0),
+    **dict.fromkeys(["_contraction", "_convolution", "_jaxprs"], 0),
+    **dict.fromkeys(["_distances", "_order_statistics"], 0),
     **dict.fromkeys(["_stack", "_rules", "_affine", "_blocks", "_run", "_reducer"], 1),
     **dict.fromkeys(["_gradients"], 1),
     "mixings": 2,

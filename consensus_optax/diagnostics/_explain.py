@@ -55,8 +55,7 @@ def explain(
 
     def rows_of(*given: Any) -> Any:
         arranged = arrange(given)
-        all_rows = jax.vmap(value_and_grad, arranged.in_axes)
-        _, rows, found = unfinished(all_rows, *arranged.args)
+        _, rows, found = unfinished(value_and_grad, arranged.in_axes, *arranged.args)
         ends.extend(found)
         return rows
 
