@@ -82,10 +82,11 @@ def _compare(args: argparse.Namespace) -> int:
         print("interrupted before anything was finished", file=sys.stderr)
         return INTERRUPTED
     text = comparison.table(result)
-    print(f"\n{text}\n")
     (out / "results.json").write_text(comparison.to_json(result), encoding="utf-8")
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     comparison.save_plot(result, out / "curves.png")
+    # last, since a reader such as ``head`` may have gone
+    print(f"\n{text}\n")
     print(f"wrote results.json, table.md and curves.png to {out}")
     if result.interrupted:
         print("interrupted: kept what was finished", file=sys.stderr)
