@@ -90,7 +90,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     sweeps = {"batch_size": "rows B (width 1024)", "width": "width (B = 64)"}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
     for axis, (against, label) in zip(axes, sweeps.items(), strict=True):
         chosen = [row for row in rows if row["against"] == against]
         for name, slope in slopes(rows, against).items():
@@ -109,7 +109,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.set_xlabel(label)
         axis.set_ylabel("ms for one step")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+        axis.legend(fontsize=7, ncols=2, **below)
     figure.suptitle("MLP 784-width-width-10, all rows equal (nothing stops early)")
     figure.savefig(path, dpi=90)
     plt.close(figure)
