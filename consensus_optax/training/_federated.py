@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from consensus_optax import _check
+from consensus_optax import _check, _leaves
 from consensus_optax.training._loop import Fit, Loss, Step, step_on_rows
 
 Draw = Callable[[jax.Array, Any, jax.Array], Any]
@@ -121,7 +121,8 @@ def local_updates(
             moved = jax.tree.map(lambda m, u: m + u.astype(m.dtype), moved, updates)
             return (moved, state), value
 
-        still = jax.tree.map(lambda p: jnp.zeros(p.shape, _wide(p)), params)
+        dtype = _leaves.decision_dtype(params)
+        still = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
         begin = _varying_like(batches, (still, optimizer.init(params)))
         (moved, _), values = lax.scan(step, begin, batches)
         return values[0], jax.tree.map(jnp.negative, moved)
@@ -236,12 +237,8 @@ def draw_examples(
     return jax.tree.map(lambda leaf: leaf[places], data)
 
 
-def _wide(param: Any) -> Any:
-    """The dtype in which moves are summed up: float32 at least."""
-    return jnp.promote_types(jnp.result_type(param), jnp.float32)
-
-
 def _moved(param: jax.Array, moved: jax.Array) -> jax.Array:
+    """Where a client is, in the parameter's own dtype."""
     return (param.astype(moved.dtype) + moved).astype(param.dtype)
 
 
