@@ -1,6 +1,6 @@
 """What do dishonest clients do to federated training on Shakespeare's roles?
 
-    python -m benchmarks.federated
+    python -m benchmarks.federated --rules mean median
 
 Clients are the roles, three of the thirty of each round are dishonest. The rates of
 each rule's server are chosen without any attack, by the clients' training loss; what is
