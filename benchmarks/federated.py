@@ -29,13 +29,13 @@ SIGN_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of a step whose entries are all 1 or -1
 def choose_rate(
     train: Callable[..., Any], name: str, setting: Setting
 ) -> tuple[float, dict[str, float]]:
-    """The rate of least training loss after half of the rounds, and all of them.
+    """The rate of least training loss in the end, and all of them.
 
-    Without attack, from a seed that the results do not use.
+    Over all rounds, without attack, from a seed that the results do not use.
     """
     rates = SIGN_RATES if name == "sign vote" else RATES
-    programs = max(1, setting.programs // 2)
-    found = {rate: train(rate, "none", setting.seeds, programs)[1] for rate in rates}
+    unseen = setting.seeds
+    found = {rate: train(rate, "none", unseen, setting.programs)[1] for rate in rates}
     finite = {rate: loss for rate, loss in found.items() if math.isfinite(loss)}
     best = min(finite, key=finite.__getitem__)
     return best, {str(rate): round(loss, 3) for rate, loss in found.items()}
