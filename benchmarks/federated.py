@@ -28,7 +28,7 @@ SIGN_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of a step whose entries are all 1 or -1
 
 def choose_rate(
     train: Callable[..., Any], name: str, setting: Setting
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[str, float | None]]:
     """The rate of least training loss in the end, and all of them.
 
     Over all rounds, without attack, from a seed that the results do not use.
@@ -38,7 +38,7 @@ def choose_rate(
     found = {rate: train(rate, "none", unseen, setting.programs)[1] for rate in rates}
     finite = {rate: loss for rate, loss in found.items() if math.isfinite(loss)}
     best = min(finite, key=finite.__getitem__)
-    return best, {str(rate): round(loss, 3) for rate, loss in found.items()}
+    return best, {str(rate): _finite(loss) for rate, loss in found.items()}
 
 
 def run(roles: tasks.Roles, setting: Setting, names: Sequence[str]) -> list[Row]:
