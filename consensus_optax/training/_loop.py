@@ -73,9 +73,27 @@ def row_step(
       (-2.0, 1.0)
     """
     grad = per_example_value_and_grad(loss, group_size=group_size)
+    return step_on_rows(lambda fit, batch: grad(fit.params, batch), optimizer, watch)
+
+
+def step_on_rows(
+    rows_at: Callable[[Fit, Any], tuple[jax.Array, Any]],
+    optimizer: optax.GradientTransformationExtraArgs,
+    watch: Sequence[str],
+) -> Step:
+    """A step on whatever rows a function makes of the state and a batch.
+
+    Args:
+      rows_at: the loss of every row, and the rows.
+      optimizer: ``optax.chain(reducer, ...)``.
+      watch: as for `row_step`.
+
+    Returns:
+      A step as from `row_step`.
+    """
 
     def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
-        losses, rows = grad(fit.params, batch)
+        losses, rows = rows_at(fit, batch)
         updates, opt_state = optimizer.update(
             rows, fit.opt_state, fit.params, weights=weights
         )
