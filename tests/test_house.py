@@ -24,7 +24,7 @@ ALL_FILES = [
 # A module or folder imports from its own floor and from those below, never upward.
 FLOORS = {
     **dict.fromkeys(["_typing", "_check", "_outer_product", "_leaves", "_solvers"], 0),
-    **dict.fromkeys(["_coordinates"], 0),
+    **dict.fromkeys(["_coordinates", "_varying"], 0),
     **dict.fromkeys(["_statistics", "_gramians", "_minmod_kernel", "_packing"], 0),
     **dict.fromkeys(["_contraction", "_distances", "_order_statistics"], 0),
     **dict.fromkeys(["_stack", "_rules", "_affine", "_blocks", "_run", "_reducer"], 1),
