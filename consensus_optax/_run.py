@@ -6,6 +6,7 @@ with them (`weigh`, `resolve`) stands here once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -102,7 +103,7 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
         case Among():
             products = read_products(rule.selector, leaves, rows)
             chosen, selector = weigh(rule.selector, products, rows, state.selector)
-            survivors = jnp.where(chosen[0] > 0, rows.weights, 0)
+            survivors = jnp.where(chosen > 0, rows.weights, 0)
             outcome = run(
                 rule.rule, leaves, rows._replace(weights=survivors), state.rule
             )
@@ -115,21 +116,15 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
             previous = state.previous
             products = read_products(rule, leaves, rows, previous)
             weights, rule_state = weigh(rule, products, rows, state.rule)
-            triples = zip(leaves, weights, previous, strict=True)
-            update = [
-                _leaves.combine(leaf, w[:-1], rows.order) + w[-1] * old
-                for leaf, w, old in triples
-            ]
-            return Outcome(update, any_weight(weights), MemoryState(update, rule_state))
+            update = combine_all(leaves, weights[..., :-1], rows.order)
+            update = add_previous(update, weights, previous)
+            ready = jnp.any(weights != 0)
+            return Outcome(update, ready, MemoryState(update, rule_state))
         case Weighting():
             products = read_products(rule, leaves, rows)
             weights, state = weigh(rule, products, rows, state)
-            if rule.scope == "model":
-                update = combine_all(leaves, weights[0], rows.order)
-            else:
-                pairs = zip(leaves, weights, strict=True)
-                update = [_leaves.combine(leaf, w, rows.order) for leaf, w in pairs]
-            return Outcome(update, any_weight(weights), state)
+            update = combine_all(leaves, weights, rows.order)
+            return Outcome(update, jnp.any(weights != 0), state)
         case Fold():
             matters = rule.matters and (lambda *first: rule.matters(*first, rows))
             merged = fold_all(rule, leaves, rows, matters)
@@ -137,8 +132,23 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
     return settle(reduce_columns(rule.reduce, leaves, rows), rows)
 
 
+def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
+    """The state with a function of the previous update, where the rule has one."""
+    match rule:
+        case Among():
+            return state._replace(rule=map_previous(fun, rule.rule, state.rule))
+        case After():
+            return map_previous(fun, rule.rule, state)
+        case Weighting(remembers=True):
+            return state._replace(previous=fun(state.previous))
+    return state
+
+
 def combine_all(leaves: list[AnyLeaf], weights: Array, order: Array) -> list[Array]:
-    """sum_i weights[i] row_i of every leaf."""
+    """sum_i weights[i] row_i of every leaf; weights (B,), or (leaves, B)."""
+    if weights.ndim == 2:
+        pairs = zip(leaves, weights, strict=True)
+        return [_leaves.combine(leaf, own, order) for leaf, own in pairs]
     packed = pack(leaves, weights.dtype)
     return packed.unpack(
         [_leaves.combine(leaf, weights, order) for leaf in packed.leaves]
@@ -157,9 +167,13 @@ def fold_all(
     return [packed.unpack(list(parts)) for parts in zip(*merged, strict=True)]
 
 
-def any_weight(weights: list[Array]) -> Array:
-    """Whether any row has any weight in any leaf, () bool."""
-    return jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
+def add_previous(
+    update: list[Array], weights: Array, previous: list[Array]
+) -> list[Array]:
+    """The combination of the rows, and the last weight times the previous update."""
+    factors = jnp.broadcast_to(weights[..., -1], (len(update),))
+    triples = zip(update, factors, previous, strict=True)
+    return [leaf + factor * old for leaf, factor, old in triples]
 
 
 def read_products(
@@ -167,23 +181,46 @@ def read_products(
     leaves: list[AnyLeaf],
     rows: Rows,
     previous: list[Array] | None = None,
-) -> list[Any]:
-    """Per leaf, the inner products that a rule reads, 0 where a row is absent."""
-    scope = rule.scope if isinstance(rule, Weighting) else "model"
-    if previous is None and scope == "model":  # to be summed over leaves
+) -> Any:
+    """The inner products that a rule reads, 0 where a row is absent.
+
+    They are summed over the leaves, or stacked if every leaf decides for itself.
+    """
+    if rule.reads == "nothing":
+        return None
+    coordinates = rows.coordinates
+    if previous is None and scope_of(rule) == "model" and coordinates.counted is None:
         leaves = pack(leaves, rows.weights.dtype).leaves
     olds = previous or [None] * len(leaves)
-    given = list(zip(leaves, olds, strict=True))
+
+    def read(reads: str, shares: Array | None = None) -> Array:
+        products = [
+            _leaf_products(reads, leaf, rows, old, shares)
+            for leaf, old in zip(leaves, olds, strict=True)
+        ]
+        if coordinates.counted is not None:
+            pairs = zip(products, coordinates.counted, strict=True)
+            products = [jnp.where(counts, leaf, 0) for leaf, counts in pairs]
+        return coordinates.total(over_leaves(rule, products))
+
     if rule.reads == "affine":
-        return around_a_row(
-            [_leaf_products("gramian", leaf, rows, old) for leaf, old in given],
-            lambda shares: [
-                _leaf_products("centered", leaf, rows, old, shares)
-                for leaf, old in given
-            ],
-            rows,
-        )
-    return [_leaf_products(rule.reads, leaf, rows, old) for leaf, old in given]
+        less = lambda shares: read("centered", shares)
+        return around_a_row(read("gramian"), less, rows)
+    return read(rule.reads)
+
+
+def scope_of(rule: Weighting | Mixing) -> str:
+    """``"leaf"`` where every leaf decides for itself."""
+    return rule.scope if isinstance(rule, Weighting) else "model"
+
+
+def over_leaves(rule: Weighting | Mixing, products: list[Any]) -> Any:
+    """What a rule decides from: products of all leaves summed, or stacked."""
+    if rule.reads == "nothing":
+        return None
+    if scope_of(rule) == "leaf":
+        return jnp.stack(products)
+    return sum(products[1:], products[0])
 
 
 def _leaf_products(
@@ -198,8 +235,6 @@ def _leaf_products(
     ``shares``: whose mean is taken off centered rows, if not that of all.
     """
     dtype, present = rows.weights.dtype, rows.present
-    if reads == "nothing":
-        return None
     if reads == "norms":
         return jnp.where(present, _leaves.squared_norms(leaf, dtype), 0)
     if reads == "centered":
@@ -225,21 +260,18 @@ def border(gramian: Array, side: Array, previous: Array) -> Array:
 
 
 def mix(
-    mixing: Mixing, products: list[Any], leaves: list[AnyLeaf], rows: Rows
+    mixing: Mixing, products: Any, leaves: list[AnyLeaf], rows: Rows
 ) -> tuple[list[AnyLeaf], Rows]:
     """The mixed rows, as leaves that are computed when they are read."""
-    given = None if mixing.reads == "nothing" else sum(products[1:], products[0])
-    given, rows = without_overflow(given, rows)
+    given, rows = without_overflow(products, rows)
     matrix, weights = mixing.mix(given, rows)
     matrix = jnp.where(rows.present[None, :], matrix, 0)
     mixed: list[AnyLeaf] = [_leaves.Mixed(matrix, leaf, rows.order) for leaf in leaves]
     return mixed, rows._replace(weights=weights)
 
 
-def weigh(
-    rule: Weighting, products: list[Any], rows: Rows, state: Any
-) -> tuple[list[Array], Any]:
-    """Weights for every leaf, (B,) each, from the products of every leaf.
+def weigh(rule: Weighting, products: Any, rows: Rows, state: Any) -> tuple[Array, Any]:
+    """Weights (B,) from products, or (leaves, B) where every leaf decides for itself.
 
     Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
     non-finite has agreed on nothing.
@@ -255,18 +287,14 @@ def weigh(
         return jnp.where(some, weights, 0), rule_state
 
     if rule.scope == "leaf":
-        given = None if rule.reads == "nothing" else jnp.stack(products)
-        weights, state = jax.vmap(decide)(given, state)
-        return list(weights), state
-    given = None if rule.reads == "nothing" else sum(products[1:], products[0])
-    weights, state = decide(given, state)
-    return [weights] * len(products), state
+        return jax.vmap(decide)(products, state)
+    return decide(products, state)
 
 
 def settle(update: list[Array], rows: Rows) -> Outcome:
     """No rows, no update; and the share of coordinates that have one."""
     update = [jnp.where(jnp.any(rows.present), leaf, 0) for leaf in update]
-    size = max(sum(leaf.size for leaf in update), 1)
-    counts = [jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in update]
-    moved = jnp.stack(counts).sum()
+    size = max(sum(rows.coordinates.sizes(update)), 1)
+    counts = [(leaf != 0).astype(jnp.float32) for leaf in update]
+    moved = jnp.stack(rows.coordinates.sums(counts)).sum()
     return Outcome(update, moved > 0, FoldState(moved / size))

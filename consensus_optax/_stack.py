@@ -167,17 +167,23 @@ def _no_update(leaf: Leaf, param: Any) -> Any:
     return jnp.zeros(param.shape, leaf.dtype)
 
 
-def present_weights(stack: Stack, weights: Array | None) -> tuple[Array, Array]:
+def present_weights(
+    stack: Stack,
+    weights: Array | None,
+    everywhere: Callable[[Array], Array] = lambda finite: finite,
+) -> tuple[Array, Array]:
     """Weights with 0 for every row that cannot count, and the number of such rows.
 
     Absent on request: weight 0, negative or not finite. Absent by content: any
-    non-finite entry in any leaf; the second result counts these.
+    non-finite entry in any leaf; the second result counts these. ``everywhere`` adds
+    what other devices find in their parts of the same rows.
     """
     weights = checked_weights(weights, stack.num_rows, stack.dtype)
     wanted = weights > 0
     finite = jnp.ones(stack.num_rows, bool)
     for leaf in stack.leaves:
         finite &= _leaves.finite_rows(leaf, stack.dtype)
+    finite = everywhere(finite)
     num_nonfinite = jnp.sum(wanted & ~finite, dtype=jnp.int32)
     return jnp.where(wanted & finite, weights, 0), num_nonfinite
 
