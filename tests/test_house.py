@@ -25,6 +25,7 @@ ALL_FILES = [
 FLOORS = {
     **dict.fromkeys(["_typing", "_check", "_outer_product", "_leaves", "_solvers"], 0),
     **dict.fromkeys(["_coordinates", "_varying"], 0),
+    **dict.fromkeys(["_products"], 1),
     **dict.fromkeys(["_statistics", "_gramians", "_minmod_kernel", "_packing"], 0),
     **dict.fromkeys(["_contraction", "_distances", "_order_statistics"], 0),
     **dict.fromkeys(["_stack", "_rules", "_affine", "_blocks", "_run", "_reducer"], 1),
