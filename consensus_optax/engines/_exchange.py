@@ -163,12 +163,21 @@ class Exchange(NamedTuple):
         ]
         for kind in dict.fromkeys(kinds):
             chosen = [i for i, other in enumerate(kinds) if other == kind]
-            result = send(jnp.concatenate([arrays[i] for i in chosen], -1))
+            strung = jnp.concatenate([arrays[i] for i in chosen], -1)
+            result = _as_bits(send, strung)
             start = 0
             for i in chosen:
                 end = start + arrays[i].shape[-1]
                 sent[i], start = result[..., start:end], end
         return [sent[i] for i in range(len(arrays))]
+
+
+def _as_bits(send: Callable[[Array], Array], array: Array) -> Array:
+    """Sends half-precision numbers as integers, for XLA may send them in float32."""
+    if array.dtype.itemsize >= 4 or not jnp.issubdtype(array.dtype, jnp.floating):
+        return send(array)
+    bits = lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    return lax.bitcast_convert_type(send(bits), array.dtype)
 
 
 def _is_first(axes: set[str]) -> Array:
