@@ -197,7 +197,7 @@ def _update(
     weights, num_nonfinite = present_weights(local, weights, everywhere)
     of_all = jax.tree.map(lambda x: exchange.collect_rows(x.T).T, named)
     rows = Rows(exchange.collect_rows(weights), state.step, {**extra, **of_all})
-    dtypes = [wire or param.dtype for param in stack.params]
+    dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
     outcome = run_across(rule, Worker(exchange, leaves, dtypes), rows, state.rule)
     return outcome.update, next_state(outcome, rows, lax.psum(num_nonfinite, axes))
 
@@ -215,6 +215,13 @@ def _checked_wire(dtype: Any, rule: Rule) -> Any:
         wanted = "a floating dtype, or int8 for a fold that reads nothing but signs"
         _check.fail("wire_dtype", wanted, dtype)
     return wire
+
+
+def _update_dtype(dtype: Any, wire: Any) -> Any:
+    """The narrower one; the updates that a vote of signs makes need not be signs."""
+    if wire is None or not jnp.issubdtype(wire, jnp.floating):
+        return dtype
+    return min(dtype, wire, key=lambda dtype: dtype.itemsize)
 
 
 def _rounded(leaf: Leaf, wire: Any) -> Leaf:
