@@ -32,8 +32,8 @@ class Coordinates(NamedTuple):
       sizes: the same to the number of coordinates of each.
       draw: (index, leaf, make) to what ``make(shape)`` says of the coordinates at hand
         of leaf ``index``; ``shape`` is that of the whole parameter.
-      counted: for every leaf whether its coordinates count here, () bool, where several
-        devices hold the same ones; None: they do.
+      alike: whether all leaves are held by the same devices.
+      counted: one array for every leaf, if not: 0 where another device counts the same.
     """
 
     total: Callable[[Any], Any] = lambda tree: tree
@@ -42,7 +42,8 @@ class Coordinates(NamedTuple):
     draw: Callable[[int, Array, Callable[..., Array]], Array] = (
         lambda index, leaf, make: make(leaf.shape)
     )
-    counted: Sequence[Array] | None = None
+    alike: bool = True
+    counted: Callable[[list[Array]], list[Array]] = lambda leaves: leaves
 
 
 ALL = Coordinates()

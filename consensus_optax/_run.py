@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from consensus_optax import _leaves
-from consensus_optax._affine import around_a_row, without_overflow
+from consensus_optax._affine import without_overflow
 from consensus_optax._blocks import reduce_columns
 from consensus_optax._leaves import AnyLeaf
-from consensus_optax._packing import pack
+from consensus_optax._products import packed, read_products
 from consensus_optax._rules import (
     After,
     Among,
@@ -116,20 +115,23 @@ def run(rule: Rule, leaves: list[AnyLeaf], rows: Rows, state: Any) -> Outcome:
             previous = state.previous
             products = read_products(rule, leaves, rows, previous)
             weights, rule_state = weigh(rule, products, rows, state.rule)
-            update = combine_all(leaves, weights[..., :-1], rows.order)
+            update = combine_all(leaves, weights[..., :-1], rows)
             update = add_previous(update, weights, previous)
             ready = jnp.any(weights != 0)
             return Outcome(update, ready, MemoryState(update, rule_state))
         case Weighting():
             products = read_products(rule, leaves, rows)
             weights, state = weigh(rule, products, rows, state)
-            update = combine_all(leaves, weights, rows.order)
+            update = combine_all(leaves, weights, rows)
             return Outcome(update, jnp.any(weights != 0), state)
         case Fold():
             matters = rule.matters and (lambda *first: rule.matters(*first, rows))
             merged = fold_all(rule, leaves, rows, matters)
             return settle(rule.resolve(merged, rows), rows)
-    return settle(reduce_columns(rule.reduce, leaves, rows), rows)
+    if rows.coordinates.alike:
+        return settle(reduce_columns(rule.reduce, leaves, rows), rows)
+    by_leaf = [reduce_columns(rule.reduce, [leaf], rows)[0] for leaf in leaves]
+    return settle(by_leaf, rows)
 
 
 def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
@@ -144,14 +146,14 @@ def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
     return state
 
 
-def combine_all(leaves: list[AnyLeaf], weights: Array, order: Array) -> list[Array]:
+def combine_all(leaves: list[AnyLeaf], weights: Array, rows: Rows) -> list[Array]:
     """sum_i weights[i] row_i of every leaf; weights (B,), or (leaves, B)."""
     if weights.ndim == 2:
         pairs = zip(leaves, weights, strict=True)
-        return [_leaves.combine(leaf, own, order) for leaf, own in pairs]
-    packed = pack(leaves, weights.dtype)
-    return packed.unpack(
-        [_leaves.combine(leaf, weights, order) for leaf in packed.leaves]
+        return [_leaves.combine(leaf, own, rows.order) for leaf, own in pairs]
+    together = packed(leaves, rows)
+    return together.unpack(
+        [_leaves.combine(leaf, weights, rows.order) for leaf in together.leaves]
     )
 
 
@@ -159,12 +161,12 @@ def fold_all(
     rule: Fold, leaves: list[AnyLeaf], rows: Rows, matters: Any = None
 ) -> list[list[Array]]:
     """For every statistic of a fold, its merged value in every leaf."""
-    packed = pack(leaves, rows.weights.dtype)
+    together = packed(leaves, rows)
     merged = [
         _leaves.fold(leaf, rule.statistics, rows.weights, rows.order, matters)
-        for leaf in packed.leaves
+        for leaf in together.leaves
     ]
-    return [packed.unpack(list(parts)) for parts in zip(*merged, strict=True)]
+    return [together.unpack(list(parts)) for parts in zip(*merged, strict=True)]
 
 
 def add_previous(
@@ -174,89 +176,6 @@ def add_previous(
     factors = jnp.broadcast_to(weights[..., -1], (len(update),))
     triples = zip(update, factors, previous, strict=True)
     return [leaf + factor * old for leaf, factor, old in triples]
-
-
-def read_products(
-    rule: Weighting | Mixing,
-    leaves: list[AnyLeaf],
-    rows: Rows,
-    previous: list[Array] | None = None,
-) -> Any:
-    """The inner products that a rule reads, 0 where a row is absent.
-
-    They are summed over the leaves, or stacked if every leaf decides for itself.
-    """
-    if rule.reads == "nothing":
-        return None
-    coordinates = rows.coordinates
-    if previous is None and scope_of(rule) == "model" and coordinates.counted is None:
-        leaves = pack(leaves, rows.weights.dtype).leaves
-    olds = previous or [None] * len(leaves)
-
-    def read(reads: str, shares: Array | None = None) -> Array:
-        products = [
-            _leaf_products(reads, leaf, rows, old, shares)
-            for leaf, old in zip(leaves, olds, strict=True)
-        ]
-        if coordinates.counted is not None:
-            pairs = zip(products, coordinates.counted, strict=True)
-            products = [jnp.where(counts, leaf, 0) for leaf, counts in pairs]
-        return coordinates.total(over_leaves(rule, products))
-
-    if rule.reads == "affine":
-        less = lambda shares: read("centered", shares)
-        return around_a_row(read("gramian"), less, rows)
-    return read(rule.reads)
-
-
-def scope_of(rule: Weighting | Mixing) -> str:
-    """``"leaf"`` where every leaf decides for itself."""
-    return rule.scope if isinstance(rule, Weighting) else "model"
-
-
-def over_leaves(rule: Weighting | Mixing, products: list[Any]) -> Any:
-    """What a rule decides from: products of all leaves summed, or stacked."""
-    if rule.reads == "nothing":
-        return None
-    if scope_of(rule) == "leaf":
-        return jnp.stack(products)
-    return sum(products[1:], products[0])
-
-
-def _leaf_products(
-    reads: str,
-    leaf: AnyLeaf,
-    rows: Rows,
-    previous: Array | None,
-    shares: Array | None = None,
-) -> Any:
-    """Inner products of one leaf's rows, bordered by those with a previous update.
-
-    ``shares``: whose mean is taken off centered rows, if not that of all.
-    """
-    dtype, present = rows.weights.dtype, rows.present
-    if reads == "norms":
-        return jnp.where(present, _leaves.squared_norms(leaf, dtype), 0)
-    if reads == "centered":
-        shares = rows.shares if shares is None else shares
-        leaf, center = _leaves.centered(leaf, shares, rows.order)
-        previous = None if previous is None else previous - center
-    elif reads == "signs":
-        leaf = _leaves.signs(leaf, dtype)
-        previous = None if previous is None else jnp.sign(previous)
-    pairs = present[:, None] & present[None, :]
-    gramian = jnp.where(pairs, _leaves.gramian(leaf, dtype), 0)
-    if previous is None:
-        return gramian
-    side = jnp.where(present, _leaves.inner_products(leaf, previous), 0)
-    return border(gramian, side, previous)
-
-
-def border(gramian: Array, side: Array, previous: Array) -> Array:
-    """A Gramian with one row more, whose products with the others are ``side``."""
-    corner = jnp.vdot(previous, previous, precision=lax.Precision.HIGHEST)
-    top = jnp.concatenate([gramian, side[:, None]], 1)
-    return jnp.concatenate([top, jnp.append(side, corner)[None]], 0)
 
 
 def mix(

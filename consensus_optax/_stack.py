@@ -22,12 +22,14 @@ class Stack(NamedTuple):
     Attributes:
       leaves: arrays (B, \*shape) or outer products.
       num_rows: B.
+      params: the parameter of each leaf.
       dtype: dtype in which rules decide and sum.
       rebuild: list of updates, one for every leaf, to a tree like the parameters.
     """
 
     leaves: list[Any]
     num_rows: int
+    params: list[Any]
     dtype: Any
     rebuild: Callable[[list[Array]], Tree]
 
@@ -66,9 +68,9 @@ def as_stack(updates: Tree, params: Tree) -> Stack:
         ]
         return jax.tree.unflatten(treedef, leaves)
 
-    moving = zip(rows, floating, strict=True)
-    leaves = [_on_device(leaf) for leaf, is_floating in moving if is_floating]
-    return Stack(leaves, num_rows or 0, _leaves.decision_dtype(given), rebuild)
+    moving = [i for i, is_floating in enumerate(floating) if is_floating]
+    leaves, moved = [_on_device(rows[i]) for i in moving], [given[i] for i in moving]
+    return Stack(leaves, num_rows or 0, moved, _leaves.decision_dtype(given), rebuild)
 
 
 def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:

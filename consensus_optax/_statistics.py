@@ -105,12 +105,14 @@ def halved(values: Any, merge: Callable[[Any, Any], Any]) -> Any:
     """Merges along the leading axis, upper half with lower half, until one is left."""
     while (count := jax.tree.leaves(values)[0].shape[0]) > 1:
         half = count // 2
-        part = lambda start, end: jax.tree.map(lambda x: x[start:end], values)
-        merged = merge(part(0, half), part(half, 2 * half))
-        odd = part(2 * half, count)
-        join = lambda *both: jnp.concatenate(both)
-        values = jax.tree.map(join, merged, odd) if count % 2 else merged
+        merged = merge(_cut(values, 0, half), _cut(values, half, half))
+        odd = _cut(values, count - count % 2, count % 2)
+        values = jax.tree.map(lambda *both: jnp.concatenate(both), merged, odd)
     return jax.tree.map(lambda x: x[0], values)
+
+
+def _cut(values: Any, start: int, length: int) -> Any:
+    return jax.tree.map(lambda x: x[start : start + length], values)
 
 
 def merge_present(

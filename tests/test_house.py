@@ -25,6 +25,7 @@ ALL_FILES = [
 FLOORS = {
     **dict.fromkeys(["_typing", "_check", "_outer_product", "_leaves", "_solvers"], 0),
     **dict.fromkeys(["_coordinates", "_varying"], 0),
+    **dict.fromkeys(["_products"], 1),
     **dict.fromkeys(["_statistics", "_gramians", "_minmod_kernel", "_packing"], 0),
     **dict.fromkeys(["_contraction", "_convolution", "_jaxprs"], 0),
     **dict.fromkeys(["_distances", "_order_statistics"], 0),

@@ -1,12 +1,12 @@
 """Rows to coordinates and back: one all-to-all, one all-gather.
 
-Device n of N holds of every leaf the coordinates from n to n + 1 N-ths, of all rows.
+Device n of N holds of every leaf the n-th of N equal parts, of all rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ AxisName = str | tuple[str, ...]
 
 
 class Spread(NamedTuple):
-    """How one parameter lies on the mesh axes that parameters are sharded along.
+    """How one parameter lies on the mesh axes that parameters are cut along.
 
     Attributes:
       shape: of the part that a device has.
@@ -37,13 +37,12 @@ class Spread(NamedTuple):
     @property
     def whole(self) -> tuple[int, ...]:
         """Shape of the whole parameter."""
+        count = lambda names: math.prod(lax.axis_size(name) for name in names)
         pairs = zip(self.shape, self.axes, strict=True)
-        return tuple(
-            size * (lax.axis_size(names) if names else 1) for size, names in pairs
-        )
+        return tuple(size * count(names) for size, names in pairs)
 
     def part(self, whole: Array) -> Array:
-        """The part that this device has of an array like the parameter."""
+        """The part that this device has of an array like the whole parameter."""
         for axis, names in enumerate(self.axes):
             if names:
                 start = lax.axis_index(names) * self.shape[axis]
@@ -51,88 +50,134 @@ class Spread(NamedTuple):
         return whole
 
 
-def deal(leaves: Sequence[Array], axis_name: AxisName) -> list[Array]:
-    """Rows (L, ...) of this device to its coordinates of all N L rows, (N L, width)."""
-    count = lax.axis_size(axis_name)
+class Exchange(NamedTuple):
+    """Leaves as this device has them, and the mesh axes their rows are dealt along.
 
-    def send(strung: Array) -> Array:  # (L, N, W)
-        dealt = lax.all_to_all(strung.swapaxes(0, 1), axis_name, 0, 0, tiled=True)
-        return dealt.reshape(math.prod(dealt.shape[:2]), dealt.shape[2])  # (N L, W)
+    Attributes:
+      axis_name: one or several mesh axes, N devices.
+      spreads: of the parameters.
+    """
 
-    return _strung([_in_parts(leaf, count) for leaf in leaves], send)
+    axis_name: AxisName
+    spreads: Sequence[Spread]
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return lax.axis_size(self.axis_name)
+
+    def deal(self, leaves: Sequence[Array]) -> list[Array]:
+        """Rows (L, ...) of this device to its coordinates of all rows, (N L, width)."""
+
+        def send(strung: Array) -> Array:  # (L, N, W)
+            by_device = strung.swapaxes(0, 1)
+            dealt = lax.all_to_all(by_device, self.axis_name, 0, 0, tiled=True)
+            return dealt.reshape(math.prod(dealt.shape[:2]), dealt.shape[2])  # (N L, W)
+
+        return self._strung([_in_parts(leaf, self.count) for leaf in leaves], send)
+
+    def collect(self, blocks: Sequence[Array]) -> list[Array]:
+        """Blocks of coordinates (width,) to whole leaves, the same on every device."""
+        send = lambda strung: lax.all_gather(strung, self.axis_name, to="invarying")
+        gathered = self._strung(blocks, send)  # (N, width)
+        shapes = [spread.shape for spread in self.spreads]
+        pairs = zip(gathered, shapes, strict=True)
+        return [x.reshape(-1)[: math.prod(shape)].reshape(shape) for x, shape in pairs]
+
+    def collect_rows(self, own: Array) -> Array:
+        """What there is for every row, on the last axis, of all rows."""
+        axis = own.ndim - 1
+        return lax.all_gather(
+            own, self.axis_name, axis=axis, tiled=True, to="invarying"
+        )
+
+    def own_rows(self, of_all: Array) -> Array:
+        """The inverse: this device's share of what there is for every row."""
+        count = of_all.shape[-1] // self.count
+        start = lax.axis_index(self.axis_name) * count
+        return lax.dynamic_slice_in_dim(of_all, start, count, -1)
+
+    def own_block(self, leaf: Array) -> Array:
+        """The coordinates of one leaf that this device holds, (width,)."""
+        parts = _in_parts(leaf[None], self.count)[0]
+        device = lax.axis_index(self.axis_name)
+        return lax.dynamic_index_in_dim(parts, device, keepdims=False)
+
+    @property
+    def cut_along(self) -> tuple[str, ...]:
+        """Mesh axes that any parameter is cut along."""
+        every = (name for spread in self.spreads for name in spread.mesh_axes)
+        return tuple(dict.fromkeys(every))
+
+    def of_rows(self) -> Coordinates:
+        """Whole rows are at hand, as far as the parameters are."""
+        return self._coordinates((), lambda index, leaf: leaf)
+
+    def of_blocks(self) -> Coordinates:
+        """An N-th of the coordinates, padded, is at hand."""
+        axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
+
+        def unpadded(index: int, block: Array) -> Array:
+            start = lax.axis_index(self.axis_name) * block.shape[0]
+            size = math.prod(self.spreads[index].shape)
+            return jnp.where(start + jnp.arange(block.shape[0]) < size, block, 0)
+
+        def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
+            del leaf
+            spread = self.spreads[index]
+            return self.own_block(spread.part(make(spread.whole)))
+
+        return self._coordinates(axes, unpadded)._replace(draw=draw)
+
+    def _coordinates(
+        self, axes: tuple[str, ...], unpadded: Callable[[int, Array], Array]
+    ) -> Coordinates:
+        """Sums over the devices of ``axes`` and those with parts of the parameters."""
+        cut = self.cut_along
+        total: Callable[[Any], Any] = lambda tree: tree
+        if everywhere := (*axes, *cut):
+            total = lambda tree: lax.psum(tree, everywhere)
+
+        def counted(leaves: list[Array]) -> list[Array]:
+            if not cut:
+                return leaves
+            others = [set(cut) - set(spread.mesh_axes) for spread in self.spreads]
+            pairs = zip(leaves, others, strict=True)
+            return [jnp.where(_is_first(names), leaf, 0) for leaf, names in pairs]
+
+        def sums(leaves: Sequence[Array]) -> list[Array]:
+            own = [jnp.sum(unpadded(index, leaf)) for index, leaf in enumerate(leaves)]
+            return list(total(jnp.stack(counted(own))))
+
+        sizes = lambda leaves: [math.prod(spread.whole) for spread in self.spreads]
+        return Coordinates(total, sums, sizes, alike=not cut, counted=counted)
+
+    def _strung(
+        self, arrays: Sequence[Array], send: Callable[[Array], Array]
+    ) -> list[Array]:
+        """Sends alike arrays strung together along the last axis: few launches."""
+        sent: dict[int, Array] = {}
+        kinds: list[Hashable] = [
+            (array.dtype, spread.mesh_axes)
+            for array, spread in zip(arrays, self.spreads, strict=True)
+        ]
+        for kind in dict.fromkeys(kinds):
+            chosen = [i for i, other in enumerate(kinds) if other == kind]
+            strung = jnp.concatenate([arrays[i] for i in chosen], -1)
+            result = _as_bits(send, strung)
+            start = 0
+            for i in chosen:
+                end = start + arrays[i].shape[-1]
+                sent[i], start = result[..., start:end], end
+        return [sent[i] for i in range(len(arrays))]
 
 
-def collect(
-    blocks: Sequence[Array], shapes: Sequence[tuple[int, ...]], axis_name: AxisName
-) -> list[Array]:
-    """Blocks of coordinates (width,) to the whole leaves, the same on every device."""
-
-    def send(strung: Array) -> Array:
-        return lax.all_gather(strung, axis_name, to="invarying")  # (N, W)
-
-    gathered = _strung(blocks, send)
-    pairs = zip(gathered, shapes, strict=True)
-    return [
-        leaf.reshape(-1)[: math.prod(shape)].reshape(shape) for leaf, shape in pairs
-    ]
-
-
-def own_block(leaf: Array, axis_name: AxisName) -> Array:
-    """The coordinates of one leaf that this device holds, (width,)."""
-    parts = _in_parts(leaf[None], lax.axis_size(axis_name))[0]
-    return lax.dynamic_index_in_dim(parts, lax.axis_index(axis_name), keepdims=False)
-
-
-def coordinates_of_rows(spreads: Sequence[Spread]) -> Coordinates:
-    """Whole rows are at hand, as far as the parameters are."""
-    return _coordinates(spreads, (), lambda index, leaf: leaf)
-
-
-def coordinates_of_blocks(
-    spreads: Sequence[Spread], axis_name: AxisName
-) -> Coordinates:
-    """A device's N-th of the coordinates, padded, is at hand."""
-    device = lax.axis_index(axis_name)
-
-    def unpadded(index: int, block: Array) -> Array:
-        places = device * block.shape[0] + jnp.arange(block.shape[0])
-        return jnp.where(places < math.prod(spreads[index].shape), block, 0)
-
-    axes = (axis_name,) if isinstance(axis_name, str) else axis_name
-    blocks = _coordinates(spreads, axes, unpadded)
-
-    def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
-        del leaf
-        spread = spreads[index]
-        return own_block(spread.part(make(spread.whole)), axis_name)
-
-    return blocks._replace(draw=draw)
-
-
-def _coordinates(
-    spreads: Sequence[Spread],
-    axes: tuple[str, ...],
-    unpadded: Callable[[int, Array], Array],
-) -> Coordinates:
-    """Sums over the devices of ``axes`` and over those with parts of parameters."""
-    along = dict.fromkeys(name for spread in spreads for name in spread.mesh_axes)
-    everywhere = (*axes, *along)
-    total: Callable[[Any], Any] = lambda tree: tree
-    if everywhere:
-        total = lambda tree: lax.psum(tree, everywhere)
-    counted = None
-    if along:
-        counted = [_is_first(set(along) - set(s.mesh_axes)) for s in spreads]
-
-    def sums(leaves: Sequence[Array]) -> list[Array]:
-        own = [jnp.sum(unpadded(index, leaf)) for index, leaf in enumerate(leaves)]
-        if counted is not None:
-            pairs = zip(own, counted, strict=True)
-            own = [jnp.where(counts, value, 0) for value, counts in pairs]
-        return list(total(jnp.stack(own)))
-
-    sizes = lambda leaves: [math.prod(spread.whole) for spread in spreads]
-    return Coordinates(total, sums, sizes, counted=counted)
+def _as_bits(send: Callable[[Array], Array], array: Array) -> Array:
+    """Sends half-precision numbers as integers, for XLA may send them in float32."""
+    if array.dtype.itemsize >= 4 or not jnp.issubdtype(array.dtype, jnp.floating):
+        return send(array)
+    bits = lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    return lax.bitcast_convert_type(send(bits), array.dtype)
 
 
 def _is_first(axes: set[str]) -> Array:
@@ -151,17 +196,3 @@ def _in_parts(leaf: Array, count: int) -> Array:
     padding = ((0, 0), (0, count * width - size))
     padded = rows if size == count * width else jnp.pad(rows, padding)
     return padded.reshape(leaf.shape[0], count, width)
-
-
-def _strung(arrays: Sequence[Array], send: Callable[[Array], Array]) -> list[Array]:
-    """Sends arrays of one dtype strung together along the last axis: few launches."""
-    sent: dict[int, Array] = {}
-    for dtype in dict.fromkeys(array.dtype for array in arrays):
-        chosen = [i for i, array in enumerate(arrays) if array.dtype == dtype]
-        ends = [
-            sum(arrays[i].shape[-1] for i in chosen[: k + 1])
-            for k in range(len(chosen))
-        ]
-        result = send(jnp.concatenate([arrays[i] for i in chosen], -1))
-        sent |= dict(zip(chosen, jnp.split(result, ends[:-1], -1), strict=True))
-    return [sent[i] for i in range(len(arrays))]

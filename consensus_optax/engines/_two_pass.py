@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _leaves
+from consensus_optax._products import border, over_leaves
 from consensus_optax._rules import Weighting
-from consensus_optax._run import border, over_leaves
 from consensus_optax._stack import as_stack
 from consensus_optax._typing import Array
 from consensus_optax.engines._microbatches import Block, Microbatches
