@@ -1,0 +1,220 @@
+"""Training as a user would write it, on one process or on several: plain JAX.
+
+As a program, ``python -m tests._worker ADDRESS NUM ID FOLDER JOBS``: one process of
+several; JOBS is a JSON list of the fields of :class:`Job`. Every process leaves what it
+saw in FOLDER.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import consensus_optax as co
+from benchmarks import _processes
+from consensus_optax import tasks, training
+
+GROUP = 16  # examples of a row
+RULES = {
+    "sign_consensus": lambda: co.sign_consensus(quorum=0.75),
+    "cosine_filter": lambda: co.cosine_filter(0.9),
+    "krum": lambda: co.krum(1, 3),
+}
+
+
+class Job(NamedTuple):
+    """One training."""
+
+    name: str
+    task: str  # "digits" or "shakespeare"
+    rule: str
+    num_rows: int
+    way: str = "worker_grad"  # in shard_map, a row a worker; or "jit": several
+    steps: int = 50
+    harm: bool = False  # a row of nan in every third step, an absent one in others
+    folder: str | None = None  # of checkpoints, every tenth step; resumes from the last
+    deaths: tuple[tuple[int, int], ...] = ()  # (process, step): killed ahead of it
+
+
+class Trained(NamedTuple):
+    """What one process saw."""
+
+    first: int  # step that it began with
+    params: np.ndarray  # (steps + 1, P)
+    digests: list[str]  # of the parameters' bytes, after every step
+
+
+def problem(task):
+    """Parameters, loss of (params, batch), and the batch of some examples by number."""
+    if task == "digits":
+        parts = jax.tree.map(lambda x: x[0], tasks.digits().train)
+        features = parts.inputs.reshape(len(parts.targets), -1)
+        random = np.random.default_rng(0)
+        shapes = {"w": (64, 24), "b": (24,), "v": (24, 10)}
+        params = {
+            name: (0.3 * random.normal(size=shape)).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+
+        def logits(params, inputs):
+            return jnp.tanh(inputs @ params["w"] + params["b"][None]) @ params["v"]
+
+        examples = lambda places: {
+            "inputs": features[places],
+            "targets": parts.targets[places],
+        }
+        return params, partial(_loss, logits), len(features), examples
+    roles = tasks.shakespeare(min_characters=8000)
+    context, text = 4, roles.train.ids[0].astype(np.int32)
+    model = training.CharacterMLP(
+        len(roles.vocabulary), context=context, features=8, width=16, rngs=nnx.Rngs(0)
+    )
+    logits, params = training.functional(model)
+    length = 24
+
+    def examples(places):
+        windows = text[places[:, None] + np.arange(length)[None]]
+        return {"inputs": windows, "targets": windows[:, context:]}
+
+    count = int(roles.train.counts[0]) - length
+    return nnx.to_pure_dict(params), partial(_loss, logits), count, examples
+
+
+def _loss(logits, params, batch):
+    wrong = optax.softmax_cross_entropy_with_integer_labels(
+        logits(params, batch["inputs"]), batch["targets"]
+    )
+    return (batch["scale"] * wrong.reshape(len(wrong), -1).mean(1)).mean()
+
+
+def batches(job, count, examples):
+    """The batch and the rows' weights of a step, from its number alone."""
+
+    def batch(step):
+        random = np.random.default_rng(step)
+        scale, weights = np.ones((job.num_rows, GROUP), np.float32), np.ones(
+            job.num_rows, np.float32
+        )
+        if job.harm and step % 3 == 1:
+            scale[step % job.num_rows] = np.nan
+        if job.harm and step % 3 == 2:
+            weights[step % job.num_rows] = 0
+        picked = examples(random.integers(0, count, job.num_rows * GROUP))
+        return picked | {"scale": scale.reshape(-1)}, weights
+
+    return batch
+
+
+def optimizer(reducer):
+    return optax.chain(reducer, optax.trace(0.9), optax.scale(-0.1))
+
+
+def step_of(job, loss, mesh):
+    """Parameters, optimizer's state, batch, weights to the next two; and the state."""
+    rule = RULES[job.rule]()
+    if mesh is None:
+        tx = optimizer(rule)
+    elif job.way == "jit":
+        tx = optimizer(co.sharded(rule, "data", mesh=mesh))
+    else:
+        tx = optimizer(co.sharded(rule, "data"))
+
+    def step(params, state, batch, weights):
+        if mesh is None or job.way == "jit":
+            rows = co.per_example_grad(loss, group_size=GROUP)(params, batch)
+        else:
+            rows = co.worker_grad(loss, "data")(params, batch)
+        updates, state = tx.update(rows, state, params, weights=weights)
+        return optax.apply_updates(params, updates), state
+
+    if mesh is not None and job.way != "jit":
+        specs = (P(), P(), P("data"), P("data"))
+        step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())
+    return tx, jax.jit(step, donate_argnums=(0, 1))
+
+
+def train(job, mesh=None):
+    """Trains; with the plain rule on all rows if there is no mesh."""
+    params, loss, *data = problem(job.task)
+    batch_of = batches(job, *data)
+    tx, step_fn = step_of(job, loss, mesh)
+    state = tx.init(params)
+    if mesh is None:
+        whole = split = lambda tree: jax.tree.map(jnp.asarray, tree)
+    else:
+        whole = lambda tree: jax.device_put(tree, NamedSharding(mesh, P()))
+        split = partial(_local_part, NamedSharding(mesh, P("data")))
+    params, state = whole((params, state))
+    manager = _manager(job.folder)
+    first = 0
+    if manager is not None and manager.latest_step() is not None:
+        first = manager.latest_step()
+        like = ocp.args.StandardRestore((params, state))
+        params, state = manager.restore(first, args=like)
+    history, digests = [_flat(params)], []
+    for number in range(first, job.steps):
+        if mesh is not None and (jax.process_index(), number) in job.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        params, state = step_fn(params, state, *split(batch_of(number)))
+        history.append(_flat(params))
+        digests.append(hashlib.sha256(history[-1].tobytes()).hexdigest())
+        if manager is not None and (number + 1) % 10 == 0:
+            saved = ocp.args.StandardSave((params, state))
+            manager.save(number + 1, args=saved)
+            manager.wait_until_finished()
+    if manager is not None:
+        manager.close()
+    return Trained(first, np.stack(history), digests)
+
+
+def _manager(folder):
+    if folder is None:
+        return None
+    return ocp.CheckpointManager(
+        folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)
+    )
+
+
+def _local_part(sharding, tree):
+    """Of arrays that all know, this process hands over its own part alone."""
+
+    def put(array):
+        size = len(array) // jax.process_count()
+        start = jax.process_index() * size
+        own = array[start : start + size]
+        return jax.make_array_from_process_local_data(sharding, own)
+
+    return jax.tree.map(put, tree)
+
+
+def _flat(params):
+    leaves = [np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(params)]
+    return np.concatenate(leaves)
+
+
+def main(address, num_processes, process_id, folder, jobs):
+    _processes.join(address, num_processes, process_id)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    for fields in json.loads(jobs):
+        job = Job(**fields | {"deaths": [tuple(d) for d in fields["deaths"]]})
+        trained = train(job, mesh)
+        path = Path(folder) / f"{job.name}-{process_id}.npz"
+        np.savez(path, **trained._asdict())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
