@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 
 ROOT = Path(__file__).parents[1]
-HEARTBEAT_S = 10  # a process not heard of for as long is dead
+HEARTBEAT_S = 15  # a process not heard of for as long is dead
 
 
 class Ended(NamedTuple):

@@ -20,7 +20,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,8 +29,8 @@ from consensus_optax import tasks, training
 
 GROUP = 16  # examples of a row
 RULES = {
-    "sign_consensus": lambda: co.sign_consensus(quorum=0.75),
-    "cosine_filter": lambda: co.cosine_filter(0.9),
+    "sign_consensus": co.sign_consensus,
+    "cosine_filter": lambda: co.cosine_filter(0.4),
     "krum": lambda: co.krum(1, 3),
 }
 
@@ -47,7 +46,7 @@ class Job(NamedTuple):
     steps: int = 50
     harm: bool = False  # a row of nan in every third step, an absent one in others
     folder: str | None = None  # of checkpoints, every tenth step; resumes from the last
-    deaths: tuple[tuple[int, int], ...] = ()  # (process, step): killed ahead of it
+    death: list[int] | None = None  # [process, step]: killed ahead of this step
 
 
 class Trained(NamedTuple):
@@ -106,9 +105,8 @@ def batches(job, count, examples):
 
     def batch(step):
         random = np.random.default_rng(step)
-        scale, weights = np.ones((job.num_rows, GROUP), np.float32), np.ones(
-            job.num_rows, np.float32
-        )
+        scale = np.ones((job.num_rows, GROUP), np.float32)
+        weights = np.ones(job.num_rows, np.float32)
         if job.harm and step % 3 == 1:
             scale[step % job.num_rows] = np.nan
         if job.harm and step % 3 == 2:
@@ -119,101 +117,92 @@ def batches(job, count, examples):
     return batch
 
 
-def optimizer(reducer):
-    return optax.chain(reducer, optax.trace(0.9), optax.scale(-0.1))
+def without_harm(batch, weights):
+    """The batch as it would be if the bad rows had never been."""
+    sound = (weights > 0) & np.isfinite(batch["scale"][::GROUP])
+    kept = {name: array[np.repeat(sound, GROUP)] for name, array in batch.items()}
+    return kept, weights[sound]
 
 
 def step_of(job, loss, mesh):
-    """Parameters, optimizer's state, batch, weights to the next two; and the state."""
+    """The optimizer, and (params, state, batch, weights) to the next two of them."""
+    in_memory = mesh is None
+    inside = not in_memory and job.way == "worker_grad"
     rule = RULES[job.rule]()
-    if mesh is None:
-        tx = optimizer(rule)
-    elif job.way == "jit":
-        tx = optimizer(co.sharded(rule, "data", mesh=mesh))
+    if not in_memory:
+        rule = co.sharded(rule, "data", mesh=None if inside else mesh)
+    tx = optax.chain(rule, optax.trace(0.9), optax.scale(-0.1))
+    if inside:
+        rows_of = co.worker_grad(loss, "data")
     else:
-        tx = optimizer(co.sharded(rule, "data"))
+        rows_of = co.per_example_grad(loss, group_size=GROUP)
 
     def step(params, state, batch, weights):
-        if mesh is None or job.way == "jit":
-            rows = co.per_example_grad(loss, group_size=GROUP)(params, batch)
-        else:
-            rows = co.worker_grad(loss, "data")(params, batch)
+        rows = rows_of(params, batch)
         updates, state = tx.update(rows, state, params, weights=weights)
         return optax.apply_updates(params, updates), state
 
-    if mesh is not None and job.way != "jit":
+    if inside:
         specs = (P(), P(), P("data"), P("data"))
         step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())
-    return tx, jax.jit(step, donate_argnums=(0, 1))
+    return tx, jax.jit(step)
 
 
 def train(job, mesh=None):
-    """Trains; with the plain rule on all rows if there is no mesh."""
+    """Trains on the mesh; without one, in memory and on sound rows alone."""
     params, loss, *data = problem(job.task)
     batch_of = batches(job, *data)
-    tx, step_fn = step_of(job, loss, mesh)
-    state = tx.init(params)
+    tx, step = step_of(job, loss, mesh)
+    run, first = (params, tx.init(params)), 0
     if mesh is None:
-        whole = split = lambda tree: jax.tree.map(jnp.asarray, tree)
+        split = without_harm
     else:
-        whole = lambda tree: jax.device_put(tree, NamedSharding(mesh, P()))
-        split = partial(_local_part, NamedSharding(mesh, P("data")))
-    params, state = whole((params, state))
-    manager = _manager(job.folder)
-    first = 0
-    if manager is not None and manager.latest_step() is not None:
-        first = manager.latest_step()
-        like = ocp.args.StandardRestore((params, state))
-        params, state = manager.restore(first, args=like)
-    history, digests = [_flat(params)], []
+        run = jax.device_put(run, NamedSharding(mesh, P()))
+        split = partial(own_part, NamedSharding(mesh, P("data")))
+    checkpoints = ocp.CheckpointManager(job.folder) if job.folder else None
+    if checkpoints and checkpoints.latest_step():
+        first = checkpoints.latest_step()
+        run = checkpoints.restore(first, args=ocp.args.StandardRestore(run))
+    history, digests = [flat(run)], []
     for number in range(first, job.steps):
-        if mesh is not None and (jax.process_index(), number) in job.deaths:
+        if mesh is not None and [jax.process_index(), number] == job.death:
             os.kill(os.getpid(), signal.SIGKILL)
-        params, state = step_fn(params, state, *split(batch_of(number)))
-        history.append(_flat(params))
+        run = step(*run, *split(*batch_of(number)))
+        history.append(flat(run))
         digests.append(hashlib.sha256(history[-1].tobytes()).hexdigest())
-        if manager is not None and (number + 1) % 10 == 0:
-            saved = ocp.args.StandardSave((params, state))
-            manager.save(number + 1, args=saved)
-            manager.wait_until_finished()
-    if manager is not None:
-        manager.close()
+        if checkpoints and (number + 1) % 10 == 0:
+            checkpoints.save(number + 1, args=ocp.args.StandardSave(run))
+            checkpoints.wait_until_finished()
+    if checkpoints:
+        checkpoints.close()
     return Trained(first, np.stack(history), digests)
 
 
-def _manager(folder):
-    if folder is None:
-        return None
-    return ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(max_to_keep=2)
-    )
-
-
-def _local_part(sharding, tree):
-    """Of arrays that all know, this process hands over its own part alone."""
+def own_part(sharding, *trees):
+    """Global arrays, of which this process hands over its own part alone."""
 
     def put(array):
         size = len(array) // jax.process_count()
-        start = jax.process_index() * size
-        own = array[start : start + size]
+        own = array[jax.process_index() * size :][:size]
         return jax.make_array_from_process_local_data(sharding, own)
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, trees)
 
 
-def _flat(params):
-    leaves = [np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(params)]
-    return np.concatenate(leaves)
+def flat(run):
+    params, _ = run
+    return np.concatenate(
+        [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]
+    )
 
 
 def main(address, num_processes, process_id, folder, jobs):
     _processes.join(address, num_processes, process_id)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     for fields in json.loads(jobs):
-        job = Job(**fields | {"deaths": [tuple(d) for d in fields["deaths"]]})
+        job = Job(**fields)
         trained = train(job, mesh)
-        path = Path(folder) / f"{job.name}-{process_id}.npz"
-        np.savez(path, **trained._asdict())
+        np.savez(Path(folder) / f"{job.name}-{process_id}.npz", **trained._asdict())
 
 
 if __name__ == "__main__":
