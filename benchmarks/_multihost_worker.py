@@ -1,7 +1,7 @@
 """One process of many: trains on the digits, or times the reduction alone.
 
-Started by ``benchmarks.multihost``; on a cluster the same file runs on every host, where
-``jax.distributed.initialize()`` needs no arguments.
+Started by ``benchmarks.multihost``. On a cluster ``jax.distributed.initialize()`` needs
+no arguments.
 """
 
 from __future__ import annotations

@@ -176,6 +176,11 @@ def test_a_device_without_rows_and_nobody_at_all():
         assert not matrix(update).any()
 
 
+def stacked(tree):
+    """Leaves with an axis for the devices."""
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
 def test_all_devices_agree_bit_for_bit():
     """Each device's own result, without a promise that they are the same."""
     rows, weights = stack(8)
@@ -188,7 +193,7 @@ def test_all_devices_agree_bit_for_bit():
             state = reducer.init(parameters)
             extra = {"weights": weights, "values": weights}
             out = across.update(rows, state, parameters, **extra)
-            return jax.tree.map(lambda x: x[None], out)
+            return stacked(out)
 
         run = jax.shard_map(
             step,
