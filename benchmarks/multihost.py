@@ -71,7 +71,7 @@ def run(size: int, repeats: int) -> list[Row]:
         if any(worker.returncode for worker in workers):
             raise RuntimeError("\n".join(error for _, error in outputs))
         shared = {"benchmark": "multihost", "processes": count, "devices": DEVICES}
-        for line in outputs[0][0].splitlines():
+        for line in filter(lambda x: x.startswith("{"), outputs[0][0].splitlines()):
             rows.append({**shared, "params": size, **json.loads(line)})
     return rows
 
