@@ -28,12 +28,7 @@ from benchmarks._traffic import bytes_sent
 
 SIZE, SMOKE_SIZE = 1_000_003, 1003  # parameters; prime to every number of devices
 COUNTED, FORMULA = (2, 4, 8), (16, 32, 64)
-BY_FORMULA = (
-    "cosine_filter",
-    "subspace_weighting (AdaCons)",
-    "median",
-    "sign_consensus",
-)
+BY_FORMULA = ("cosine_filter", "subspace_weighting (AdaCons)", "median")
 
 
 def contestants() -> dict[str, Callable[[Any], Any]]:

@@ -49,6 +49,11 @@ class Worker(NamedTuple):
     leaves: list[Leaf]
     dtypes: list[Any]
 
+    @property
+    def any_leaves(self) -> list[AnyLeaf]:
+        """The leaves, for whom mixed rows would do as well."""
+        return [*self.leaves]
+
     def rows(self, rows: Rows) -> Rows:
         """Its own of all rows; what the caller said of all it does not need."""
         weights = self.exchange.own_rows(rows.weights)
@@ -112,7 +117,7 @@ def _weigh(
     rule: Weighting, worker: Worker, rows: Rows, state: Any
 ) -> tuple[Array, Any]:
     """Weights of all rows from their norms, or from nothing."""
-    norms = read_products(rule, [*worker.leaves], worker.rows(rows))
+    norms = read_products(rule, worker.any_leaves, worker.rows(rows))
     if norms is not None:
         norms = worker.exchange.collect_rows(norms)
     return weigh(rule, norms, rows, state)
@@ -125,7 +130,7 @@ def _combine_locally(
     rule_state = state.rule if rule.remembers else state
     weights, new = _weigh(rule, worker, rows, rule_state)
     own_weights = worker.exchange.own_rows(weights[..., : rows.weights.shape[0]])
-    combined = combine_all([*worker.leaves], own_weights, worker.rows(rows))
+    combined = combine_all(worker.any_leaves, own_weights, worker.rows(rows))
     update = _summed(worker, combined)
     if rule.remembers:
         update = add_previous(update, weights, state.previous)
@@ -147,10 +152,10 @@ def _summed(worker: Worker, combined: list[Array]) -> list[Array]:
 def _fold_locally(rule: Fold, worker: Worker, rows: Rows) -> Outcome:
     """Every device folds its rows; what travels is statistics, in float32."""
     exchange = worker.exchange
-    own = fold_all(rule, [*worker.leaves], worker.rows(rows))
-    present = rows.present.reshape(exchange.count, -1).any(1)  # (N,)
+    own = fold_all(rule, worker.any_leaves, worker.rows(rows))
+    present = rows.present.reshape(exchange.num_devices, -1).any(1)  # (N,)
     by_leaf = [jnp.stack(statistics) for statistics in zip(*own, strict=True)]
-    apart = (exchange.count, len(rule.statistics))
+    apart = (exchange.num_devices, len(rule.statistics))
     dealt = [x.reshape(*apart, x.shape[1]) for x in exchange.deal(by_leaf)]
 
     def merged(index: int, leaf: Array) -> Array:

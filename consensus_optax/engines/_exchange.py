@@ -62,7 +62,7 @@ class Exchange(NamedTuple):
     spreads: Sequence[Spread]
 
     @property
-    def count(self) -> int:
+    def num_devices(self) -> int:
         """N."""
         return lax.axis_size(self.axis_name)
 
@@ -74,7 +74,9 @@ class Exchange(NamedTuple):
             dealt = lax.all_to_all(by_device, self.axis_name, 0, 0, tiled=True)
             return dealt.reshape(math.prod(dealt.shape[:2]), dealt.shape[2])  # (N L, W)
 
-        return self._strung([_in_parts(leaf, self.count) for leaf in leaves], send)
+        return self._strung(
+            [_in_parts(leaf, self.num_devices) for leaf in leaves], send
+        )
 
     def collect(self, blocks: Sequence[Array]) -> list[Array]:
         """Blocks of coordinates (width,) to whole leaves, the same on every device."""
@@ -93,13 +95,13 @@ class Exchange(NamedTuple):
 
     def own_rows(self, of_all: Array) -> Array:
         """The inverse: this device's share of what there is for every row."""
-        count = of_all.shape[-1] // self.count
+        count = of_all.shape[-1] // self.num_devices
         start = lax.axis_index(self.axis_name) * count
         return lax.dynamic_slice_in_dim(of_all, start, count, -1)
 
     def own_block(self, leaf: Array) -> Array:
         """The coordinates of one leaf that this device holds, (width,)."""
-        parts = _in_parts(leaf[None], self.count)[0]
+        parts = _in_parts(leaf[None], self.num_devices)[0]
         device = lax.axis_index(self.axis_name)
         return lax.dynamic_index_in_dim(parts, device, keepdims=False)
 

@@ -43,7 +43,8 @@ def worker_value_and_grad(
       >>> mesh = jax.make_mesh((1,), ("data",))
       >>> run = jax.shard_map(value_and_rows, mesh=mesh, in_specs=(P(), P("data")),
       ...                     out_specs=(P(), P("data")), check_vma=False)
-      >>> value, rows = run(jnp.array(2.), jnp.array([3., 5.]))
+      >>> x = jax.device_put(jnp.array([3., 5.]), jax.NamedSharding(mesh, P("data")))
+      >>> value, rows = run(jnp.array(2.), x)
       >>> print(value, rows)
       8.0 [4.]
     """
@@ -84,7 +85,8 @@ def worker_grad(
       >>> mesh = jax.make_mesh((1,), ("data",))
       >>> run = jax.shard_map(rows_of, mesh=mesh, in_specs=(P(), P("data")),
       ...                     out_specs=P("data"))
-      >>> run(jnp.array(2.), jnp.array([3., 5.])).tolist()
+      >>> x = jax.device_put(jnp.array([3., 5.]), jax.NamedSharding(mesh, P("data")))
+      >>> run(jnp.array(2.), x).tolist()
       [4.0]
     """
     value_and_rows = worker_value_and_grad(fun, axis_name, argnums, has_aux)

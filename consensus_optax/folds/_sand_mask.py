@@ -83,7 +83,8 @@ def sand_mask(
         sharpness = _check.value_at(k, rows.step, total.dtype)
         sharpness /= _check.value_at(gamma, rows.step, total.dtype)
         tau = _check.value_at(threshold, rows.step, total.dtype)
-        means, masks = [], []
+        means: list[Array] = []
+        masks: list[Array] = []
         for votes, sums, squares in zip(*merged, strict=True):
             mean, variance, _ = mean_and_variance(sums, squares, rows)
             excess = jnp.abs(votes) / total - tau
