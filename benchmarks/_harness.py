@@ -120,7 +120,7 @@ def interleave(
     estimate = {}
     for contestant in contestants:
         contestant.run()  # the first call may still allocate
-        estimate[contestant.name] = _elapsed(contestant.run)
+        estimate[contestant.name] = elapsed(contestant.run)
     times: dict[str, dict[int, float]] = {c.name: {} for c in contestants}
     for turn in range(repeats):
         shift = turn % len(contestants)
@@ -136,13 +136,14 @@ def interleave(
 def _turn(run: Callable[[], Any], expected: float) -> float:
     """Seconds of one step; a short step is run until it has its caches back."""
     if expected > _SHORT_S:
-        return _elapsed(run)
+        return elapsed(run)
     run()
     count = max(1, min(10, math.ceil(_TURN_S / expected)))
-    return statistics.median(_elapsed(run) for _ in range(count))
+    return statistics.median(elapsed(run) for _ in range(count))
 
 
-def _elapsed(run: Callable[[], Any]) -> float:
+def elapsed(run: Callable[[], Any]) -> float:
+    """Seconds of one step."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -151,19 +152,26 @@ def _elapsed(run: Callable[[], Any]) -> float:
 def measure(
     contestants: Sequence[Contestant], repeats: int, seconds: float, **common: Any
 ) -> list[Row]:
-    """Times contestants in turns and sums each up in one row, printed as JSON.
+    """Times contestants in turns and sums each up, with the functions beside."""
+    return sum_up(contestants, interleave(contestants, repeats, seconds), **common)
+
+
+def sum_up(
+    contestants: Sequence[Contestant],
+    times: Mapping[str, Mapping[int, float]],
+    **common: Any,
+) -> list[Row]:
+    """One row for each contestant, printed as JSON.
 
     Args:
-      contestants: see :func:`interleave`.
-      repeats: number of rounds.
-      seconds: time for each contestant.
+      contestants: those that were timed.
+      times: seconds of a step by name and round.
       **common: what all rows share (workload, batch size, ...).
 
     Returns:
       Rows with median and quartiles of milliseconds and of the ratio to the baseline
       of the same round, and the contestant's facts.
     """
-    times = interleave(contestants, repeats, seconds)
     facts = {contestant.name: contestant.facts for contestant in contestants}
     rows = []
     for contestant in contestants:

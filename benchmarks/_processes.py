@@ -45,7 +45,12 @@ def join(address: str, num_processes: str, process_id: str) -> None:
 
 
 def run(
-    module: str, num_processes: int, arguments: Sequence[str], *, timeout: float
+    module: str,
+    num_processes: int,
+    arguments: Sequence[str],
+    *,
+    timeout: float,
+    devices: int = 1,
 ) -> list[Ended]:
     """Runs ``python -m module ADDRESS NUM_PROCESSES PROCESS_ID arguments``, N times.
 
@@ -54,6 +59,7 @@ def run(
       num_processes: how many.
       arguments: the others, the same for all.
       timeout: seconds after which whatever still runs is killed.
+      devices: of each process, on its CPU.
 
     Returns:
       How each ended, in the order of their numbers; none is left running.
@@ -74,7 +80,7 @@ def run(
                     running[number] = subprocess.Popen(
                         [*command, str(number), *arguments],
                         cwd=ROOT,
-                        env=_environment(),
+                        env=_environment(devices),
                         stdin=subprocess.DEVNULL,
                         stdout=sink,
                         stderr=subprocess.STDOUT,
@@ -104,10 +110,11 @@ def checked(ended: Sequence[Ended]) -> list[str]:
     return [one.output for one in ended]
 
 
-def _environment() -> dict[str, str]:
-    """One CPU device and one thread of linear algebra for each, whatever we have."""
-    out = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
-    return out | {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+def _environment(devices: int) -> dict[str, str]:
+    """Ours, but for the devices and a thread of linear algebra for each process."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    own = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+    return os.environ | own
 
 
 def _free_port() -> int:

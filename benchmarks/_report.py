@@ -23,6 +23,7 @@ COMPILE_TARGETS = (4.0, 3.0, 3.0)
 # Tables that scripts write themselves.
 TABLES = {
     "memory": "Memory",
+    "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",
 }
 _COLORS = {"ours": "#1f77b4", "jax": "#7f7f7f", "torch": "#d62728"}

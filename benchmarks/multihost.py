@@ -1,91 +1,75 @@
-"""How long does a reduction over several processes take, beside a plain ``pmean``?
+"""What does a reduction over several processes cost, against a plain ``pmean``?
 
-    python -m benchmarks.multihost --size 1048576 --repeats 20
+    python -m benchmarks.multihost --repeats 10
 
-Four devices as one process and as four (gloo over the loopback); the reduction alone,
-medians of interleaved runs. Collectives on CPUs copy memory, so that passes over the
-rows, not bytes on a wire, are what is timed.
+The reduction alone, one row on every device: two and four processes of this machine,
+which talk through sockets (gloo), and four devices of one process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from benchmarks import _harness
+from benchmarks import _harness, _processes
 from benchmarks._harness import Row
 
-DEVICES = 4
-SMOKE_SIZE = 2**10
+SETUPS = ((1, 4), (2, 1), (4, 1))  # processes, devices of each
+SIZES = (100_000, 1_000_000, 4_000_000)
+TIMEOUT_S = 900
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def started(
-    what: str, num_processes: int, *options: str, devices: int = DEVICES
-) -> Iterator[list[subprocess.Popen[str]]]:
-    """Worker processes that share ``devices`` devices; none is left behind."""
-    flag = f"--xla_force_host_platform_device_count={devices // num_processes}"
-    environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-    shared = [f"--processes={num_processes}", f"--port={free_port()}", *options]
-    command = [sys.executable, "-m", "benchmarks._multihost_worker", what, *shared]
-    workers = [
-        subprocess.Popen(
-            [*command, f"--process={index}"],
-            cwd=Path(__file__).parents[1],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(num_processes)
-    ]
-    try:
-        yield workers
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.communicate()
-
-
-def run(size: int, repeats: int) -> list[Row]:
-    """One row for every rule, for one process and for four."""
+def run(
+    setups: Sequence[tuple[int, int]], sizes: Sequence[int], repeats: int, calls: int
+) -> list[Row]:
+    """One row for every contestant, size and number of processes."""
     rows = []
-    for count in (1, DEVICES):
-        options = (f"--size={size}", f"--repeats={repeats}")
-        with started("time", count, *options) as workers:
-            outputs = [worker.communicate() for worker in workers]
-        if any(worker.returncode for worker in workers):
-            raise RuntimeError("\n".join(error for _, error in outputs))
-        shared = {"benchmark": "multihost", "processes": count, "devices": DEVICES}
-        for line in filter(lambda x: x.startswith("{"), outputs[0][0].splitlines()):
-            rows.append({**shared, "params": size, **json.loads(line)})
+    options = json.dumps({"sizes": sizes, "repeats": repeats, "calls": calls})
+    for num_processes, devices in setups:
+        ended = _processes.run(
+            "benchmarks._reductions",
+            num_processes,
+            [options],
+            timeout=TIMEOUT_S,
+            devices=devices,
+        )
+        first, *_ = _processes.checked(ended)
+        lines = [line for line in first.splitlines() if line.startswith("{")]
+        rows += [json.loads(line) for line in lines]
+        print(*lines, sep="\n", flush=True)
     return rows
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: ratio to pmean, and its milliseconds; one line for each contestant."""
+    place = lambda row: (row["num_processes"], row["num_devices"], row["num_params"])
+    cells = {(row["contestant"], *place(row)): row for row in rows}
+    places = sorted({place(row) for row in rows})
+    heads = [f"{n} of {d} devices, {p:.0e}".replace("e+0", "e") for n, d, p in places]
+    lines = ["| times pmean; processes, P | " + " | ".join(heads) + " |"]
+    lines.append("|---" * (len(places) + 1) + "|")
+    for name in dict.fromkeys(row["contestant"] for row in rows):
+        found = [cells.get((name, *where)) for where in places]
+        texts = [_cell(row) if row else "-" for row in found]
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    if row["contestant"] == row["baseline"]:
+        return f"{row['ms']:.3g} ms"
+    return f"{row['ratio']:.2f}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes ``multihost.json`` and prints the table."""
-    options = _harness.parser(__doc__)
-    options.add_argument("--size", type=int, default=2**20, help="numbers of a row")
-    args = _harness.parse(options, argv)
-    rows = run(SMOKE_SIZE if args.smoke else args.size, args.repeats)
-    for row in rows:
-        name, ms, ratio = row["contestant"], row["ms"], row["ratio"]
-        print(f"{row['processes']} {name:16} {ms:8.2f} ms {ratio:.2f}")
+    """Writes ``multihost.json`` and ``multihost.md``."""
+    args = _harness.parse(_harness.parser(__doc__), argv)
+    if args.smoke:
+        rows = run(((1, 4), (2, 1)), (4000,), args.repeats, calls=1)
+    else:
+        rows = run(SETUPS, SIZES, args.repeats, calls=5)
     _harness.write("multihost", rows, _harness.environment(), args.out)
+    (args.out / "multihost.md").write_text(table(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

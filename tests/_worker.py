@@ -54,7 +54,7 @@ class Trained(NamedTuple):
 
     first: int  # step that it began with
     params: np.ndarray  # (steps + 1, P)
-    digests: list[str]  # of the parameters' bytes, after every step
+    digests: np.ndarray  # of the parameters' bytes, after every step
 
 
 def problem(task):
@@ -169,13 +169,13 @@ def train(job, mesh=None):
             os.kill(os.getpid(), signal.SIGKILL)
         run = step(*run, *split(*batch_of(number)))
         history.append(flat(run))
-        digests.append(hashlib.sha256(history[-1].tobytes()).hexdigest())
+        digests.append(digest(run))
         if checkpoints and (number + 1) % 10 == 0:
             checkpoints.save(number + 1, args=ocp.args.StandardSave(run))
             checkpoints.wait_until_finished()
     if checkpoints:
         checkpoints.close()
-    return Trained(first, np.stack(history), digests)
+    return Trained(first, np.stack(history), np.array(digests))
 
 
 def own_part(sharding, *trees):
@@ -194,6 +194,18 @@ def flat(run):
     return np.concatenate(
         [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]
     )
+
+
+def digest(run):
+    """Of the bytes of the parameters, which all devices of this process agree on."""
+    found = set()
+    for device in range(len(jax.tree.leaves(run)[0].addressable_shards)):
+        hashed = hashlib.sha256()
+        for leaf in jax.tree.leaves(run[0]):
+            hashed.update(np.asarray(leaf.addressable_data(device)).tobytes())
+        found.add(hashed.hexdigest())
+    (agreed,) = found
+    return agreed
 
 
 def main(address, num_processes, process_id, folder, jobs):

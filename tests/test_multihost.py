@@ -22,11 +22,10 @@ pytestmark = [
 ]
 
 
-def start(num_processes, jobs, folder):
-    fields = json.dumps([job._asdict() for job in jobs])
-    arguments = [str(folder), fields]
-    run = _processes.run
-    return run("tests._worker", num_processes, arguments, timeout=TIMEOUT_S)
+def start(num_processes, jobs, folder, devices=1):
+    arguments = [str(folder), json.dumps([job._asdict() for job in jobs])]
+    options = {"timeout": TIMEOUT_S, "devices": devices}
+    return _processes.run("tests._worker", num_processes, arguments, **options)
 
 
 def seen(job, num_processes, folder):
@@ -56,8 +55,10 @@ JOBS = {
 
 @pytest.mark.parametrize("num_processes", JOBS)
 def test_processes_train_as_one_does(num_processes, tmp_path):
+    """Four devices, of four processes or of two."""
     jobs = JOBS[num_processes]
-    _processes.checked(start(num_processes, jobs, tmp_path))
+    devices = 4 // num_processes
+    _processes.checked(start(num_processes, jobs, tmp_path, devices))
     for job in jobs:
         trained = seen(job, num_processes, tmp_path)
         assert_same_bits(trained)
