@@ -52,7 +52,9 @@ class Worker(NamedTuple):
     @property
     def any_leaves(self) -> list[AnyLeaf]:
         """The leaves, for whom mixed rows would do as well."""
-        return [*self.leaves]
+        leaves: list[AnyLeaf] = []
+        leaves += self.leaves
+        return leaves
 
     def rows(self, rows: Rows) -> Rows:
         """Its own of all rows; what the caller said of all it does not need."""

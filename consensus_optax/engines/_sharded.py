@@ -194,12 +194,15 @@ def _update(
         return lax.psum(bad, cut) == 0 if cut else finite
 
     local = stack._replace(leaves=leaves, num_rows=leaves[0].shape[0])
-    weights, num_nonfinite = present_weights(local, weights, everywhere)
+    weights, num_bad = present_weights(local, weights, everywhere)
+    both = jnp.append(weights, num_bad.astype(weights.dtype))  # one collective for both
+    both = exchange.collect_rows(both).reshape(exchange.num_devices, -1)
+    weights, num_bad = both[:, :-1].reshape(-1), both[:, -1].sum().astype(jnp.int32)
     of_all = jax.tree.map(lambda x: exchange.collect_rows(x.T).T, named)
-    rows = Rows(exchange.collect_rows(weights), state.step, {**extra, **of_all})
+    rows = Rows(weights, state.step, {**extra, **of_all})
     dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
     outcome = run_across(rule, Worker(exchange, leaves, dtypes), rows, state.rule)
-    return outcome.update, next_state(outcome, rows, lax.psum(num_nonfinite, axes))
+    return outcome.update, next_state(outcome, rows, num_bad)
 
 
 def _checked_wire(dtype: Any, rule: Rule) -> Any:
