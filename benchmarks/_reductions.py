@@ -27,7 +27,7 @@ RULES: dict[str, Callable[[], Any]] = {
     "mean": co.mean,
     "sign_consensus": co.sign_consensus,
     "median": co.median,
-    "cosine_filter": lambda: co.cosine_filter(0.5),
+    "cosine_filter": co.cosine_filter,
     "krum": lambda: co.krum(0),  # needs three rows
 }
 AXIS = "data"

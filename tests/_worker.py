@@ -30,7 +30,7 @@ from consensus_optax import tasks, training
 GROUP = 16  # examples of a row
 RULES = {
     "sign_consensus": co.sign_consensus,
-    "cosine_filter": lambda: co.cosine_filter(0.4),
+    "cosine_filter": lambda: co.cosine_filter(0.9),
     "krum": lambda: co.krum(1, 3),
 }
 

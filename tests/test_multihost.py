@@ -43,12 +43,11 @@ def assert_same_bits(trained):
 JOBS = {
     2: [
         Job("a", "digits", "sign_consensus", 8, "jit"),
-        Job("b", "shakespeare", "cosine_filter", 8, "jit", harm=True),
-        Job("c", "digits", "krum", 8, "jit", harm=True),
+        Job("b", "shakespeare", "krum", 8, "jit", harm=True),
     ],
     4: [
-        Job("d", "digits", "cosine_filter", 4, harm=True),
-        Job("e", "shakespeare", "sign_consensus", 4, harm=True),
+        Job("c", "digits", "cosine_filter", 4, harm=True),
+        Job("d", "shakespeare", "sign_consensus", 4, harm=True),
     ],
 }
 
@@ -73,14 +72,14 @@ def test_processes_train_as_one_does(num_processes, tmp_path):
 
 def test_training_survives_the_death_of_a_process(tmp_path):
     """Of a worker, then of the one that coordinates; from checkpoints of 10, 30."""
-    job = Job("f", "digits", "sign_consensus", 2, folder=str(tmp_path / "checkpoints"))
+    job = Job("e", "digits", "sign_consensus", 2, folder=str(tmp_path / "checkpoints"))
     for dead, step in ((1, 17), (0, 33)):
         ended = start(2, [job._replace(death=[dead, step])], tmp_path)
         assert ended[dead].returncode == -signal.SIGKILL, ended[dead].output
         survivor = ended[1 - dead]  # None as its return code: not by itself in time
         assert survivor.returncode not in (0, None), survivor.output
         assert "another task died" in survivor.output
-    whole = job._replace(name="g", folder=None)
+    whole = job._replace(name="f", folder=None)
     _processes.checked(start(2, [job, whole], tmp_path))
     resumed = seen(job, 2, tmp_path)
     assert_same_bits(resumed)
