@@ -58,7 +58,7 @@ def contestants(num_params: int, mesh: Any) -> list[Contestant]:
     params = {name: jnp.zeros(shape) for name, shape in shapes(num_params).items()}
     by_row = PartitionSpec(AXIS)
     random = np.random.default_rng(jax.process_index())
-    draw = lambda p: random.normal(size=(jax.local_device_count(), *p.shape)) + 1
+    draw = lambda p: random.normal(size=(len(mesh.local_devices), *p.shape)) + 1
     rows = jax.make_array_from_process_local_data(
         NamedSharding(mesh, by_row),
         jax.tree.map(lambda p: draw(p).astype(np.float32), params),
