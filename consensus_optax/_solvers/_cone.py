@@ -47,7 +47,8 @@ def dual_cone(
       max_steps: bound on the number of steps; the loop ends where all have converged.
 
     Returns:
-      Weights (K, B) and the largest residual of all problems.
+      Weights (K, B) and the largest residual of all problems: the largest violation of
+      the conditions, relative to the sum of the rows' lengths times u.
     """
     gramian, lower = lax.stop_gradient((gramian, lower))
     trace = jnp.trace(gramian)
@@ -56,10 +57,10 @@ def dual_cone(
     length = jnp.sqrt(hessian.diagonal())[None, :]
     hessian = hessian / length.T / length
     bound = lower * length
-    size = jnp.max(jnp.abs(bound), 1, keepdims=True)
+    size = jnp.sum(jnp.abs(bound), 1, keepdims=True)
     offset = product(ratio(bound, size), hessian)  # slope at v = u, (K, B)
     pace = 1 / (1.1 * _largest_eigenvalue(hessian))
-    enough = 16 * jnp.finfo(gramian.dtype).eps
+    enough = 4 * jnp.finfo(gramian.dtype).eps
 
     def residual(state: _Descent) -> Array:
         return jnp.max(jnp.abs(jnp.minimum(state.point, state.slope)), 1, keepdims=True)

@@ -26,7 +26,7 @@ def worst_condition(gramian, lower, weights):
     lengths = np.sqrt(hessian.diagonal())
     slack = (np.float64(weights) - lower) * lengths
     slope = np.float64(weights) @ hessian / lengths
-    return np.abs(np.minimum(slack, slope)).max() / (lower * lengths).max()
+    return np.abs(np.minimum(slack, slope)).max() / (lower * lengths).sum(1).max()
 
 
 @pytest.mark.parametrize(("b", "count"), [(2, 250), (5, 300), (12, 300), (32, 150)])
