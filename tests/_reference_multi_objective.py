@@ -270,7 +270,8 @@ def gains(rows, counts, alpha):
         slope = C @ v - c * v**-beta
         move = np.linalg.solve(C + np.diag(beta * c * v ** (-beta - 1)), -slope)
         step = 1.0
-        while step > 1e-9 and value(v + step * move) > value(v):
+        enough = value(v) + 1e-13 * abs(value(v))  # where rounding decides: Newton's step
+        while step > 1e-9 and value(v + step * move) > enough:
             step /= 2
         v = v + step * move
     return v * unit ** (1 / (1 + beta)) / d

@@ -68,9 +68,8 @@ def test_preferences(name):
         wanted = reference(preference=PREFERENCE.tolist())(
             LARGE.tolist(), weights.tolist()
         )
-        np.testing.assert_allclose(
-            got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max()
-        )
+        size = max(np.abs(wanted).max(), 1)  # 1: entries of the rows, which may cancel
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * size)
 
 
 @pytest.mark.parametrize("name", PREFERRED)
@@ -109,8 +108,8 @@ def random_stacks(count=60):
 
 NO_CONFLICT = {
     "min_norm": co.min_norm(),
-    "upgrad": co.upgrad(),
-    "dual_projection": co.dual_projection(),
+    "upgrad": co.upgrad(regularization=1e-6),
+    "dual_projection": co.dual_projection(regularization=1e-6),
     "conflict_averse, c = 1": co.conflict_averse(1.0),
     "conflict_averse, c = 3": co.conflict_averse(3.0),
     "nash": co.nash(),
@@ -120,7 +119,7 @@ NO_CONFLICT = {
 
 @pytest.mark.parametrize("name", NO_CONFLICT)
 def test_no_row_is_opposed(name):
-    """To 1e-3 of the two lengths: what a regularisation of 1e-4 may cost."""
+    """To 1e-3 of the two lengths: the Gramian tells cosines to half the digits."""
     for rows in random_stacks():
         update = first_update(NO_CONFLICT[name], rows)
         lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(update)
@@ -185,12 +184,11 @@ def test_fairness_scales_with_its_power(alpha):
 
 
 def test_conflict_averse_stays_in_its_ball_and_c_0_is_the_mean():
+    itself, near = co.conflict_averse(0.0), co.conflict_averse(0.4)
     for rows in random_stacks(20):
         mean = rows.mean(0)
-        np.testing.assert_allclose(
-            first_update(co.conflict_averse(0.0), rows), mean, rtol=0, atol=1e-6
-        )
-        away = first_update(co.conflict_averse(0.4), rows) - mean
+        np.testing.assert_allclose(first_update(itself, rows), mean, rtol=0, atol=1e-6)
+        away = first_update(near, rows) - mean
         assert np.linalg.norm(away) <= 0.4 * np.linalg.norm(mean) * (1 + 1e-5)
 
 

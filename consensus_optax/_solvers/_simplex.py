@@ -168,12 +168,11 @@ def _violation(problem: _Problem, x: Array) -> Array:
     x = _on_simplex(problem, x)
     slope = jnp.abs(problem.slope)
     gradient = _gradient(problem, x)
-    diagonal = problem.matrix.diagonal()
-    used = jnp.sqrt(product(x, diagonal))
+    lengths = jnp.sqrt(problem.matrix.diagonal())
+    used = product(x, lengths)
+    reach = problem.bend * (lengths + used)
     if problem.root is None:
-        reach = problem.bend * used * (jnp.sqrt(diagonal) + used)
-    else:
-        reach = problem.bend * (jnp.sqrt(diagonal) + used)
+        reach *= used
     below = jnp.where(problem.present, product(x, gradient) - gradient, 0)
     return jnp.max(ratio(below, reach + slope + product(x, slope)))
 

@@ -69,12 +69,13 @@ def conflict_averse(c: Threshold = 0.5) -> Reducer:
         del state
         with_mean = product(gramian, rows.shares)  # <g_i, mean>, (B,)
         mean_square = jnp.maximum(product(rows.shares, with_mean), 0)
-        radius = _check.value_at(c, rows.step, gramian.dtype) * jnp.sqrt(mean_square)
+        relative = _check.value_at(c, rows.step, gramian.dtype)
+        radius = relative * jnp.sqrt(mean_square)
         moving = rows.present & (gramian.diagonal() > 0)
         worst, new_state = over_simplex(gramian, moving, with_mean, radius)
         length = jnp.sqrt(jnp.maximum(product(worst, product(gramian, worst)), 0))
         weights = rows.shares + ratio(radius, length) * worst
-        nothing = cancels(gramian, worst) & (radius > 0)
-        return jnp.where(nothing, 0, weights), new_state
+        still = cancels(gramian, worst) | cancels(gramian, rows.shares)
+        return jnp.where(still & (relative > 0), 0, weights), new_state
 
     return reducer(Weighting(weigh, unsolved))

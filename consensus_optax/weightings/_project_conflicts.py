@@ -67,7 +67,8 @@ def project_conflicts(key: Array) -> Reducer:
         def draws(i: Array) -> Array:
             row_key = jax.random.fold_in(step_key, i)
             pair_keys = jax.vmap(lambda j: jax.random.fold_in(row_key, j))(places)
-            return jax.vmap(jax.random.uniform)(pair_keys)
+            draw = lambda key: jax.random.uniform(key, (), jnp.float32)
+            return jax.vmap(draw)(pair_keys)
 
         order = jnp.argsort(jax.vmap(draws)(places), 1)  # (B, B), every row its own
         indices = jnp.arange(size)

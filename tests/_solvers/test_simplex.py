@@ -34,7 +34,7 @@ def worst_condition(gramian, x):
     """How far any row's slope is below the mean slope, in float64 and without units."""
     x = np.float64(x)
     lengths = np.sqrt(np.float64(gramian.diagonal()))
-    used = np.sqrt(x @ lengths**2)
+    used = x @ lengths
     slope = np.float64(gramian) @ x
     return ((x @ slope - slope) / (used * (used + lengths))).max()
 

@@ -16,8 +16,11 @@ CANCELLING = ("zero", "opposite", "tie", "rank two")
 PREFERENCE = [2, 1, 0.5, 1, 1, 3]
 # Where rows cancel, a projection is what the regularisation leaves: rounding.
 LEFT_OVER = ("opposite", "tie", "rank two")
-# A row a thousand times longer hides the other rows' eigenvalues in float32.
-HIDDEN = ("outlier", "outlier first", "rank two")
+# A row a thousand times longer hides the other rows' eigenvalues in float32, and rows of
+# low rank are so up to float32's rounding, which the loops see. (Rows of integers that
+# depend on each other stand in tests/test_multi_objective_values.py.)
+LOW_RANK = ("rank one", "rank two")
+HIDDEN = ("outlier", "outlier first", *LOW_RANK)
 
 MULTI_OBJECTIVE = [
     Row(
@@ -38,14 +41,14 @@ MULTI_OBJECTIVE = [
     Row(
         co.upgrad,
         whole_model(ref.upgrad()),
-        (*ANY_ORDER, *ITSELF, laws.opposes_no_row),
+        (*ANY_ORDER, *ITSELF, laws.opposes_no_row_of_like_lengths),
         rtol=1e-4,
         rounding=LEFT_OVER,
     ),
     Row(
         co.dual_projection,
         whole_model(ref.dual_projection()),
-        (*ANY_ORDER, *ITSELF, laws.opposes_no_row),
+        (*ANY_ORDER, *ITSELF, laws.opposes_no_row_of_like_lengths),
         rtol=1e-4,
         rounding=LEFT_OVER,
     ),
@@ -130,7 +133,7 @@ MULTI_OBJECTIVE = [
         (*ANY_ORDER, CANCEL, laws.one_row_gives_that_row),
         empty=("zero", "opposite", "tie"),
         rtol=1e-4,
-        rounding=("rank two",),
+        rounding=LOW_RANK,
     ),
     Row(
         co.fair,
