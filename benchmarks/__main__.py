@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks import _harness, _report
 
-SCRIPTS = ("speed", "memory", "scaling", "peers")
+SCRIPTS = ("speed", "memory", "scaling", "rules", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

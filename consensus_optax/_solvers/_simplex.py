@@ -96,7 +96,7 @@ def over_simplex(
     y = jnp.min(gradient) - margin
     residual = _violation(problem, x)
     start = _Iterate(jnp.int32(0), x, gradient - y, y, residual, jnp.isfinite(residual))
-    enough = 2 * jnp.finfo(dtype).eps
+    enough = jnp.finfo(dtype).eps / 2
 
     def unfinished(iterate: _Iterate) -> Array:
         return (

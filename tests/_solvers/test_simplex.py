@@ -115,13 +115,14 @@ def test_absent_rows_are_not_used():
     gramians = stacks(RANDOM, 6, 5, seed=6)
     present = jnp.array([True, False, True, True, False, True])
     some = np.flatnonzero(present)
+    solve = jax.jit(over_simplex)
     for gramian in gramians:
         masked = jnp.where(present[:, None] & present[None, :], gramian, 0)
         linear = jnp.where(present, masked.mean(1), 0)
         for options in ({}, {"linear": linear, "radius": jnp.sqrt(masked.mean())}):
-            padded, _ = over_simplex(masked, present, **options)
+            padded, _ = solve(masked, present, **options)
             alone = {k: v[some] if v.ndim else v for k, v in options.items()}
-            few, _ = over_simplex(
+            few, _ = solve(
                 jnp.asarray(gramian[np.ix_(some, some)]), jnp.ones(4, bool), **alone
             )
             # Where two rows serve almost alike, the least value says more than where.
