@@ -41,8 +41,6 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "comparative_elimination": lambda: co.comparative_elimination(1),
     "divide_and_conquer": lambda: co.divide_and_conquer(1),
     "centered_clipping": lambda: co.centered_clipping(1.0),
-    "l2_filter": lambda: co.l2_filter(1.0),
-    "cluster_mean": lambda: co.cluster_mean(2),
 }
 
 

@@ -38,7 +38,9 @@ class Row(NamedTuple):
 
     def __str__(self):
         plain = {
-            k: v for k, v in self.options.items() if isinstance(v, str | float | int | None)
+            k: v
+            for k, v in self.options.items()
+            if isinstance(v, str | float | int | None)
         }
         options = ", ".join(f"{key}={value}" for key, value in plain.items())
         return f"{self.factory.__name__}({options})"
