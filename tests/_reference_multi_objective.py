@@ -270,9 +270,7 @@ def gains(rows, counts, alpha):
         slope = C @ v - c * v**-beta
         move = np.linalg.solve(C + np.diag(beta * c * v ** (-beta - 1)), -slope)
         step = 1.0
-        enough = value(v) + 1e-13 * abs(
-            value(v)
-        )  # where rounding decides: Newton's step
+        enough = value(v) + 1e-13 * abs(value(v))  # no less than rounding
         while step > 1e-9 and value(v + step * move) > enough:
             step /= 2
         v = v + step * move

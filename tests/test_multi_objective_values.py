@@ -163,6 +163,30 @@ def test_equal_gains_cosines_and_projections():
     assert shares[0] > 0
 
 
+DEPENDENT = [
+    "impartial",
+    "aligned",
+    "aligned, median",
+    "aligned, mean",
+    "conflict_free",
+]
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_rows_that_depend_on_each_other_exactly(name):
+    """Integers, so that a Gramian of rank two is one: pseudo-inverses."""
+    reducer, reference = PAIRS[name]
+    random = np.random.default_rng(8)
+    for _ in range(10):
+        factors = random.integers(-3, 4, (5, 2)), random.integers(-3, 4, (2, 7))
+        rows = np.float64(factors[0] @ factors[1])
+        if np.linalg.matrix_rank(rows) == 2:
+            wanted = reference(rows.tolist(), [1.0] * 5)
+            got = first_update(reducer, rows)
+            size = np.abs(rows).max()
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * size)
+
+
 def test_gains_of_bargaining_and_of_fairness():
     rows = np.random.default_rng(6).normal(size=(5, 12))
     update = first_update(co.nash(None), rows)

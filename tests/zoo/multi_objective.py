@@ -16,9 +16,9 @@ CANCELLING = ("zero", "opposite", "tie", "rank two")
 PREFERENCE = [2, 1, 0.5, 1, 1, 3]
 # Where rows cancel, a projection is what the regularisation leaves: rounding.
 LEFT_OVER = ("opposite", "tie", "rank two")
-# A row a thousand times longer hides the other rows' eigenvalues in float32, and rows of
-# low rank are so up to float32's rounding, which the loops see. (Rows of integers that
-# depend on each other stand in tests/test_multi_objective_values.py.)
+# A row a thousand times longer hides the other rows' eigenvalues in float32, and rows
+# of low rank are so up to float32's rounding, which the loops see. (Rows of integers
+# that depend on each other stand in tests/test_multi_objective_values.py.)
 LOW_RANK = ("rank one", "rank two")
 HIDDEN = ("outlier", "outlier first", *LOW_RANK)
 
