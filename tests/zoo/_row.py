@@ -37,8 +37,8 @@ class Row(NamedTuple):
     rounding: tuple[str, ...] = ()
 
     def __str__(self):
-        plain = (str, float, int, type(None))
-        plain = {k: v for k, v in self.options.items() if isinstance(v, plain)}
+        short = str | float | int | None
+        plain = {k: v for k, v in self.options.items() if isinstance(v, short)}
         options = ", ".join(f"{key}={value}" for key, value in plain.items())
         return f"{self.factory.__name__}({options})"
 
