@@ -290,8 +290,6 @@ def fair(alpha):
 def nash(max_norm):
     def rule(rows, weights):
         update = fair(1.0)(rows, weights)
-        G = gramian(rows)
-        update = [math.sqrt(np.linalg.norm(G)) * x for x in update]
         length = norm(update)
         if max_norm is not None and length > max_norm:
             update = [x / length * max_norm for x in update]

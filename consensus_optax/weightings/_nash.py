@@ -22,11 +22,12 @@ from consensus_optax.weightings._preference import relative_weights
 def nash(max_norm: Threshold | None = 1.0) -> Reducer:
     r"""Nash-MTL: the step that maximises the product of the rows' gains.
 
-    .. math:: u = \sqrt{\|G\|_F}\, J^T \lambda, \qquad
+    .. math:: u = J^T \lambda, \qquad
         \lambda_i\, (G \lambda)_i = w_i \quad\text{for all } i
 
     then clipped to the length ``max_norm``. Before clipping its length is
-    :math:`\sqrt{N \|G\|_F}`, since the authors divide G by its norm.
+    :math:`\sqrt N`, whatever the rows' lengths, so the default, that of the authors'
+    code, always clips: the step is then a direction.
 
     Differences from the authors' code:
       1. the equations are solved, by Newton's method (their sequence of convex programs
@@ -35,8 +36,8 @@ def nash(max_norm: Threshold | None = 1.0) -> Reducer:
       2. every step solves them anew; theirs can reuse weights for some steps.
 
     Guarantees: every row gains; no step of that length has a larger product of
-    :math:`\langle g_i, u\rangle^{w_i}`; without clipping, scaling any one row does not
-    change the direction; the order of the rows is irrelevant.
+    :math:`\langle g_i, u\rangle^{w_i}`; scaling any one row changes nothing; the order
+    of the rows is irrelevant.
     Edge cases: rows that cancel (a convex combination of their directions is shorter
     than 7e-4 in float32, 1e-4 in float64) have no solution: zero, not ready. A zero
     row has nothing to bargain for: weight 0. One row: its direction.
@@ -75,14 +76,11 @@ def nash(max_norm: Threshold | None = 1.0) -> Reducer:
         del state
         one = jnp.ones((), gramian.dtype)
         solved = fair_division(gramian, relative_weights(rows), one)
-        trace = jnp.trace(gramian)
-        size = jnp.sqrt(trace) * jnp.sqrt(jnp.linalg.norm(ratio(gramian, trace)))
+        weights = jnp.where(cancels(gramian, solved.weights), 0, solved.weights)
         if max_norm is not None:
-            image = product(gramian, solved.weights)
-            length = jnp.sqrt(jnp.maximum(product(solved.weights, image), 0))
+            square = product(weights, product(gramian, weights))
             longest = _check.value_at(max_norm, rows.step, gramian.dtype)
-            size = jnp.minimum(size, ratio(longest, length))
-        nothing = cancels(gramian, solved.weights)
-        return jnp.where(nothing, 0, size * solved.weights), solved.state
+            weights *= jnp.minimum(1, ratio(longest, jnp.sqrt(jnp.maximum(square, 0))))
+        return weights, solved.state
 
     return reducer(Weighting(weigh, unsolved))

@@ -113,6 +113,7 @@ MULTI_OBJECTIVE = [
             laws.order_is_irrelevant,
             CANCEL,
             laws.opposes_no_row,
+            laws.ignores_the_scale_of_each_row,
             laws.is_never_longer_than_one,
         ),
         empty=CANCELLING,
@@ -122,7 +123,12 @@ MULTI_OBJECTIVE = [
     Row(
         co.nash,
         whole_model(ref.nash(None)),
-        (*ANY_ORDER, CANCEL, laws.opposes_no_row),
+        (
+            laws.order_is_irrelevant,
+            CANCEL,
+            laws.opposes_no_row,
+            laws.ignores_the_scale_of_each_row,
+        ),
         options={"max_norm": None},
         empty=CANCELLING,
         rtol=1e-4,
