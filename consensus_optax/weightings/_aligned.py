@@ -58,8 +58,9 @@ def aligned(preference: Preference | None = None, scale: str = "min") -> Reducer
       >>> import jax.numpy as jnp
       >>> rule, params = aligned(), jnp.zeros(2)
       >>> rows = jnp.array([[4., 0.], [0., 1.]])
-      >>> print(rule.update(rows, rule.init(params), params)[0])
-      [0.5 0.5]
+      >>> update, _ = rule.update(rows, rule.init(params), params)
+      >>> [round(float(x), 3) for x in update]
+      [0.5, 0.5]
     """
     _preference.check(preference)
     _check.one_of("scale", scale, ("min", "median", "mean"))

@@ -52,8 +52,9 @@ def conflict_free(preference: Preference | None = None) -> Reducer:
       >>> import jax.numpy as jnp
       >>> rule, params = conflict_free(), jnp.zeros(2)
       >>> rows = jnp.array([[3., 0.], [0., 1.]])
-      >>> print(rule.update(rows, rule.init(params), params)[0].round(4))
-      [2. 2.]
+      >>> update, _ = rule.update(rows, rule.init(params), params)
+      >>> [round(float(x), 3) for x in update]
+      [2.0, 2.0]
     """
     _preference.check(preference)
 

@@ -53,10 +53,10 @@ def dual_projection(
     Examples:
       >>> import jax.numpy as jnp
       >>> rule, params = dual_projection(), jnp.zeros(2)
-      >>> rows = jnp.array([[1., 0.], [-3., 2.]])
+      >>> rows = jnp.array([[1., 1.], [-5., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print(update.round(2), state.rule.converged)
-      [0. 1.] True
+      >>> print([round(float(x), 2) for x in update], state.rule.converged)
+      [-1.5, 1.5] True
     """
     _preference.check(preference)
     _check.interval("regularization", regularization, 0, open_low=True)

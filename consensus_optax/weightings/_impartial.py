@@ -45,8 +45,9 @@ def impartial() -> Reducer:
       >>> import jax.numpy as jnp
       >>> rule, params = impartial(), jnp.zeros(2)
       >>> rows = jnp.array([[3., 0.], [0., 1.]])
-      >>> print(rule.update(rows, rule.init(params), params)[0].round(4))
-      [0.75 0.75]
+      >>> update, _ = rule.update(rows, rule.init(params), params)
+      >>> [round(float(x), 3) for x in update]
+      [0.75, 0.75]
     """
 
     def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:

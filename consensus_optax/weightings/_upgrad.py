@@ -58,8 +58,8 @@ def upgrad(
       >>> rule, params = upgrad(), jnp.zeros(2)
       >>> rows = jnp.array([[1., 0.], [-1., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print(update.round(2), state.rule.converged)
-      [0.25 0.75] True
+      >>> print([round(float(x), 2) for x in update], state.rule.converged)
+      [0.25, 0.75] True
     """
     _preference.check(preference)
     _check.interval("regularization", regularization, 0, open_low=True)
