@@ -40,6 +40,16 @@ def nearly_opposite(rng, b):
     return np.concatenate([half, moved])
 
 
+def opposite(rng, b):
+    half = rng.normal(size=((b + 1) // 2, 4 * b))
+    return np.concatenate([half, -half[: b // 2]])
+
+
+def repeated(rng, b):
+    half = common(rng, (b + 1) // 2)
+    return np.concatenate([half, half[: b // 2]])
+
+
 RANDOM = {
     "independent": lambda rng, b: rng.normal(size=(b, 8 * b)),
     "square": lambda rng, b: rng.normal(size=(b, b)),
@@ -56,6 +66,10 @@ ILL_CONDITIONED = {
     "condition 1e8": conditioned(1e8),
     "nearly equal": nearly_equal,
     "nearly opposite": nearly_opposite,
+    "opposite": opposite,
+    "repeated": repeated,
+    "tiny": lambda rng, b: 1e-10 * two_camps(rng, b),
+    "huge": lambda rng, b: 1e10 * two_camps(rng, b),
     "lengths 1e6": lambda rng, b: (
         rng.normal(size=(b, 4 * b)) * 10 ** rng.uniform(-3, 3, (b, 1))
     ),

@@ -76,6 +76,11 @@ def test_512_rows():
     weights, state = projections(gramian)
     assert state.converged.all()
     assert (weights[0] >= jnp.eye(512) / 512).all()
+    # As DualProj asks for: one problem, whose slopes are sums of 512 terms.
+    mean = jnp.full((1, 512), 1 / 512)
+    assert dual_cone(
+        jnp.asarray(gramian[0]), mean, jnp.float32(EPSILON)
+    ).state.converged
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
