@@ -21,6 +21,7 @@ from consensus_optax._solvers._solution import (
     ratio,
     unsolved,
 )
+from consensus_optax._solvers._stationary import stationary_on_simplex
 
 __all__ = [
     "Solution",
@@ -32,5 +33,6 @@ __all__ = [
     "over_simplex",
     "product",
     "ratio",
+    "stationary_on_simplex",
     "unsolved",
 ]
