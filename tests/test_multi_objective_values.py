@@ -9,7 +9,7 @@ import pytest
 import consensus_optax as co
 from tests import _reference_multi_objective as ref
 from tests._pinned import LARGE, SMALL, check, first_update
-from tests._pinned_multi_objective import PINNED
+from tests._pinned_multi_objective import NASH, PINNED
 
 KEY = jax.random.key(5)
 PAIRS = {
@@ -39,6 +39,14 @@ def test_equals_another_package(name):
         got = first_update(PAIRS[name][0], rows)
         size = np.abs(wanted).max()
         np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-4 * size)
+
+
+def test_nash_equals_another_package_or_gains_more():
+    small, large = (first_update(co.nash(), rows) for rows in (SMALL, LARGE))
+    np.testing.assert_allclose(small, NASH[0], rtol=0, atol=1e-4)
+    gains, theirs = LARGE @ large, LARGE @ np.array(NASH[1])
+    assert gains.min() > 0
+    assert np.log(gains).sum() > np.log(theirs).sum() + 1
 
 
 @pytest.mark.parametrize("name", PAIRS)
