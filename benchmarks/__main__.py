@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks import _harness, _report
 
-SCRIPTS = ("speed", "memory", "scaling", "federated", "peers")
+SCRIPTS = ("speed", "memory", "scaling", "rules", "federated", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
