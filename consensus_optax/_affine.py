@@ -18,9 +18,7 @@ from consensus_optax._typing import Array
 _COARSE = 30.0
 
 
-def around_a_row(
-    plain: list[Array], less: Callable[[Array], list[Array]], rows: Rows
-) -> list[Array]:
+def around_a_row(plain: Array, less: Callable[[Array], Array], rows: Rows) -> Array:
     """Inner products of rows less a common point: zero, or one of the rows.
 
     Plain products serve where rows are about as far from each other as from zero; then
@@ -29,12 +27,13 @@ def around_a_row(
     along, and with it the digits of all other rows' distances.
 
     Args:
-      plain: inner products per leaf, (B, B), perhaps bordered by one row more.
+      plain: inner products, (B, B) or one such for every leaf, perhaps bordered by one
+        row more.
       less: shares (B,) to the same of rows less the mean with these shares.
       rows: which are there.
     """
     count = rows.weights.shape[0]
-    total = sum(plain[1:], plain[0])[:count, :count]
+    total = (plain if plain.ndim == 2 else plain.sum(0))[:count, :count]
     squares = squared_distances(total, rows.present)
     half = jnp.minimum(num_present(rows.present) // 2, count - 1)
     reach = jnp.where(rows.present, jnp.sort(squares, 1)[:, half], jnp.inf)

@@ -14,6 +14,7 @@ from consensus_optax._leaves import AnyLeaf, present_rows
 from consensus_optax._outer_product import OuterProduct, is_outer_product
 from consensus_optax._rules import Rows
 from consensus_optax._typing import Array
+from consensus_optax._varying import varying_like
 
 
 class _Part(NamedTuple):
@@ -73,7 +74,7 @@ def reduce_columns(
         else:
             mixed = present_rows(leaf, rows.present, dtype)
             parts += [_array_part(mixed.reshape(count, -1), width)]
-    merged = _over_blocks(reduce, parts, rows, width)
+    merged = _over_blocks(reduce, parts, leaves, rows, width)
 
     def own(i: int, leaf: AnyLeaf) -> Array:
         entries = merged[place[i] : place[i] + _row_size(leaf)]
@@ -126,7 +127,11 @@ def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
 
 
 def _over_blocks(
-    reduce: Callable[[Array, Array], Array], parts: list[_Part], rows: Rows, width: int
+    reduce: Callable[[Array, Array], Array],
+    parts: list[_Part],
+    leaves: list[AnyLeaf],
+    rows: Rows,
+    width: int,
 ) -> Array:
     """All parts reduced, one after the other in one array.
 
@@ -155,4 +160,5 @@ def _over_blocks(
         where = jnp.asarray(targets)[index]
         return lax.dynamic_update_slice_in_dim(merged, update, where, 0)
 
-    return lax.fori_loop(0, len(places), turn, jnp.zeros(int(first[-1]) + width, dtype))
+    start = varying_like(jnp.zeros(int(first[-1]) + width, dtype), leaves, rows.weights)
+    return lax.fori_loop(0, len(places), turn, start)

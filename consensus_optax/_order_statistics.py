@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._typing import Array
+from consensus_optax._varying import varying_like
 
 _NETWORK = 64  # rows up to which a sorting network is unrolled
 
@@ -128,12 +129,12 @@ def smallest_reaching(
         def add(i: Array, below: Array) -> Array:
             return below + jnp.where(keys[i][None, :] < candidate, weights[i], 0)
 
-        below = lax.fori_loop(
-            0, rows.shape[0], add, jnp.zeros(answer.shape, rows.dtype)
-        )
+        nothing = varying_like(jnp.zeros(answer.shape, rows.dtype), rows, weights)
+        below = lax.fori_loop(0, rows.shape[0], add, nothing)
         return jnp.where(below < needed, candidate, answer)
 
     start = jnp.full((len(masses), rows.shape[1]), top, integer)
+    start = varying_like(start, rows, weights)
     found = ordered(lax.fori_loop(0, bits, step, start))
     return list(lax.bitcast_convert_type(found, rows.dtype))
 

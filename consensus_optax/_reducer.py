@@ -114,6 +114,11 @@ def reducer(rule: Rule) -> Reducer:
     return face
 
 
+def aggregator(init: Any, update: Any) -> aggregating.Aggregator:
+    """What optax calls a pair of functions that reduces; engines find no rule in it."""
+    return aggregating.Aggregator(init, update)
+
+
 def next_state(outcome: Outcome, rows: Rows, num_nonfinite: Array) -> ReducerState:
     """The state after a step, whichever engine made it."""
     return ReducerState(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from consensus_optax._coordinates import ALL, Coordinates
 from consensus_optax._statistics import Statistic
 from consensus_optax._typing import Array, Tree
 
@@ -23,11 +24,13 @@ class Rows(NamedTuple):
         has weight 0 here, whatever the caller said.
       step: () int32, number of updates made before this one: schedules, random keys.
       extra: further keyword arguments of ``update``, unchanged.
+      coordinates: sums over all coordinates of a leaf, where not all are at hand.
     """
 
     weights: Array
     step: Array
     extra: dict[str, Any]
+    coordinates: Coordinates = ALL
 
     @property
     def present(self) -> Array:
@@ -60,7 +63,9 @@ class Fold(NamedTuple):
     Attributes:
       statistics: what is observed of each row and how two observations merge.
       resolve: (merged, rows) to the update. ``merged`` has one list per statistic,
-        with one array of parameter shape for every leaf; so has the update.
+        with one array of parameter shape for every leaf; so has the update. On a mesh
+        these are some coordinates of each leaf: what is not coordinate by coordinate
+        asks ``rows.coordinates`` for sums.
       matters: optional (*first, rows) to a mask: of the statistics that have a short
         cut for products, in order, where the others can matter. They may be left out
         of a leaf in which they matter nowhere.

@@ -22,12 +22,14 @@ class Stack(NamedTuple):
     Attributes:
       leaves: arrays (B, \*shape) or outer products.
       num_rows: B.
+      params: the parameter of each leaf.
       dtype: dtype in which rules decide and sum.
       rebuild: list of updates, one for every leaf, to a tree like the parameters.
     """
 
     leaves: list[Any]
     num_rows: int
+    params: list[Any]
     dtype: Any
     rebuild: Callable[[list[Array]], Tree]
 
@@ -66,9 +68,9 @@ def as_stack(updates: Tree, params: Tree) -> Stack:
         ]
         return jax.tree.unflatten(treedef, leaves)
 
-    moving = zip(rows, floating, strict=True)
-    leaves = [_on_device(leaf) for leaf, is_floating in moving if is_floating]
-    return Stack(leaves, num_rows or 0, _leaves.decision_dtype(given), rebuild)
+    moving = [i for i, is_floating in enumerate(floating) if is_floating]
+    leaves, moved = [_on_device(rows[i]) for i in moving], [given[i] for i in moving]
+    return Stack(leaves, num_rows or 0, moved, _leaves.decision_dtype(given), rebuild)
 
 
 def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:
@@ -167,17 +169,23 @@ def _no_update(leaf: Leaf, param: Any) -> Any:
     return jnp.zeros(param.shape, leaf.dtype)
 
 
-def present_weights(stack: Stack, weights: Array | None) -> tuple[Array, Array]:
+def present_weights(
+    stack: Stack,
+    weights: Array | None,
+    everywhere: Callable[[Array], Array] = lambda finite: finite,
+) -> tuple[Array, Array]:
     """Weights with 0 for every row that cannot count, and the number of such rows.
 
     Absent on request: weight 0, negative or not finite. Absent by content: any
-    non-finite entry in any leaf; the second result counts these.
+    non-finite entry in any leaf; the second result counts these. ``everywhere`` adds
+    what other devices find in their parts of the same rows.
     """
     weights = checked_weights(weights, stack.num_rows, stack.dtype)
     wanted = weights > 0
     finite = jnp.ones(stack.num_rows, bool)
     for leaf in stack.leaves:
         finite &= _leaves.finite_rows(leaf, stack.dtype)
+    finite = everywhere(finite)
     num_nonfinite = jnp.sum(wanted & ~finite, dtype=jnp.int32)
     return jnp.where(wanted & finite, weights, 0), num_nonfinite
 

@@ -27,6 +27,7 @@ class Statistic(NamedTuple):
       merge: associative and commutative function of two such arrays.
       stays_zero: whether a zero can no longer change, so that a fold may stop once
         nothing else is left.
+      of_signs: whether only the sign of a row's entry matters.
       of_products: optional short cut to the merged statistic of rows that are products
         of two vectors: (a, d, weights) of shapes (B, M), (B, N), (B,) to (M, N).
     """
@@ -34,6 +35,7 @@ class Statistic(NamedTuple):
     observe: Callable[[Array, Array], Array]
     merge: Callable[[Array, Array], Array]
     stays_zero: bool = False
+    of_signs: bool = False
     of_products: Callable[[Array, Array, Array], Array] | None = None
 
 
@@ -102,18 +104,29 @@ def fold_stack(
     mask = absent.reshape(-1, *[1] * (stack.ndim - 1))
     sound = jnp.where(mask, stand_in[None], stack).astype(weights.dtype)
     observe = lambda statistic: jax.vmap(statistic.observe)(sound, weights)
-    halve = lambda statistic: _halved(observe(statistic), statistic.merge)
+    halve = lambda statistic: halved(observe(statistic), statistic.merge)
     return tuple(halve(statistic) for statistic in statistics)
 
 
-def _halved(values: Array, merge: Callable[[Array, Array], Array]) -> Array:
+def halved(values: Any, merge: Callable[[Any, Any], Any]) -> Any:
     """Merges along the leading axis, upper half with lower half, until one is left."""
-    while (count := values.shape[0]) > 1:
+    while (count := jax.tree.leaves(values)[0].shape[0]) > 1:
         half = count // 2
-        merged = merge(values[:half], values[half : 2 * half])
-        odd = values[2 * half :]
-        values = jnp.concatenate([merged, odd]) if count % 2 else merged
-    return values[0]
+        merged = merge(_cut(values, 0, half), _cut(values, half, half))
+        odd = _cut(values, count - count % 2, count % 2)
+        values = jax.tree.map(lambda *both: jnp.concatenate(both), merged, odd)
+    return jax.tree.map(lambda x: x[0], values)
+
+
+def _cut(values: Any, start: int, length: int) -> Any:
+    return jax.tree.map(lambda x: x[start : start + length], values)
+
+
+def merge_present(
+    merge: Callable[[Array, Array], Array], x: Array, y: Array, has_x: Any, has_y: Any
+) -> Array:
+    """Merges two statistics, of which one of no rows holds nothing that may count."""
+    return jnp.where(has_x & has_y, merge(x, y), jnp.where(has_x, x, y))
 
 
 def minmod(x: Array, y: Array) -> Array:
@@ -191,6 +204,7 @@ WEIGHTED_SQUARES = Statistic(
 WEIGHTED_SIGN = Statistic(
     lambda g, w: w * jnp.sign(g),
     jnp.add,
+    of_signs=True,
     of_products=lambda a, d, w: _matmul(jnp.sign(a) * w[:, None], jnp.sign(d)),
 )
 WEIGHTED_MAGNITUDE = Statistic(
@@ -201,6 +215,7 @@ WEIGHTED_MAGNITUDE = Statistic(
 NONZERO_WEIGHT = Statistic(
     lambda g, w: jnp.where(g != 0, w, 0),
     jnp.add,
+    of_signs=True,
     of_products=lambda a, d, w: _matmul(_nonzero(a) * w[:, None], _nonzero(d)),
 )
 POSITIVE_SUM = Statistic(

@@ -24,6 +24,8 @@ ALL_FILES = [
 # A module or folder imports from its own floor and from those below, never upward.
 FLOORS = {
     **dict.fromkeys(["_typing", "_check", "_outer_product", "_leaves", "_solvers"], 0),
+    **dict.fromkeys(["_coordinates", "_varying"], 0),
+    **dict.fromkeys(["_products"], 1),
     **dict.fromkeys(["_statistics", "_gramians", "_minmod_kernel", "_packing"], 0),
     **dict.fromkeys(["_contraction", "_convolution", "_jaxprs"], 0),
     **dict.fromkeys(["_distances", "_order_statistics"], 0),

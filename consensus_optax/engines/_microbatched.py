@@ -13,7 +13,7 @@ from consensus_optax._run import (
     AmongState,
     MemoryState,
     Outcome,
-    any_weight,
+    add_previous,
     run,
     settle,
     weigh,
@@ -53,20 +53,19 @@ def run_microbatched(
             rows = rows_of(passed.weights, passed.value)
             rule_state = state.rule if rule.remembers else state
             weights, new = weigh(rule, passed.products, rows, rule_state)
-            ready, count = any_weight(weights), rows.weights.shape[0]
-            update = second_pass(rule, [w[:count] for w in weights], microbatches)
+            count = rows.weights.shape[0]
+            update = second_pass(rule, weights[..., :count], microbatches)
             if previous is not None:
-                triples = zip(update, weights, previous, strict=True)
-                update = [leaf + w[-1] * old for leaf, w, old in triples]
+                update = add_previous(update, weights, previous)
                 new = MemoryState(update, new)
-            outcome = Outcome(update, ready, new)
+            outcome = Outcome(update, jnp.any(weights != 0), new)
         case Among():
             passed = first_pass(rule.selector, microbatches, None)
             rows = rows_of(passed.weights, passed.value)
             chosen, selector = weigh(
                 rule.selector, passed.products, rows, state.selector
             )
-            survivors = jnp.where(chosen[0] > 0, rows.weights, 0)
+            survivors = jnp.where(chosen > 0, rows.weights, 0)
             remaining = microbatches._replace(weights=survivors)
             outcome = run_microbatched(rule.rule, remaining, state.rule, step).outcome
             outcome = outcome._replace(state=AmongState(selector, outcome.state))

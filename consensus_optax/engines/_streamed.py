@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from consensus_optax._rules import Fold
 from consensus_optax._run import fold_all
-from consensus_optax._statistics import Statistic
+from consensus_optax._statistics import Statistic, merge_present
 from consensus_optax._typing import Array
 from consensus_optax.engines._microbatches import Block, Microbatches
 
@@ -40,9 +40,7 @@ def stream(rule: Fold, microbatches: Microbatches) -> Streamed:
         any_row = jnp.any(block.weights > 0)
 
         def merge(statistic: Statistic, old: Array, new: Array) -> Array:
-            # a block without rows holds nothing that may be merged
-            both = jnp.where(carry.started, statistic.merge(old, new), new)
-            return jnp.where(any_row, both, old)
+            return merge_present(statistic.merge, old, new, carry.started, any_row)
 
         triples = zip(rule.statistics, carry.statistics, observe(block), strict=True)
         merged = [

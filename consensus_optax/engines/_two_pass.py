@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _leaves
+from consensus_optax._products import border, over_leaves
 from consensus_optax._rules import Weighting
-from consensus_optax._run import border
 from consensus_optax._stack import as_stack
 from consensus_optax._typing import Array
 from consensus_optax.engines._microbatches import Block, Microbatches
@@ -24,13 +24,13 @@ class FirstPass(NamedTuple):
     """What the first pass leaves behind, rows in their order.
 
     Attributes:
-      products: per leaf, what the weighting reads.
+      products: what the weighting reads.
       weights: (B,), 0 for rows that cannot count.
       num_nonfinite: () int32.
       value: what the function returned for each row.
     """
 
-    products: list[Any]
+    products: Any
     weights: Array
     num_nonfinite: Array
     value: Any
@@ -76,17 +76,18 @@ def first_pass(
             products = [border(*triple) for triple in triples]
         if around_mean:
             products = [_recentered(leaf, weights) for leaf in products]
-    return FirstPass(products, weights, kept[1].sum(), value)
+    given = over_leaves(rule, products)
+    return FirstPass(given, weights, kept[1].sum(), value)
 
 
 def second_pass(
-    rule: Weighting, weights: list[Array], microbatches: Microbatches
+    rule: Weighting, weights: Array, microbatches: Microbatches
 ) -> list[Array]:
     """sum_i w_i g_i, leaf by leaf: one plain backward pass if all leaves agree on w."""
 
     def combine_leaves(index: Array) -> list[Array]:
         if rule.scope == "model":
-            gradient = microbatches.weighted_grad(index, weights[0])
+            gradient = microbatches.weighted_grad(index, weights)
             stacked = jax.tree.map(lambda leaf: leaf[None], gradient)
             stack = as_stack(stacked, microbatches.params)
             return [leaf[0].astype(stack.dtype) for leaf in stack.leaves]
@@ -105,7 +106,7 @@ def second_pass(
     shapes = jax.eval_shape(combine_leaves, indices[0])
     zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]
     total = lax.scan(step, zeros, indices)[0]
-    some = jnp.any(jnp.stack(weights) != 0)  # else there is no sound row to stand in
+    some = jnp.any(weights != 0)  # else there is no sound row to stand in
     return [jnp.where(some, leaf, 0) for leaf in total]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -68,7 +70,8 @@ def graddrop(leak: Threshold, key: Array) -> Reducer:
             total, size = above + below, above - below
             chance = (1 + total / jnp.where(size > 0, size, 1)) / 2
             leaf_key = jax.random.fold_in(step_key, index)
-            draw = jax.random.uniform(leaf_key, total.shape, jnp.float32)
+            uniform = functools.partial(jax.random.uniform, leaf_key, dtype=jnp.float32)
+            draw = rows.coordinates.draw(index, total, uniform)
             kept = jnp.where(draw.astype(total.dtype) < chance, above, below)
             update.append(count * (share * total + (1 - share) * kept))
         return update

@@ -83,21 +83,28 @@ def sand_mask(
         sharpness = _check.value_at(k, rows.step, total.dtype)
         sharpness /= _check.value_at(gamma, rows.step, total.dtype)
         tau = _check.value_at(threshold, rows.step, total.dtype)
-        update = []
+        means: list[Array] = []
+        masks: list[Array] = []
         for votes, sums, squares in zip(*merged, strict=True):
             mean, variance, _ = mean_and_variance(sums, squares, rows)
             excess = jnp.abs(votes) / total - tau
             varied = variance > 0
             mask = jnp.tanh(sharpness * excess / jnp.where(varied, variance, 1))
             mask = jnp.where(varied, mask, 1)
-            mask = jnp.where(excess > _SLACK, mask, 0)
-            update.append(mean * (_normalized(mask) if rescale else mask))
-        return update
+            means.append(mean)
+            masks.append(jnp.where(excess > _SLACK, mask, 0))
+        if rescale:
+            masks = _normalized(masks, rows)
+        return [mean * mask for mean, mask in zip(means, masks, strict=True)]
 
     return reducer(Fold((WEIGHTED_SIGN, WEIGHTED_SUM, WEIGHTED_SQUARES), resolve))
 
 
-def _normalized(mask: Array) -> Array:
-    """The mask divided by its mean over the leaf."""
-    share = jnp.sum(mask) / max(mask.size, 1)
-    return mask / jnp.where(share > 0, share, 1)
+def _normalized(masks: list[Array], rows: Rows) -> list[Array]:
+    """Every mask divided by its mean over the leaf."""
+    sums, sizes = rows.coordinates.sums(masks), rows.coordinates.sizes(masks)
+    shares = [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]
+    return [
+        mask / jnp.where(share > 0, share, 1)
+        for mask, share in zip(masks, shares, strict=True)
+    ]

@@ -89,7 +89,7 @@ def sign_consensus(
     unanimous = isinstance(quorum, int | float) and quorum == 1
     if unanimous and magnitude == "min":
         return reducer(
-            Fold((MINMOD,), lambda merged, rows: _rescaled(merged[0], rescale))
+            Fold((MINMOD,), lambda merged, rows: _rescaled(merged[0], rows, rescale))
         )
     statistics = {
         "min": (SMALLEST_POSITIVE, LARGEST_NEGATIVE),
@@ -128,7 +128,7 @@ def sign_consensus(
             )
             for sign_sum, nonzero, *others in zip(*merged, strict=True)
         ]
-        return _rescaled(update, rescale)
+        return _rescaled(update, rows, rescale)
 
     def matters(sign_sum: Array, nonzero: Array, *rest: Any) -> Array:
         """Where a magnitude is needed; ``rest`` ends with the rows."""
@@ -143,9 +143,13 @@ def _or_one(number: Array) -> Array:
     return jnp.where(number > 0, number, 1)
 
 
-def _rescaled(update: list[Array], rescale: bool) -> list[Array]:
+def _rescaled(update: list[Array], rows: Rows, rescale: bool) -> list[Array]:
     """Every leaf divided by the fraction of its coordinates that survived."""
     if not rescale:
         return update
-    share = lambda leaf: jnp.sum(leaf != 0, dtype=leaf.dtype) / max(leaf.size, 1)
-    return [leaf / (share(leaf) + 1e-10) for leaf in update]
+    moved = rows.coordinates.sums([(leaf != 0).astype(leaf.dtype) for leaf in update])
+    sizes = rows.coordinates.sizes(update)
+    return [
+        leaf / (count / max(size, 1) + 1e-10)
+        for leaf, count, size in zip(update, moved, sizes, strict=True)
+    ]

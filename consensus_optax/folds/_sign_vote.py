@@ -67,7 +67,7 @@ def sign_vote(magnitude: str = "unit") -> Reducer:
             return [vote / total for vote in merged[0]]
         signs = [jnp.sign(vote) for vote in merged[0]]
         if magnitude == "unit":
-            return signs
+            return [sign.astype(jnp.int8) for sign in signs]  # what travels on a mesh
         sizes = [size / total for size in merged[1]]
         return [sign * size for sign, size in zip(signs, sizes, strict=True)]
 

@@ -1,0 +1,103 @@
+"""Inner products of rows: what weightings and mixings decide from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax import _leaves
+from consensus_optax._affine import around_a_row
+from consensus_optax._leaves import AnyLeaf
+from consensus_optax._packing import Packed, pack
+from consensus_optax._rules import Mixing, Rows, Weighting
+from consensus_optax._typing import Array
+
+
+def read_products(
+    rule: Weighting | Mixing,
+    leaves: list[AnyLeaf],
+    rows: Rows,
+    previous: list[Array] | None = None,
+) -> Any:
+    """The inner products that a rule reads, 0 where a row is absent.
+
+    They are summed over the leaves, or stacked if every leaf decides for itself.
+    """
+    if rule.reads == "nothing":
+        return None
+    coordinates = rows.coordinates
+    if previous is None and _scope_of(rule) == "model":
+        leaves = packed(leaves, rows).leaves
+    olds = previous or [None] * len(leaves)
+
+    def read(reads: str, shares: Array | None = None) -> Array:
+        products = [
+            _leaf_products(reads, leaf, rows, old, shares)
+            for leaf, old in zip(leaves, olds, strict=True)
+        ]
+        products = coordinates.counted(products)
+        return coordinates.total(over_leaves(rule, products))
+
+    if rule.reads == "affine":
+        less = lambda shares: read("centered", shares)
+        return around_a_row(read("gramian"), less, rows)
+    return read(rule.reads)
+
+
+def packed(leaves: list[AnyLeaf], rows: Rows) -> Packed:
+    """Small leaves strung together, if the same devices hold all of them."""
+    if rows.coordinates.alike:
+        return pack(leaves, rows.weights.dtype)
+    return Packed(leaves, lambda results: results)
+
+
+def _scope_of(rule: Weighting | Mixing) -> str:
+    """``"leaf"`` where every leaf decides for itself."""
+    return rule.scope if isinstance(rule, Weighting) else "model"
+
+
+def over_leaves(rule: Weighting | Mixing, products: list[Any]) -> Any:
+    """What a rule decides from: products of all leaves summed, or stacked."""
+    if rule.reads == "nothing":
+        return None
+    if _scope_of(rule) == "leaf":
+        return jnp.stack(products)
+    return sum(products[1:], products[0])
+
+
+def _leaf_products(
+    reads: str,
+    leaf: AnyLeaf,
+    rows: Rows,
+    previous: Array | None,
+    shares: Array | None = None,
+) -> Any:
+    """Inner products of one leaf's rows, bordered by those with a previous update.
+
+    ``shares``: whose mean is taken off centered rows, if not that of all.
+    """
+    dtype, present = rows.weights.dtype, rows.present
+    if reads == "norms":
+        return jnp.where(present, _leaves.squared_norms(leaf, dtype), 0)
+    if reads == "centered":
+        shares = rows.shares if shares is None else shares
+        leaf, center = _leaves.centered(leaf, shares, rows.order)
+        previous = None if previous is None else previous - center
+    elif reads == "signs":
+        leaf = _leaves.signs(leaf, dtype)
+        previous = None if previous is None else jnp.sign(previous)
+    pairs = present[:, None] & present[None, :]
+    gramian = jnp.where(pairs, _leaves.gramian(leaf, dtype), 0)
+    if previous is None:
+        return gramian
+    side = jnp.where(present, _leaves.inner_products(leaf, previous), 0)
+    return border(gramian, side, previous)
+
+
+def border(gramian: Array, side: Array, previous: Array) -> Array:
+    """A Gramian with one row more, whose products with the others are ``side``."""
+    corner = jnp.vdot(previous, previous, precision=lax.Precision.HIGHEST)
+    top = jnp.concatenate([gramian, side[:, None]], 1)
+    return jnp.concatenate([top, jnp.append(side, corner)[None]], 0)

@@ -1,0 +1,240 @@
+"""A reducer on a mesh: every device has some rows, all get the same update."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from consensus_optax import _check
+from consensus_optax._leaves import Leaf
+from consensus_optax._outer_product import is_outer_product
+from consensus_optax._reducer import Reducer, aggregator, next_state, rule_of
+from consensus_optax._rules import Rows, Rule
+from consensus_optax._run import map_previous
+from consensus_optax._stack import Stack, as_stack, present_weights
+from consensus_optax._typing import Array, Tree
+from consensus_optax.engines._by_coordinates import Worker, reads_signs, run_across
+from consensus_optax.engines._exchange import AxisName, Exchange
+from consensus_optax.engines._mesh import (
+    check_inside,
+    is_inside,
+    mesh_of,
+    place,
+    specs_of,
+    spread_of,
+    without,
+)
+
+
+def sharded(
+    reducer: Reducer,
+    axis_name: AxisName,
+    *,
+    mesh: Any = None,
+    param_specs: Tree = None,
+    wire_dtype: Any = None,
+    per_row: tuple[str, ...] = ("values",),
+) -> optax.GradientTransformation:
+    r"""A reducer on many devices: the same update, for the bytes of one all-reduce.
+
+    Rows are dealt out as coordinates: an all-to-all leaves every one of the N devices
+    with all rows of P / N coordinates. Folds and columns are finished there; a
+    weighting sums its partial Gramian, B x B numbers, over the devices, weighs, and
+    combines its coordinates. One all-gather of the update ends it. On the wire of a
+    device, with one row on each:
+
+    .. math:: \frac{N - 1}{N} P + \frac{N - 1}{N} P
+
+    numbers, as a ring all-reduce of the mean has, whatever the rule.
+
+    ================================ ================================================
+    rule                             numbers that a device sends, L rows on each
+    ================================ ================================================
+    fold of k statistics             min(k, L) P for the rows, P for the update
+    weighting of norms or of nothing P + P: an all-reduce of what it combined
+    other weighting, columns, mixing L P for the rows, P for the update
+    ================================ ================================================
+
+    times (N - 1) / N, and B x B numbers (for every leaf, where each decides for itself;
+    three times where rows are nearly equal), and at most N numbers for every leaf that
+    N does not divide. Rows travel in their dtype, updates in their parameter's, signs
+    in int8 where a rule reads nothing else. A rule that remembers its last update
+    sends it in float32.
+
+    Works in two places. Inside ``jax.shard_map``, with ``check_vma`` or without, rows
+    are those of the device, a leading axis of one or more, ``weights`` and whatever
+    ``per_row`` names likewise; parameters and state are whole, and so is the update.
+    Elsewhere, eagerly or under ``jax.jit``, rows are all rows, sharded along
+    ``axis_name`` by their leading axis, and a ``shard_map`` over ``mesh`` is opened
+    here: for automatic and for explicit axes.
+
+    Guarantees:
+      - equals ``reducer`` on the rows of all devices, in the order of the axis (of
+        several: the first one is the slowest), then of the device, to rounding; so
+        does the state;
+      - all devices get the same update bit for bit, whatever a row holds;
+      - rows with an inf or a nan, and rows of weight 0, say of a worker that is late or
+        broken, count nowhere.
+    Edge cases: one device: the reducer itself. A device without any row that counts
+    takes part all the same. Outer products are multiplied out just before they are
+    dealt out; where statistics or a combination travel they never are.
+
+    Args:
+      reducer: any reducer of this library; compose first, ``co.sharded(co.among(...),
+        "data")``.
+      axis_name: mesh axis, or axes, that the rows are sharded along.
+      mesh: outside of ``shard_map``, the mesh; None for that of ``jax.set_mesh``.
+      param_specs: how parameters are sharded along other mesh axes, as ``in_specs``
+        tells ``shard_map``: ``PartitionSpec`` leaves, one for a whole subtree allowed.
+        Inner products are then summed over these axes as well. None: as explicit axes
+        say, else whole.
+      wire_dtype: a floating dtype in which rows and update travel, if theirs is wider.
+        The update is then that of the rounded rows, decided and summed in float32, and
+        rounded: 2 P bytes each way with ``jnp.bfloat16``, for a relative error of
+        2**-8 in every entry of every row and of the update. What overflows in it is a
+        non-finite row. ``jnp.int8`` is for rules that read signs alone: for those it is
+        exact, and what they do without being asked.
+      per_row: which keyword arguments of ``update`` have one entry for every row.
+
+    Returns:
+      An aggregator as any reducer is, first in ``optax.chain``, with the reducer's
+      state, which is the same on all devices and independent of their number.
+
+    Raises:
+      ValueError: ``reducer`` is none of this library, ``wire_dtype`` is no such dtype;
+        when traced: the axis is not there, and as the reducer does.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, consensus_optax as co
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("data",))
+      >>> rule, params = sharded(co.median(), "data", mesh=mesh), jnp.zeros(2)
+      >>> rows = jnp.tile(jnp.array([[1., -2.]]), (jax.device_count(), 1))
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [1.0, -2.0]
+    """
+    rule = rule_of("reducer", reducer)
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    wire = _checked_wire(wire_dtype, rule)
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree | None = None,
+        *,
+        weights: Array | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, Any]:
+        stack = as_stack(updates, params)
+        if not stack.leaves:
+            return reducer.update(updates, state, params, **extra)
+        specs = specs_of(params, param_specs)
+        if weights is None:
+            weights = jnp.ones(stack.num_rows, stack.dtype)
+        named = {name: extra.pop(name) for name in per_row if name in extra}
+        across = functools.partial(_update, rule, axes, wire, stack)
+        if is_inside(axes):
+            check_inside(specs, axes)
+            update, new = across(specs, stack.leaves, weights, named, extra, state)
+            return stack.rebuild(update), new
+        where = mesh_of(mesh, axes)
+        inner = [without(spec, axes) for spec in specs]
+        whole, by_row = PartitionSpec(), PartitionSpec(axes)
+        of_state = jax.tree.map(lambda _: whole, state)
+        of_rule = map_previous(lambda _: inner, rule, of_state.rule)
+        of_state = of_state._replace(rule=of_rule)
+        of_rows = [PartitionSpec(axes, *spec) for spec in inner]
+        in_specs = (of_rows, by_row, by_row, whole, of_state)
+        pairs = zip(stack.leaves, inner, strict=True)
+        leaves = [_with_spec(leaf, spec) for leaf, spec in pairs]
+        mapped = jax.shard_map(
+            functools.partial(across, inner),
+            mesh=where,
+            in_specs=in_specs,
+            out_specs=(inner, of_state),
+        )
+
+        @jax.jit  # eagerly every operation would be sent to the devices by itself
+        def run(*given: Any) -> tuple[list[Array], Any]:
+            update, new = mapped(*place(given, in_specs, where))
+            return place(update, specs, where), new
+
+        update, new = run(leaves, weights, named, extra, state)
+        return stack.rebuild(update), new
+
+    return aggregator(reducer.init, update)
+
+
+def _update(
+    rule: Rule,
+    axes: tuple[str, ...],
+    wire: Any,
+    stack: Stack,
+    specs: list[PartitionSpec],
+    leaves: list[Any],
+    weights: Array,
+    named: dict[str, Any],
+    extra: dict[str, Any],
+    state: Any,
+) -> tuple[list[Array], Any]:
+    """What one device does, inside ``shard_map``: its rows to the update."""
+    pairs = list(zip(leaves, specs, strict=True))
+    exchange = Exchange(axes, [spread_of(leaf.shape[1:], spec) for leaf, spec in pairs])
+    if wire is not None and not reads_signs(rule):
+        leaves = [_rounded(leaf, wire) for leaf in leaves]
+
+    def everywhere(finite: Array) -> Array:
+        bad = (~finite).astype(jnp.int32)
+        cut = exchange.cut_along
+        return lax.psum(bad, cut) == 0 if cut else finite
+
+    local = stack._replace(leaves=leaves, num_rows=leaves[0].shape[0])
+    weights, num_bad = present_weights(local, weights, everywhere)
+    both = jnp.append(weights, num_bad.astype(weights.dtype))  # one collective for both
+    both = exchange.collect_rows(both).reshape(exchange.num_devices, -1)
+    weights, num_bad = both[:, :-1].reshape(-1), both[:, -1].sum().astype(jnp.int32)
+    of_all = jax.tree.map(lambda x: exchange.collect_rows(x.T).T, named)
+    rows = Rows(weights, state.step, {**extra, **of_all})
+    dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
+    outcome = run_across(rule, Worker(exchange, leaves, dtypes), rows, state.rule)
+    return outcome.update, next_state(outcome, rows, num_bad)
+
+
+def _checked_wire(dtype: Any, rule: Rule) -> Any:
+    """The dtype in which numbers travel, None for theirs."""
+    if dtype is None:
+        return None
+    try:
+        wire = jnp.dtype(dtype)
+    except TypeError:
+        wire = None
+    of_signs = wire == jnp.int8 and reads_signs(rule)
+    if wire is None or not (of_signs or jnp.issubdtype(wire, jnp.floating)):
+        wanted = "a floating dtype, or int8 for a fold that reads nothing but signs"
+        _check.fail("wire_dtype", wanted, dtype)
+    return wire
+
+
+def _update_dtype(dtype: Any, wire: Any) -> Any:
+    """The narrower one; the updates that a vote of signs makes need not be signs."""
+    if wire is None or not jnp.issubdtype(wire, jnp.floating):
+        return dtype
+    return min(dtype, wire, key=lambda dtype: dtype.itemsize)
+
+
+def _rounded(leaf: Leaf, wire: Any) -> Leaf:
+    """The rows in the dtype in which they travel, if that is narrower than theirs."""
+    if wire.itemsize >= leaf.dtype.itemsize:
+        return leaf
+    return (leaf.materialize() if is_outer_product(leaf) else leaf).astype(wire)
+
+
+def _with_spec(leaf: Leaf, spec: PartitionSpec) -> Leaf:
+    """Factors can be cut along the rows alone."""
+    cut = any(names is not None for names in spec)
+    return leaf.materialize() if cut and is_outer_product(leaf) else leaf

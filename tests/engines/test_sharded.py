@@ -1,0 +1,225 @@
+"""Every reducer of the zoo on a mesh: the same as on the rows of all devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import consensus_optax as co
+from tests._laws import close
+from tests._stacks import SIZES, factored, matrix, params, quick_jit, tree
+from tests._stacks import P as NUM_PARAMS
+from tests.zoo import ZOO
+from tests.zoo.own import heavy_ball
+
+NAMED = {str(row): row for row in ZOO}
+LEAVES = np.cumsum(SIZES)[:-1]
+
+
+def mesh_of(*shape, names=("data",), kind=AxisType.Auto):
+    devices = jax.devices()[: int(np.prod(shape))]
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape), devices=devices)
+
+
+def stack(num_rows):
+    """Rows that agree on many signs; of more than four, three cannot count."""
+    random = np.random.default_rng(num_rows)
+    base = random.normal(size=NUM_PARAMS)
+    base[-1] = 2
+    rows = (base + 0.6 * random.normal(size=(num_rows, NUM_PARAMS))).astype(np.float32)
+    weights = np.ones(num_rows, np.float32)
+    if num_rows > 4:
+        rows[1, 3], rows[num_rows - 1, NUM_PARAMS - 1] = np.nan, np.inf
+        weights[2] = 0
+        rows[2, 0] = np.nan
+    return rows, weights
+
+
+def params_of(rows):
+    zeros = lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype)
+    return jax.tree.map(zeros, rows, is_leaf=co.is_outer_product)
+
+
+def on_mesh(reducer, mesh, rows, weights, check_vma=True, **options):
+    """Update and state from `sharded` inside of `shard_map`, the first step."""
+    parameters = params_of(rows)
+    across = co.sharded(reducer, mesh.axis_names, **options)
+
+    def step(rows, weights):
+        state = reducer.init(parameters)
+        values = weights + 1  # for rules that read losses
+        extra = {"weights": weights, "values": values}
+        return across.update(rows, state, parameters, **extra)
+
+    specs = (P(mesh.axis_names),) * 2
+    run = jax.shard_map(
+        step, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma
+    )
+    return quick_jit(run)(rows, weights)
+
+
+def expected(row, rows, weights):
+    """The NumPy loops on the rows that are there."""
+    present = (weights > 0) & np.isfinite(rows).all(-1)
+    kept = rows[present].astype(np.float64)
+    return np.concatenate(
+        row.reference(np.split(kept, LEAVES, axis=1), weights[present])
+    )
+
+
+def check(row, num_devices, rows_each, check_vma):
+    num_rows = num_devices * rows_each
+    rows, weights = stack(num_rows)
+    mesh = mesh_of(num_devices)
+    reducer = row.make(num_rows=num_rows)
+    update, state = on_mesh(reducer, mesh, tree(rows), weights, check_vma)
+    wanted = expected(row, rows, weights)
+    close(matrix(update)[None], wanted[None], row.rtol, names=["first step"])
+    absent = 3 if num_rows > 4 else 0
+    assert state.num_present == num_rows - absent
+    assert state.num_nonfinite == (2 if absent else 0)
+    assert state.ready
+
+
+@pytest.mark.parametrize("row", ZOO, ids=str)
+def test_equals_the_published_loops_on_eight_devices(row):
+    check(row, 8, 1, check_vma=True)
+
+
+@pytest.mark.parametrize("row", ZOO, ids=str)
+def test_equals_the_published_loops_with_four_rows_on_each_of_two(row):
+    check(row, 2, 4, check_vma=False)
+
+
+OF_EACH_KIND = [
+    "mean()",
+    "sign_consensus(rescale=True)",
+    "cosine_filter(threshold=0.6, average=mean)",
+    "median()",
+]
+
+
+@pytest.mark.parametrize("name", OF_EACH_KIND)
+@pytest.mark.parametrize(
+    ("num_devices", "rows_each"), [(1, 4), (2, 1), (4, 1), (4, 4), (8, 4)]
+)
+def test_equals_the_published_loops_on_meshes_of_any_size(name, num_devices, rows_each):
+    check(NAMED[name], num_devices, rows_each, check_vma=True)
+
+
+KINDS = {
+    "fold": lambda: co.sign_consensus(rescale=True),
+    "fold of leaves": co.sand_mask,
+    "random": lambda: co.graddrop(0.25, jax.random.key(0)),
+    "combination": co.normalized_mean,
+    "losses": lambda: co.among(co.keep_smallest_losses(3), co.sign_vote()),
+    "gramian": lambda: co.cosine_filter(0.6),
+    "affine": lambda: co.krum(1),
+    "by leaf": lambda: co.subspace_weighting(scope="leaf"),
+    "columns": co.median,
+    "memory": heavy_ball,
+    "mixing": lambda: co.after(co.nearest_neighbor_mixing(1), co.median()),
+}
+
+
+def assert_same(got, wanted, rtol=2e-6):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        scale = np.abs(y).max(initial=1e-30)
+        np.testing.assert_allclose(x, y, rtol=0, atol=rtol * scale)
+
+
+def in_memory(reducer, rows, weights):
+    parameters = params_of(rows)
+    extra = {"weights": weights, "values": weights + 1}
+    step = lambda rows, extra: reducer.update(
+        rows, reducer.init(parameters), parameters, **extra
+    )
+    return quick_jit(step)(rows, extra)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_mesh_axes_and_the_state(kind):
+    """The first axis is the slowest; state and update are those of one device."""
+    rows, weights = stack(8)
+    rows, weights = tree(rows), jnp.asarray(weights)
+    mesh = mesh_of(2, 2, names=("replica", "data"))
+    reducer = KINDS[kind]()
+    got = on_mesh(reducer, mesh, rows, weights)
+    assert_same(got, in_memory(reducer, rows, weights))
+
+
+@pytest.mark.parametrize("kind", ["fold", "combination", "gramian", "columns"])
+def test_factored_rows(kind):
+    rows, _, _ = factored()
+    weights = jnp.ones(6)
+    reducer = {"columns": co.median, "fold": lambda: co.sign_consensus(0.6)}.get(
+        kind, KINDS[kind]
+    )()
+    got = on_mesh(reducer, mesh_of(2), rows, weights, check_vma=True)
+    wanted = in_memory(reducer, rows, weights)
+    assert_same(got, wanted, rtol=1e-2)  # one leaf is bfloat16, and its parameter
+    assert_same(got[0]["dense"], wanted[0]["dense"], rtol=1e-5)
+
+
+def test_a_device_without_rows_and_nobody_at_all():
+    rows, weights = stack(8)
+    rows[:4] = np.nan
+    for reducer in (co.sign_consensus(0.6), co.median(), co.mean()):
+        got = on_mesh(reducer, mesh_of(2), tree(rows), weights)
+        assert_same(got, in_memory(reducer, tree(rows), jnp.asarray(weights)))
+        assert got[1].ready
+        update, state = on_mesh(reducer, mesh_of(2), tree(rows * np.nan), weights)
+        assert not state.ready
+        assert not matrix(update).any()
+
+
+def stacked(tree):
+    """Leaves with an axis for the devices."""
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+def test_all_devices_agree_bit_for_bit():
+    """Each device's own result, without a promise that they are the same."""
+    rows, weights = stack(8)
+    parameters = params()
+    for kind, make in KINDS.items():
+        reducer = make()
+        across = co.sharded(reducer, "data")
+
+        def step(rows, weights, reducer=reducer, across=across):
+            state = reducer.init(parameters)
+            extra = {"weights": weights, "values": weights}
+            out = across.update(rows, state, parameters, **extra)
+            return stacked(out)
+
+        run = jax.shard_map(
+            step,
+            mesh=mesh_of(4),
+            in_specs=P("data"),
+            out_specs=P("data"),
+            check_vma=False,
+        )
+        for leaf in jax.tree.leaves(quick_jit(run)(tree(rows), weights)):
+            leaf = np.asarray(leaf)
+            assert all(leaf[0].tobytes() == x.tobytes() for x in leaf), kind
+
+
+def test_rejects_what_it_cannot_do():
+    with pytest.raises(ValueError, match="`wire_dtype` must be a floating dtype"):
+        co.sharded(co.median(), "data", wire_dtype=jnp.int8)
+    with pytest.raises(ValueError, match="`reducer` must be a reducer"):
+        co.sharded(co.sharded(co.median(), "data"), "data")
+    rule, parameters = co.sharded(co.median(), "data"), jnp.zeros(2)
+    with pytest.raises(ValueError, match="are not there"):
+        rule.update(jnp.ones((2, 2)), rule.init(parameters), parameters)
+    with pytest.raises(ValueError, match="`param_specs` must not name"):
+        on_mesh(
+            co.median(),
+            mesh_of(2),
+            jnp.ones((2, 2)),
+            jnp.ones(2),
+            param_specs=P("data"),
+        )

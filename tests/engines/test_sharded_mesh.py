@@ -1,0 +1,137 @@
+"""Outside of `shard_map`, and parameters sharded along an axis of their own."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import consensus_optax as co
+from benchmarks._traffic import collectives
+from consensus_optax._run import map_previous
+from tests._stacks import quick_jit
+from tests.engines.test_sharded import KINDS, assert_same, mesh_of
+
+PARAMS = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(3)}
+SPECS = {"w": P(None, "model"), "b": P()}
+NUM_ROWS = 8
+
+
+def given():
+    rng = np.random.default_rng(5)
+    draw = lambda p: jnp.asarray(rng.normal(1, 1, (NUM_ROWS, *p.shape)), jnp.float32)
+    rows = jax.tree.map(draw, PARAMS)
+    rows["w"] = rows["w"].at[2, 1, 5].set(jnp.nan)  # in one part of one row
+    return rows, jnp.arange(1.0, NUM_ROWS + 1)
+
+
+def wanted(reducer):
+    rows, weights = given()
+    extra = {"weights": weights, "values": weights}
+    state = reducer.init(PARAMS)
+    return quick_jit(lambda r, e: reducer.update(r, state, PARAMS, **e))(rows, extra)
+
+
+def put(tree, specs, mesh):
+    place = lambda spec, x: jax.device_put(x, NamedSharding(mesh, spec))
+    return jax.tree.map(place, specs, tree)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_cut_along_another_axis(kind, check_vma):
+    if not check_vma and kind not in ("random", "memory", "combination"):
+        return  # the others run the same code
+    reducer, mesh = KINDS[kind](), mesh_of(2, 2, names=("data", "model"))
+    across = co.sharded(reducer, "data", param_specs=SPECS)
+    state = reducer.init(PARAMS)
+    of_state = jax.tree.map(lambda _: P(), state)
+    in_leaves = lambda _: [SPECS["b"], SPECS["w"]]
+    of_rule = map_previous(in_leaves, reducer.rule, of_state.rule)
+    of_state = of_state._replace(rule=of_rule)
+    of_rows = {"w": P("data", None, "model"), "b": P("data")}
+
+    def step(rows, state, params, weights):
+        extra = {"weights": weights, "values": weights}
+        return across.update(rows, state, params, **extra)
+
+    run = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(of_rows, of_state, SPECS, P("data")),
+        out_specs=(SPECS, of_state),
+        check_vma=check_vma,
+    )
+    rows, weights = given()
+    assert_same(quick_jit(run)(rows, state, PARAMS, weights), wanted(reducer))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("specs", [None, SPECS, {"w": P("data"), "b": P()}], ids=str)
+@pytest.mark.parametrize("context", [False, True], ids=["mesh", "set_mesh"])
+def test_under_jit_the_update_lies_where_the_parameters_do(kind, specs, context):
+    mesh = mesh_of(2, 2, names=("data", "model"), kind=kind)
+    reducer = KINDS["memory" if context else "losses"]()
+    across = co.sharded(
+        reducer, "data", mesh=None if context else mesh, param_specs=specs
+    )
+    rows, weights = given()
+    rows = put(rows, {"w": P("data"), "b": P("data")}, mesh)
+    params = put(PARAMS, specs or {"w": P(), "b": P()}, mesh)
+    state = reducer.init(PARAMS)
+
+    def step(rows, state, params, weights):
+        extra = {"weights": weights, "values": weights}
+        return across.update(rows, state, params, **extra)
+
+    with jax.set_mesh(mesh) if context else contextlib.nullcontext():
+        update, new = quick_jit(step)(rows, state, params, weights)
+    assert_same((update, new), wanted(reducer))
+    for name, leaf in update.items():
+        given_spec = params[name].sharding
+        assert leaf.sharding.is_equivalent_to(given_spec, leaf.ndim), name
+
+
+def test_explicit_axes_say_how_parameters_lie():
+    mesh = mesh_of(2, 2, names=("data", "model"), kind=AxisType.Explicit)
+    reducer = co.krum(1)
+    across = co.sharded(reducer, "data", mesh=mesh)
+    rows, weights = given()
+    params = put(PARAMS, SPECS, mesh)
+    step = lambda rows, params, weights: across.update(
+        rows, reducer.init(params), params, weights=weights, values=weights
+    )
+    update, state = quick_jit(step)(rows, params, weights)
+    assert_same((update, state), wanted(reducer))
+    assert update["w"].sharding.spec == P(None, "model")
+
+
+def test_one_all_to_all_and_no_gathered_stack_under_jit():
+    size = 4096
+    mesh = mesh_of(8)
+    reducer = co.krum(1)
+    across = co.sharded(reducer, "data", mesh=mesh)
+    params = jnp.zeros(size)
+    step = lambda rows: across.update(rows, reducer.init(params), params)[0]
+    spread = NamedSharding(mesh, P("data"))
+    rows = jax.ShapeDtypeStruct((8, size), jnp.float32)
+    hlo = jax.jit(step, in_shardings=spread).lower(rows).compile().as_text()
+    sent = list(collectives(hlo))
+    assert [size for kind, size in sent if kind == "all-to-all"] == [4 * size]
+    assert [size for kind, size in sent if size > 1024 and kind != "all-to-all"] == [
+        4 * size
+    ]
+
+
+def test_eager_calls_and_outer_products():
+    mesh = mesh_of(2)
+    reducer = co.cosine_filter(0.2)
+    across = co.sharded(reducer, "data", mesh=mesh)
+    left, right = jnp.ones((2, 1, 3)), jnp.array([[[1.0, 2.0]], [[3.0, 4.0]]])
+    rows = co.OuterProduct(left, right, (3, 2))
+    params = jnp.zeros((3, 2))
+    got = across.update(rows, reducer.init(params), params)
+    assert_same(got, reducer.update(rows, reducer.init(params), params))
