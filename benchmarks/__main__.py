@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from benchmarks import _harness, _report
 
-SCRIPTS = ("speed", "memory", "scaling", "bytes", "multihost", "federated", "peers")
+SCRIPTS = ("speed", "memory", "scaling", "rules", "bytes", "multihost")
+SCRIPTS += ("federated", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -91,18 +91,24 @@ def stacked_gramian(work: Workload) -> Step:
 def ours(
     work: Workload, name: str, via: str, microbatch_size: int | None = None
 ) -> Step:
-    """A reducer of this library by one way.
+    """One of ``REDUCERS`` by one way; see :func:`reduced`."""
+    return reduced(work, REDUCERS[name](), via, microbatch_size)
+
+
+def reduced(
+    work: Workload, reducer: Any, via: str, microbatch_size: int | None = None
+) -> Step:
+    """Gradients and a reducer of this library, by one way.
 
     Args:
       work: model and data.
-      name: key of ``REDUCERS``.
+      reducer: what rows are given to.
       via: key of ``VIAS``.
       microbatch_size: rows at a time, for ``microbatches``.
 
     Returns:
       A function of (params, batch) to (update, state).
     """
-    reducer = REDUCERS[name]()
     if via != "microbatches":
         rows = co.per_example_grad(work.loss, materialize=via == "arrays")
         return lambda params, batch: reducer.update(

@@ -120,7 +120,12 @@ def _list() -> int:
     from consensus_optax import tasks
 
     found = {name: getattr(tasks, name) for name in TASKS}
-    for title, entries in [("rules", _registry.factories()), ("tasks", found)]:
+    sections = {
+        "rules": _registry.factories(),
+        "rules that need arguments": _registry.needing_arguments(),
+        "tasks": found,
+    }
+    for title, entries in sections.items():
         width = max(map(len, entries))
         print(f"{title}:")
         for name, factory in entries.items():

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 import consensus_optax as co
 
 Factory = Callable[..., Any]
@@ -27,11 +29,37 @@ def factories() -> dict[str, Factory]:
     return {name: obj for name, obj in public.items() if _makes_reducer(obj)}
 
 
+def needing_arguments() -> dict[str, Factory]:
+    """The other reducers, each by how its call begins.
+
+    Returns:
+      A name with the arguments that must be given, to the factory.
+
+    Examples:
+      >>> "krum(num_byzantine)" in needing_arguments(), "mean()" in needing_arguments()
+      (True, False)
+    """
+    found = {}
+    for name in co.__all__:
+        public = getattr(co, name)
+        if public is not co.reducer and inspect.isfunction(public):
+            returned = inspect.signature(public).return_annotation
+            named = returned in (co.Reducer, co.Reducer.__name__)
+            if named and _required(public):
+                found[f"{name}({', '.join(_required(public))})"] = public
+    return found
+
+
+def _required(function: Any) -> list[str]:
+    """Names of the arguments that have no default."""
+    parameters = inspect.signature(function).parameters.values()
+    return [
+        p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC
+    ]
+
+
 def _makes_reducer(obj: Any) -> bool:
-    if not inspect.isfunction(obj):
-        return False
-    parameters = inspect.signature(obj).parameters.values()
-    if any(p.default is p.empty and p.kind not in _VARIADIC for p in parameters):
+    if not inspect.isfunction(obj) or _required(obj):
         return False
     try:
         return isinstance(obj(), co.Reducer)
@@ -63,8 +91,8 @@ def parse_rules(text: str) -> dict[str, Any]:
 
     Args:
       text: names of reducers, with arguments where the defaults do not do; an
-        argument is a literal or a rule itself. ``"all"`` means every reducer that
-        needs no arguments.
+        argument is a literal, a rule itself, or a random key, ``key(0)``. ``"all"``
+        means every reducer that needs no arguments.
 
     Returns:
       What was written to what it means, in the order written.
@@ -108,8 +136,11 @@ def _build(node: ast.expr) -> Any:
 
 
 def _argument(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call):
-        return _build(node)
+    match node:
+        case ast.Call(ast.Name("key"), [ast.Constant(int() as seed)], []):
+            return jax.random.key(seed)
+        case ast.Call():
+            return _build(node)
     try:
         return ast.literal_eval(node)
     except ValueError:

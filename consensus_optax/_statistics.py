@@ -44,8 +44,13 @@ def fold_rows(
     statistics: Sequence[Statistic],
     weights: Array,
     rows_per_turn: int,
+    start: tuple[Array, ...] | None = None,
+    needed: Array | None = None,
 ) -> tuple[Array, ...]:
     """Merged statistics of rows ``read(0), ..., read(B - 1)``, one carry for each.
+
+    ``start`` stands for the statistics of row 0 if they are known. If ``needed`` is
+    False no further row is read and that is the result.
 
     XLA on CPU reduces a leading axis very slowly; a loop with a carry runs at memory
     bandwidth, and several rows per turn save reading and writing the carry.
@@ -63,11 +68,13 @@ def fold_rows(
         pairs = zip(statistics, x, y, strict=True)
         return tuple(statistic.merge(p, q) for statistic, p, q in pairs)
 
-    start = observe(0)
+    start = observe(0) if start is None else start
     length = min(rows_per_turn, count - 1)
     if not length:
         return start
     turns = -(-(count - 1) // length)
+    if needed is not None:
+        turns = jnp.where(needed, turns, 0)
 
     def step(turn: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         several = [observe(1 + turn * length + k) for k in range(length)]
@@ -174,12 +181,10 @@ def _minmod_of_products(a: Array, d: Array, weights: Array) -> Array:
     least = Statistic(lambda g, w: g, jnp.minimum)
     size_a, size_d = jnp.abs(a), jnp.abs(d)
     read = lambda i: size_a[i][:, None] * size_d[i][None, :]
-
-    def signed() -> Array:
-        (magnitude,) = fold_rows(read, (least,), weights, 4)
-        return jnp.where(agreed, jnp.sign(agreement) * magnitude, 0)
-
-    return lax.cond(jnp.any(agreed), signed, lambda: jnp.zeros_like(agreement))
+    first = jnp.where(agreed, read(0), 0)
+    (magnitude,) = fold_rows(read, (least,), weights, 4, (first,), jnp.any(agreed))
+    # where all agree, they do so with row 0: no need to hold ``agreement`` until here
+    return magnitude * jnp.sign(a[0])[:, None] * jnp.sign(d[0])[None, :]
 
 
 _nonzero = lambda x: (x != 0).astype(x.dtype)

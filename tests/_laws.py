@@ -113,6 +113,24 @@ def no_row_disagrees_in_sign(run, rtol):
         assert (np.sign(update[s]) * np.sign(rows) >= 0).all(), name
 
 
+def opposes_no_row(run, rtol):
+    """<g_i, u> >= 0, up to 1e-3 of the two lengths: what regularisation costs."""
+    update = run(*ALL).update
+    for s, name in enumerate(NAMES):
+        rows = ALL.rows[s][_present(s)]
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(update[s])
+        assert (rows @ update[s] >= -1e-3 * lengths).all(), name
+
+
+def opposes_no_row_of_like_lengths(run, rtol):
+    """As above, where what is added to the Gramian is small against every row."""
+    without = [name not in ("outlier", "outlier first") for name in NAMES]
+    known = lambda *given: run(*given)._replace(
+        update=np.where(np.array(without)[:, None], run(*given).update, 0)
+    )
+    opposes_no_row(known, rtol)
+
+
 def equal_rows_give_that_row(run, rtol):
     update = run(*ALL).update[_at("equal")]
     close(update, ALL.rows[_at("equal"), 0], rtol, ["equal"])

@@ -162,8 +162,9 @@ def bulyan(num_byzantine):
             best = left[scores.index(min(scores))]
             left.remove(best)
             selected.append(best)
+        near = min(num_byzantine, max((len(selected) - 3) // 2, 0))
         return near_median(
-            [rows[i] for i in selected], [weights[i] for i in selected], 2 * f
+            [rows[i] for i in selected], [weights[i] for i in selected], 2 * near
         )
 
     return rule

@@ -8,8 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _harness, _report, _steps, _workloads, memory, peers, scaling
+from benchmarks import (
+    _harness,
+    _report,
+    _steps,
+    _workloads,
+    memory,
+    peers,
+    rules,
+    scaling,
+)
 from benchmarks._harness import Contestant
+from consensus_optax import _registry
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +129,37 @@ def test_slope_of_a_power_law():
         for n in (2, 4, 8, 16)
     ]
     assert scaling.slopes(rows, "width") == {"cubic": 3.0}
+
+
+def test_every_rule_is_measured_alone_and_in_a_step(monkeypatch, tmp_path):
+    assert {*_registry.factories(), *rules.OTHERS} == set(rules.rules())
+    monkeypatch.setattr(rules, "SMOKE_BATCHES", (8,))
+    monkeypatch.setattr(rules, "WORKLOADS", ("mlp",))
+    rules.main(["--smoke", "--out", str(tmp_path), "--rules", "mean", "min_norm"])
+    rows = _harness.read("rules", tmp_path)
+    told = [(row["workload"], row["contestant"], row["baseline"]) for row in rows]
+    assert told == [
+        ("alone", "mean", "mean"),
+        ("alone", "Gramian", "mean"),
+        ("alone", "min_norm", "mean"),
+        ("mlp", "plain", "plain"),
+        ("mlp", "mean", "plain"),
+        ("mlp", "min_norm", "plain"),
+    ]
+    assert all(row["us"] > 0 for row in rows)
+    text = (tmp_path / "rules.md").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == "| rule | B = 8, us | mlp, x plain |"
+    assert "| Gramian | " in text
+
+
+def test_rules_that_need_arguments_take_their_rows():
+    params = jnp.zeros(rules.PARAMS)
+    for batch_size in (min(rules.BATCHES), max(rules.BATCHES)):
+        rows = rules.rows_of(batch_size)
+        for name, make in rules.OTHERS.items():
+            rule = make()
+            update, _ = jax.eval_shape(rule.update, rows, rule.init(params), params)
+            assert update.shape == params.shape, name
 
 
 def test_memory_is_told_in_parameters(monkeypatch):

@@ -49,7 +49,7 @@ CROSS_CUTTING = {
     *["test_benchmarks_multihost", "test_multihost"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     "test_contract_leaves",
-    *["test_robustness", "test_robust_values"],
+    *["test_robustness", "test_robust_values", "test_multi_objective_values"],
 }
 
 

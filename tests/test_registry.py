@@ -16,6 +16,16 @@ def test_every_public_reducer_with_defaults_is_found():
     assert not {"among", "clip_examples", "skip_if_empty", "reducer"} & set(found)
 
 
+def test_every_other_reducer_is_listed_with_what_it_needs():
+    found = _registry.needing_arguments()
+    assert {"project_conflicts(key)", "ema_weights(rule, num_rows)"} <= set(found)
+    names = {name.partition("(")[0] for name in found}
+    assert not names & set(_registry.factories())
+    assert "reducer" not in names
+    for factory in found.values():
+        assert _registry.describe(factory).endswith(".")
+
+
 def test_a_new_reducer_appears_by_itself(monkeypatch):
     def brand_new():
         """Does what no other does."""
@@ -46,6 +56,12 @@ def test_arguments_are_passed():
     rule, _ = rules.values()
     update, _ = rule.update(rows, rule.init(params), params)
     assert update.tolist() == [1.0]
+
+
+def test_arguments_may_be_random_keys():
+    text = "project_conflicts(key(3)), graddrop(leak=0.5, key=key(0))"
+    rules = _registry.parse_rules(text)
+    assert all(isinstance(rule, co.Reducer) for rule in rules.values())
 
 
 def test_rules_may_be_made_of_rules():

@@ -7,6 +7,9 @@ from matplotlib.figure import Figure
 
 from consensus_optax.comparison._result import Comparison, estimate
 
+_IN_A_PANEL = 8  # names that fit beside the curves
+_STYLES = ("-", "--", ":", "-.")
+
 
 def plot(result: Comparison) -> Figure:
     """Draws training accuracy, test accuracy and consensus ratio against steps.
@@ -27,14 +30,17 @@ def plot(result: Comparison) -> Figure:
         "test_accuracy": f"test {unit} accuracy",
         "consensus_ratio": "consensus ratio",
     }
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    rules = result.rules or result.curves
+    below = len(rules) // 6 if len(rules) > _IN_A_PANEL else 0  # lines of a legend
+    figure = Figure(figsize=(11, 3.4 + 0.25 * below), layout="constrained")
     for axes, (metric, title) in zip(
         figure.subplots(1, len(panels)), panels.items(), strict=True
     ):
-        for name, curves in (result.rules or result.curves).items():
+        for index, (name, curves) in enumerate(rules.items()):
             points = [estimate(values) for values in curves.metrics[metric]]
             mean, stderr = np.array(points).T
-            (line,) = axes.plot(result.steps, mean, label=name, linewidth=1.5)
+            style = _STYLES[index // 10 % len(_STYLES)]  # after ten colours
+            (line,) = axes.plot(result.steps, mean, style, label=name, linewidth=1.5)
             axes.fill_between(
                 result.steps,
                 mean - stderr,
@@ -48,7 +54,11 @@ def plot(result: Comparison) -> Figure:
             axes.axhline(
                 trivial, color="grey", linestyle=":", label=result.task.trivial
             )
-            axes.legend(fontsize=8)
+            if below:
+                lines = axes.get_legend_handles_labels()
+                figure.legend(*lines, loc="outside lower center", ncols=6, fontsize=8)
+            else:
+                axes.legend(fontsize=8)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import optax
 from jax import lax
 
 from consensus_optax import _check, _leaves
+from consensus_optax._varying import varying_like
 from consensus_optax.training._loop import Fit, Loss, Step, step_on_rows
 
 Draw = Callable[[jax.Array, Any, jax.Array], Any]
@@ -123,7 +123,10 @@ def local_updates(
 
         dtype = _leaves.decision_dtype(params)
         still = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
-        begin = _varying_like(batches, (still, optimizer.init(params)))
+        # Inside ``shard_map`` the gradient by parameters that are the same everywhere
+        # is the sum over the devices; by these it is each device's own.
+        own = lambda leaf: varying_like(leaf, batches)
+        begin = jax.tree.map(own, (still, optimizer.init(params)))
         (moved, _), values = lax.scan(step, begin, batches)
         return values[0], jax.tree.map(jnp.negative, moved)
 
@@ -240,15 +243,3 @@ def draw_examples(
 def _moved(param: jax.Array, moved: jax.Array) -> jax.Array:
     """Where a client is, in the parameter's own dtype."""
     return (param.astype(moved.dtype) + moved).astype(param.dtype)
-
-
-def _varying_like(data: Any, tree: Any) -> Any:
-    """A tree that counts as different on every device on which the data are.
-
-    Inside ``shard_map`` the gradient by parameters that are the same everywhere is the
-    sum over the devices; by these it is each device's own. Elsewhere this does nothing.
-    """
-    leaves = jax.tree.leaves(data)
-    false = [jnp.zeros_like(leaf, shape=(), dtype=bool) for leaf in leaves]
-    chosen = functools.reduce(jnp.logical_or, false)
-    return jax.tree.map(lambda leaf: jnp.where(chosen, leaf, leaf), tree)

@@ -35,8 +35,9 @@ def bulyan(num_byzantine: int) -> Reducer:
     arbitrary row can hide a large change of one coordinate in a small distance, as it
     can from Krum.
     Edge cases: ``num_byzantine=0`` is the mean. Fewer rows present than needed: f
-    becomes the most that they allow, (n - 3) // 4 (which loses nothing if absent rows
-    are arbitrary ones, as rows with an inf or a nan are). No row: zero, not ready. The
+    becomes the most that they allow (which loses nothing if absent rows are arbitrary
+    ones, as rows with an inf or a nan are): (n - 3) // 4 for the choice and theta, and
+    (theta - 3) // 2, which is no less, around the median. No row: zero, not ready. The
     update need not lie in the convex hull of the rows.
     ``weights``: each row counts as one; those averaged are averaged by weight.
 
@@ -71,7 +72,7 @@ def bulyan(num_byzantine: int) -> Reducer:
         _check.enough_rows("num_byzantine", num_byzantine, size, minimum, "n >= 4f + 3")
         n = num_present(rows.present)
         bad = jnp.clip((n - 3) // 4, 0, num_byzantine)
-        theta = jnp.minimum(n - 2 * bad, size - 2 * num_byzantine)
+        theta = n - 2 * bad
         squares = squared_distances(products, rows.present)
 
         def take(index: Array, left: Array) -> Array:
@@ -93,7 +94,9 @@ def bulyan(num_byzantine: int) -> Reducer:
         """The mean of all but 2f selected rows, which move to a smaller stack first."""
         theta = num_present(weights > 0)
         bad = jnp.clip((theta - 3) // 2, 0, num_byzantine)  # f if n >= 4f + 3
-        size = stack.shape[0] - 2 * num_byzantine
+        # Of 4f + 2 rows present, one less than needed, 2f + 4 are selected.
+        most = max(stack.shape[0] - 2 * num_byzantine, 2 * num_byzantine + 4)
+        size = min(most, stack.shape[0])
         first = jnp.argsort(weights <= 0, stable=True)[:size]
         return nearest_mean(stack[first], weights[first], 2 * bad, 2 * num_byzantine)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from consensus_optax import _solvers
 from consensus_optax._distances import squared_distances
 from consensus_optax._rules import Rows
 from consensus_optax._typing import Array
@@ -15,12 +16,8 @@ def cosines(gramian: Array) -> tuple[Array, Array]:
 
     A row of zeros has cosine 0 with everything.
     """
-    norms = jnp.sqrt(gramian.diagonal())
-    moving = norms > 0
-    safe = jnp.where(moving, norms, 1)
-    both = moving[:, None] & moving[None, :]
-    cosine = jnp.clip(gramian / safe[:, None] / safe[None, :], -1, 1)
-    return jnp.where(both, cosine, 0), moving
+    cosine, lengths = _solvers.cosines(gramian)
+    return jnp.clip(cosine, -1, 1), lengths > 0
 
 
 def distances(products: Array) -> Array:

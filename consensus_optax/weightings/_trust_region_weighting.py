@@ -10,6 +10,7 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
+from consensus_optax._solvers import product, stationary_on_simplex, unsolved
 from consensus_optax._typing import Array, Threshold, Tree
 
 _BISECTIONS = 60
@@ -29,7 +30,21 @@ class TrustRegionState(NamedTuple):
     on_boundary: Array
 
 
-def trust_region_weighting(radius: Threshold) -> Reducer:
+class SimplexRegionState(NamedTuple):
+    """What the model said in the last step, over weights >= 0.
+
+    Attributes:
+      predicted_decrease: () float32, of the loss by the update, at learning rate 1.
+      residual: () float32, how far the weights are from a stationary point.
+      converged: () bool, whether that is at most 1e-5 (1e-10 in float64).
+    """
+
+    predicted_decrease: Array
+    residual: Array
+    converged: Array
+
+
+def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
     r"""Second-order weights (trust region) in the subspace that the rows span.
 
     .. math:: \min_a\; -\bar g^\top u + \tfrac12\, u^\top \nabla^2 f\, u
@@ -41,30 +56,44 @@ def trust_region_weighting(radius: Threshold) -> Reducer:
     :func:`span_hessian`. The step is for learning rate 1, ``optax.sgd(1.0)``: its
     length is the model's.
 
-    Guarantees: no longer than the radius (to rounding); the model's decrease is at
-    least that of the best step along the mean; unchanged if rows are scaled or mixed,
-    so long as span and mean are the same; the order of the rows is irrelevant; on a
+    With ``region="simplex"`` the same model over weights :math:`a_i \ge 0,\ \sum_i a_i
+    = \Delta`: the update is :math:`\Delta` times a point in the convex hull of the
+    rows, so that no row is used against its own direction.
+
+    Guarantees of the ball: no longer than the radius (to rounding); the model's
+    decrease is at least that of the best step along the mean; unchanged if rows are
+    scaled or mixed, so long as span and mean are the same; the order of the rows is
+    irrelevant; on a
     quadratic loss, the exact minimum over span and ball.
     Edge cases: rows that depend on each other: directions below 1e-6 of the largest
     squared length are left out. Negative curvature: a step to the boundary; a direction
     of negative curvature in which the mean has no component is not taken. All rows
     zero: zero, not ready.
+    Guarantees of the simplex: the model's decrease is at least that of
+    :math:`\Delta \bar g`; the order of the rows is irrelevant where there is one
+    minimum. If H has no negative eigenvalue, it is the minimum over the simplex. With
+    negative curvature it is a stationary point, on the way down from the mean: no row's
+    slope is below the mean slope, but another point may be lower.
 
     ``weights``: sample counts, in the mean; a row of weight 0 does not span.
 
     Args:
-      radius: the longest update, positive. A number, array or schedule.
+      radius: :math:`\Delta`, the longest update, or the sum of the weights; positive. A
+        number, array or schedule.
+      region: ``"ball"`` or ``"simplex"``.
 
     Returns:
       A :class:`Reducer` with ``predicted_decrease``, ``least_curvature`` and
-      ``on_boundary`` in its state.
+      ``on_boundary`` in its state (``predicted_decrease``, ``residual`` and
+      ``converged`` on the simplex).
 
     Raises:
-      ValueError: ``radius`` is not positive; when traced, ``span_hessian`` is missing
-        or not (B, B).
+      ValueError: ``radius`` is not positive, ``region`` is unknown; when traced,
+        ``span_hessian`` is missing or not (B, B).
 
     Cost: one Gramian, two eigendecompositions of (B, B), one combination; and the B
-    Hessian-vector products of :func:`span_hessian`.
+    Hessian-vector products of :func:`span_hessian`. On the simplex some tens of
+    Cholesky factors of (B, B), some hundreds where curvature is negative.
 
     References: the third open question of Choukroun et al., `Adaptive Consensus
     Gradients Aggregation <https://arxiv.org/abs/2411.03742>`_, 2024; Moré, Sorensen,
@@ -80,6 +109,9 @@ def trust_region_weighting(radius: Threshold) -> Reducer:
       [1. 1.]
     """
     _check.interval("radius", radius, 0, open_low=True)
+    _check.one_of("region", region, ("ball", "simplex"))
+    if region == "simplex":
+        return reducer(_over_simplex(radius))
 
     def init(params: Tree, dtype: Any) -> TrustRegionState:
         del params, dtype
@@ -100,7 +132,6 @@ def trust_region_weighting(radius: Threshold) -> Reducer:
         spans = squares > 1e-6 * squares[-1]
         lengths = jnp.sqrt(jnp.where(spans, squares, 1))
         basis = jnp.where(spans[None, :], vectors / lengths[None, :], 0)  # (B, B)
-        product = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
         slope = product(basis.T, product(gramian / scale, rows.shares))
         curvature = product(product(basis.T, hessian / scale), basis)
         # What is no direction of the span gets the largest curvatures, the last ones.
@@ -122,6 +153,28 @@ def trust_region_weighting(radius: Threshold) -> Reducer:
         )
 
     return reducer(Weighting(weigh, init))
+
+
+def _over_simplex(radius: Threshold) -> Weighting:
+    """The rule on weights >= 0 with the sum ``radius``."""
+
+    def init(params: Tree, dtype: Any) -> SimplexRegionState:
+        zero = jnp.zeros((), jnp.float32)
+        return SimplexRegionState(zero, *unsolved(params, dtype))
+
+    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+        del state
+        hessian = _given_hessian(rows)
+        limit = _check.value_at(radius, rows.step, gramian.dtype)
+        slope = product(gramian, rows.shares)
+        solved = stationary_on_simplex(-slope, limit * hessian, rows.shares)
+        a = limit * solved.weights
+        decrease = product(slope, a) - product(a, product(hessian, a)) / 2
+        weights = jnp.where(jnp.any(gramian.diagonal() > 0), a, 0)
+        told = jnp.asarray(decrease, jnp.float32)
+        return weights, SimplexRegionState(told, *solved.state)
+
+    return Weighting(weigh, init)
 
 
 def _steps(values: Array, slope: Array, shift: Array) -> Array:

@@ -21,3 +21,15 @@ def test_every_rule_is_in_every_panel(tmp_path):
 def test_plain_adam_is_drawn_if_alone():
     alone = result()._replace(curves={"adam": result().curves["adam"]})
     assert comparison.plot(alone).axes[0].lines[0].get_label() == "adam"
+
+
+def test_many_rules_share_a_legend_below_and_no_style(tmp_path):
+    one = result().curves["mean"]
+    many = result()._replace(curves={f"rule {i}": one for i in range(26)})
+    figure = comparison.plot(many)
+    comparison.save_plot(many, tmp_path / "curves.png")  # a warning is an error
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 27  # and the trivial answer
+    lines = figure.axes[0].lines
+    styles = {(line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(styles) == len(lines) == 26

@@ -1,5 +1,6 @@
 """Trust region in the span of the rows: against a search, and its special cases."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,6 +62,46 @@ def test_is_newton_inside_the_ball_and_says_so():
     assert not state.rule.on_boundary
 
 
+def test_over_the_simplex_absent_rows_have_no_weight():
+    rows = np.array([[1.0, 0.0], [0.0, 1.0], [np.nan, 1.0]])
+    hessian = jnp.where(jnp.isnan(rows @ rows.T), jnp.nan, jnp.eye(3))
+    rule = co.trust_region_weighting(0.5, region="simplex")
+    update = first_update(rule, rows, [1, 0, 1], span_hessian=hessian)
+    np.testing.assert_allclose(update, [0.5, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("least", [0.5, -1.0], ids=["convex", "indefinite"])
+def test_over_the_simplex_it_is_stationary_and_no_worse_than_the_mean(least):
+    rows, limit = LARGE[:6], 0.2
+    axes = np.linalg.qr(np.random.default_rng(5).normal(size=(5, 5)))[0]
+    hessian = axes @ np.diag(np.linspace(least, 3, 5)) @ axes.T
+    span = rows @ hessian @ rows.T
+    rule, params = co.trust_region_weighting(limit, region="simplex"), jnp.zeros(5)
+    given = jnp.asarray(rows, jnp.float32), rule.init(params), params
+    update, state = jax.jit(rule.update)(
+        *given, span_hessian=jnp.asarray(span, jnp.float32)
+    )
+    model = lambda u: -rows.mean(0) @ u + u @ hessian @ u / 2
+    scale = np.abs(rows @ rows.T).max()
+    assert state.rule.converged
+    assert model(update) <= model(limit * rows.mean(0)) + 1e-6 * scale
+    np.testing.assert_allclose(
+        state.rule.predicted_decrease, -model(update), rtol=0, atol=1e-5 * scale
+    )
+    slopes = rows @ (hessian @ update - rows.mean(0))  # of the model along every row
+    assert slopes.min() * limit >= (hessian @ update - rows.mean(0)) @ update - (
+        1e-5 * scale
+    )
+    start = np.full(6, 1 / 6)
+    value = lambda a: model(limit * a @ rows) / scale
+    sum_is_one = {"type": "eq", "fun": lambda a: a.sum() - 1}
+    best = scipy.optimize.minimize(
+        value, start, bounds=[(0, 1)] * 6, constraints=sum_is_one
+    )
+    if least > 0:
+        assert model(update) / scale <= best.fun + 1e-5
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1e8])
 def test_scaling_the_loss_changes_nothing(scale):
     """Rows and Hessian grow alike, so that the best step is the same."""
@@ -83,8 +124,9 @@ def test_absent_rows_do_not_span():
     np.testing.assert_allclose(update, [1.0, 0.0], rtol=1e-6)
 
 
-def test_zero_rows_move_nothing():
-    rule = co.trust_region_weighting(1.0)
+@pytest.mark.parametrize("region", ["ball", "simplex"])
+def test_zero_rows_move_nothing(region):
+    rule = co.trust_region_weighting(1.0, region)
     assert not first_update(
         rule, np.zeros((3, 2)), span_hessian=jnp.zeros((3, 3))
     ).any()
@@ -92,6 +134,8 @@ def test_zero_rows_move_nothing():
 
 def test_missing_or_misshapen_curvature_is_an_error():
     rule = co.trust_region_weighting(1.0)
+    with pytest.raises(ValueError, match="`region` must be one of 'ball', 'simplex'"):
+        co.trust_region_weighting(1.0, "cube")
     with pytest.raises(ValueError, match="`span_hessian` must be the Hessian"):
         first_update(rule, SMALL)
     with pytest.raises(ValueError, match=r"`span_hessian` must have shape \(2, 2\)"):

@@ -4,10 +4,11 @@ from tests.zoo._row import Row
 from tests.zoo.agreement import AGREEMENT
 from tests.zoo.columns import COLUMNS
 from tests.zoo.folds import FOLDS
+from tests.zoo.multi_objective import MULTI_OBJECTIVE
 from tests.zoo.own import OWN
 from tests.zoo.robust import ROBUST
 from tests.zoo.weightings import WEIGHTINGS
 
-ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *OWN]
+ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *MULTI_OBJECTIVE, *OWN]
 
 __all__ = ["ZOO", "Row"]

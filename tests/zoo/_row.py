@@ -23,6 +23,7 @@ class Row(NamedTuple):
       rtol: of float32, relative to the largest entry of an update; 1e-6 is what the
         project asks for.
       least_rows: a stack of fewer is an error when traced.
+      rounding: names of stacks whose update float32 cannot know; it is not compared.
     """
 
     factory: Callable[..., Any]
@@ -33,11 +34,11 @@ class Row(NamedTuple):
     thresholds: tuple[str, ...] = ()
     rtol: float = 1e-6
     least_rows: int = 1
+    rounding: tuple[str, ...] = ()
 
     def __str__(self):
-        plain = {
-            k: v for k, v in self.options.items() if isinstance(v, str | float | int)
-        }
+        short = str | float | int | None
+        plain = {k: v for k, v in self.options.items() if isinstance(v, short)}
         options = ", ".join(f"{key}={value}" for key, value in plain.items())
         return f"{self.factory.__name__}({options})"
 

@@ -1,0 +1,81 @@
+"""The step near the mean that does best by the row it helps least."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._solvers import (
+    SolverState,
+    cancels,
+    over_simplex,
+    product,
+    ratio,
+    unsolved,
+)
+from consensus_optax._typing import Array, Threshold
+
+
+def conflict_averse(c: Threshold = 0.5) -> Reducer:
+    r"""CAGrad: in a ball around the mean, the step whose least gain is largest.
+
+    .. math:: u = \arg\max_{\|d - \bar g\| \le c \|\bar g\|} \min_i \langle g_i, d
+        \rangle = \bar g + c \|\bar g\| \frac{J^T \lambda}{\|J^T \lambda\|}, \qquad
+        \lambda = \arg\min_{\lambda \ge 0,\ \sum_i \lambda_i = 1}
+        \langle \bar g, J^T \lambda\rangle + c \|\bar g\| \|J^T \lambda\|
+
+    Differences from the authors' code:
+      1. theirs divides the update by 1 + c^2 (an option there); the learning rate can;
+      2. where :math:`J^T \lambda` is 0 to rounding (7e-4 of the rows it is made of in
+         float32, 1e-4 in float64) the update is zero; theirs adds 1e-8 to a divisor;
+      3. a zero row, which no step helps, is left out of the least gain.
+
+    Guarantees: :math:`\|u - \bar g\| \le c \|\bar g\|`; with c >= 1 no row is opposed;
+    the order of the rows is irrelevant; scaling all rows scales it.
+    Edge cases: c = 0: the mean. One row, or all equal: (1 + c) times that row. Rows
+    that cancel: zero, not ready.
+    ``weights``: sample counts of the mean: a row of weight 2 is two equal rows.
+
+    Args:
+      c: radius of the ball relative to the mean's length, >= 0: a number, array or
+        schedule.
+
+    Returns:
+      A :class:`Reducer` with ``residual`` and ``converged`` in its state.
+
+    Raises:
+      ValueError: a static argument is out of range.
+
+    Cost: one Gramian, ten to twenty Cholesky factors of [B, B], one combination.
+
+    References: Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning
+    <https://arxiv.org/abs/2110.14048>`_, 2021.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = conflict_averse(1.0), jnp.zeros(2)
+      >>> rows = jnp.array([[2., 0.], [0., 2.]])
+      >>> update, state = rule.update(rows, rule.init(params), params)
+      >>> print([round(float(x), 3) for x in update], state.rule.converged)
+      [2.0, 2.0] True
+    """
+    _check.interval("c", c, 0)
+
+    def weigh(
+        gramian: Array, rows: Rows, state: SolverState
+    ) -> tuple[Array, SolverState]:
+        del state
+        with_mean = product(gramian, rows.shares)  # <g_i, mean>, (B,)
+        mean_square = jnp.maximum(product(rows.shares, with_mean), 0)
+        relative = _check.value_at(c, rows.step, gramian.dtype)
+        radius = relative * jnp.sqrt(mean_square)
+        moving = rows.present & (gramian.diagonal() > 0)
+        worst, new_state = over_simplex(gramian, moving, with_mean, radius)
+        length = jnp.sqrt(jnp.maximum(product(worst, product(gramian, worst)), 0))
+        weights = rows.shares + ratio(radius, length) * worst
+        still = cancels(gramian, worst) | cancels(gramian, rows.shares)
+        return jnp.where(still & (relative > 0), 0, weights), new_state
+
+    return reducer(Weighting(weigh, unsolved))

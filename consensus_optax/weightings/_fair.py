@@ -1,0 +1,73 @@
+"""Fair allocation of the step's gains among rows."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._solvers import SolverState, cancels, fair_division, unsolved
+from consensus_optax._typing import Array, Threshold
+from consensus_optax.weightings._preference import relative_weights
+
+
+def fair(alpha: Threshold = 2.0) -> Reducer:
+    r"""FairGrad: the step whose gains are divided alpha-fairly among the rows.
+
+    .. math:: u = J^T \lambda, \qquad
+        (G \lambda)_i = (w_i / \lambda_i)^{1 / \alpha} \quad\text{for all } i
+
+    It maximises :math:`\sum_i w_i \langle g_i, u\rangle^{1 - \alpha} / (1 - \alpha)`
+    over steps of its length. alpha = 0: the mean; 1: proportional, the direction of
+    :func:`nash`; 2: the least harmonic mean of gains; to infinity: the least gain.
+
+    Difference from the authors' code: the equations are solved by Newton's method on
+    the scaled problem; theirs gives the unscaled one to a least-squares solver.
+
+    Guarantees: every row gains; the order of the rows is irrelevant. Scaling all rows
+    by s scales u by :math:`s^{(1 - \alpha) / (1 + \alpha)}`, so a learning rate for SGD
+    does not carry over.
+    Edge cases: rows that cancel (a convex combination of their directions is shorter
+    than 7e-4 in float32, 1e-4 in float64) have no solution: zero, not ready. A zero
+    row has no gain to divide: weight 0.
+    ``weights``: sample counts, relative to the mean weight: a row of weight 2 is two
+    equal rows, up to the length.
+
+    Args:
+      alpha: kind of fairness, >= 0: a number, array or schedule.
+
+    Returns:
+      A :class:`Reducer` with ``residual`` and ``converged`` in its state.
+
+    Raises:
+      ValueError: a static argument is out of range.
+
+    Cost: one Gramian, some ten Cholesky factors of [B, B], one combination.
+
+    References: Ban and Ji, `Fair Resource Allocation in Multi-Task Learning
+    <https://arxiv.org/abs/2402.15638>`_, 2024.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = fair(1.0), jnp.zeros(2)
+      >>> rows = jnp.array([[2., 0.], [0., 5.]])
+      >>> update, state = rule.update(rows, rule.init(params), params)
+      >>> print([round(float(x), 3) for x in update], state.rule.converged)
+      [1.0, 1.0] True
+    """
+    _check.interval("alpha", alpha, 0)
+
+    def weigh(
+        gramian: Array, rows: Rows, state: SolverState
+    ) -> tuple[Array, SolverState]:
+        del state
+        value = _check.value_at(alpha, rows.step, gramian.dtype)
+        plain = value <= 0
+        counts = relative_weights(rows)
+        solved = fair_division(gramian, counts, jnp.where(plain, 1, value))
+        nothing = cancels(gramian, solved.weights)
+        weights = jnp.where(nothing, 0, solved.weights)
+        return jnp.where(plain, rows.shares, weights), solved.state
+
+    return reducer(Weighting(weigh, unsolved))

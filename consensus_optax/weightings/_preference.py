@@ -1,0 +1,55 @@
+"""Preference vectors: how much every row's own direction counts in a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from consensus_optax import _check
+from consensus_optax._rules import Rows
+from consensus_optax._typing import Array
+
+Preference = Sequence[float] | np.ndarray | Array
+
+
+def check(preference: Preference | None) -> None:
+    """Checks that a preference is None or a vector of numbers >= 0."""
+    if preference is None or isinstance(preference, jax.core.Tracer):
+        return
+    vector = np.asarray(preference)
+    sound = vector.ndim == 1 and vector.size > 0 and vector.dtype.kind in "fiu"
+    if not (sound and np.all(np.isfinite(vector)) and vector.min() >= 0):
+        _check.fail("preference", "a vector of numbers >= 0, one a row", preference)
+
+
+def relative_weights(rows: Rows) -> Array:
+    """Weights over the mean weight of the rows present, (B,): 1 where all are equal."""
+    return rows.shares * jnp.sum(rows.present).astype(rows.weights.dtype)
+
+
+def of_rows(preference: Preference | None, rows: Rows) -> Array:
+    """The preference, or 1 each; (B,), 0 for absent rows.
+
+    Raises:
+      ValueError: the preference is not (B,).
+    """
+    dtype = rows.weights.dtype
+    if preference is None:
+        return rows.present.astype(dtype)
+    vector = jnp.asarray(preference).astype(dtype)
+    if vector.shape != rows.weights.shape:
+        raise ValueError(
+            f"`preference` must have one number a row, {rows.weights.shape}; got "
+            f"{vector.shape}"
+        )
+    return jnp.where(rows.present, vector, 0)
+
+
+def weighted(preference: Preference | None, rows: Rows) -> Array:
+    """The preference times the relative weights, or the shares; (B,)."""
+    if preference is None:
+        return rows.shares
+    return of_rows(preference, rows) * relative_weights(rows)

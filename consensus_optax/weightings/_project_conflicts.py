@@ -1,0 +1,90 @@
+"""Rows with what opposes other rows taken out, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._solvers import product, ratio
+from consensus_optax._typing import Array
+from consensus_optax.weightings._preference import relative_weights
+
+
+class _Rotation(NamedTuple):
+    """Every row's combination of rows so far, and its products with all rows."""
+
+    weights: Array
+    products: Array
+
+
+def project_conflicts(key: Array) -> Reducer:
+    r"""PCGrad: takes out of each row what opposes the others, in random order; the sum.
+
+    .. math:: h \leftarrow g_i; \quad \text{for } j \ne i \text{ in random order:} \quad
+        h \leftarrow h - \frac{\min(\langle h, g_j\rangle, 0)}{\|g_j\|^2}\, g_j; \qquad
+        u = \sum_i h_i
+
+    Everything is read from the Gramian: h is a vector of B coefficients.
+
+    Guarantees: the sum of the rows where no two oppose each other; no row is opposed
+    if there are two; the order of the rows is irrelevant in distribution. With three
+    rows or more the update may oppose some.
+    Edge cases: one row: that row. All equal: N times that row. A zero row takes
+    nothing out. Two opposite rows: zero.
+    ``weights``: sample counts of the sum, relative to the mean weight; a row takes
+    part in all projections whatever its weight, and once.
+
+    Args:
+      key: ``jax.random.key`` or a legacy key. The orders of a step are drawn with
+        ``jax.random.fold_in(key, step)``, so no key is in the state.
+
+    Returns:
+      A :class:`Reducer`.
+
+    Cost: one Gramian, B sweeps over a [B, B] array, one combination.
+
+    References: Yu et al., `Gradient Surgery for Multi-Task Learning
+    <https://arxiv.org/abs/2001.06782>`_, 2020.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> rule, params = project_conflicts(jax.random.key(0)), jnp.zeros(2)
+      >>> rows = jnp.array([[1., 0.], [-1., 1.]])
+      >>> print(rule.update(rows, rule.init(params), params)[0])
+      [0.5 1.5]
+    """
+
+    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+        size = rows.weights.shape[0]
+        step_key = jax.random.fold_in(key, rows.step)
+        places = jnp.cumsum(rows.present) - 1  # an absent row changes no draw
+
+        def draws(i: Array) -> Array:
+            row_key = jax.random.fold_in(step_key, i)
+            pair_keys = jax.vmap(lambda j: jax.random.fold_in(row_key, j))(places)
+            draw = lambda key: jax.random.uniform(key, (), jnp.float32)
+            return jax.vmap(draw)(pair_keys)
+
+        order = jnp.argsort(jax.vmap(draws)(places), 1)  # (B, B), every row its own
+        indices = jnp.arange(size)
+        squares = gramian.diagonal()
+
+        def project(k: Array, rotation: _Rotation) -> _Rotation:
+            others = order[:, k]  # (B,)
+            against = jnp.minimum(rotation.products[indices, others], 0)
+            taken = jnp.where(others != indices, ratio(against, squares[others]), 0)
+            return _Rotation(
+                rotation.weights.at[indices, others].add(-taken),
+                rotation.products - taken[:, None] * gramian[others],
+            )
+
+        start = _Rotation(jnp.eye(size, dtype=gramian.dtype), gramian)
+        end = lax.fori_loop(0, size, project, start)
+        return product(relative_weights(rows), end.weights), state
+
+    return reducer(Weighting(weigh))

@@ -1,0 +1,76 @@
+"""Every row moved until it opposes none, then their mean."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from consensus_optax import _check
+from consensus_optax._reducer import Reducer, reducer
+from consensus_optax._rules import Rows, Weighting
+from consensus_optax._solvers import SolverState, dual_cone, unsolved
+from consensus_optax._typing import Array, Threshold
+from consensus_optax.weightings import _preference
+from consensus_optax.weightings._preference import Preference
+
+
+def upgrad(
+    preference: Preference | None = None, regularization: Threshold = 1e-4
+) -> Reducer:
+    r"""UPGrad: each row is projected so that it opposes no row; then the mean.
+
+    .. math:: u = J^T \sum_i v_i, \qquad
+        v_i = \arg\min_{v \ge p_i e_i} v^T H v, \qquad
+        H = G / \mathrm{tr}\,G + \epsilon I
+
+    p = 1/N, or the preference: the sum of the projections of :math:`p_i g_i` on the
+    dual cone of the rows, up to :math:`\epsilon`. (:func:`dual_projection` projects
+    their mean, and so lets long rows drown short ones.)
+
+    Guarantees: :math:`\langle g_i, u\rangle \ge -\epsilon (\sum_j v_j)_i
+    \mathrm{tr}\,G`; the mean where no two rows oppose each other; linear in the length
+    of each row, as far as :math:`\epsilon` is small against the eigenvalues of
+    :math:`G / \mathrm{tr}\,G`; the order of the rows is irrelevant.
+    Edge cases: one row, or all equal: that row. Rows that cancel: zero up to
+    :math:`\epsilon`. A zero row constrains nothing and adds nothing.
+    ``weights``: sample counts: a row of weight 2 is two equal rows, up to
+    :math:`\epsilon`.
+
+    Args:
+      preference: (B,) numbers >= 0 instead of 1/N each; rows count as preference times
+        weight over the mean weight.
+      regularization: :math:`\epsilon` > 0: a number, array or schedule.
+
+    Returns:
+      A :class:`Reducer` with ``residual`` (the largest of the N problems) and
+      ``converged`` in its state.
+
+    Raises:
+      ValueError: a static argument is out of range; when traced, ``preference`` is not
+        (B,).
+
+    Cost: one Gramian, some tens of products [B, B] x [B, B], one combination.
+
+    References: Quinton and Rey, `Jacobian Descent for Multi-Objective Optimization
+    <https://arxiv.org/abs/2406.16232>`_, 2024.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> rule, params = upgrad(), jnp.zeros(2)
+      >>> rows = jnp.array([[1., 0.], [-1., 1.]])
+      >>> update, state = rule.update(rows, rule.init(params), params)
+      >>> print([round(float(x), 2) for x in update], state.rule.converged)
+      [0.25, 0.75] True
+    """
+    _preference.check(preference)
+    _check.interval("regularization", regularization, 0, open_low=True)
+
+    def weigh(
+        gramian: Array, rows: Rows, state: SolverState
+    ) -> tuple[Array, SolverState]:
+        del state
+        lower = jnp.diag(_preference.weighted(preference, rows))
+        shift = _check.value_at(regularization, rows.step, gramian.dtype)
+        weights, new_state = dual_cone(gramian, lower, shift)
+        return weights.sum(0), new_state
+
+    return reducer(Weighting(weigh, unsolved))

@@ -1,0 +1,161 @@
+"""Multi-objective rules: steps that no row, or no row that can be helped, opposes."""
+
+import jax
+
+import consensus_optax as co
+from tests import _laws as laws
+from tests import _reference_multi_objective as ref
+from tests._reference import whole_model
+from tests.zoo._row import Row
+
+KEY = jax.random.key(11)
+ANY_ORDER = (laws.order_is_irrelevant, laws.scales_with_the_rows)
+ITSELF = (laws.equal_rows_give_that_row, laws.one_row_gives_that_row)
+CANCEL = laws.is_zero_where_rows_cancel
+CANCELLING = ("zero", "opposite", "tie", "rank two")
+PREFERENCE = [2, 1, 0.5, 1, 1, 3]
+# Where rows cancel, a projection is what the regularisation leaves: rounding.
+LEFT_OVER = ("opposite", "tie", "rank two")
+# A row a thousand times longer hides the other rows' eigenvalues in float32, and rows
+# of low rank are so up to float32's rounding, which the loops see. (Rows of integers
+# that depend on each other stand in tests/test_multi_objective_values.py.)
+LOW_RANK = ("rank one", "rank two")
+HIDDEN = ("outlier", "outlier first", *LOW_RANK)
+
+MULTI_OBJECTIVE = [
+    Row(
+        co.min_norm,
+        whole_model(ref.min_norm),
+        (
+            *ANY_ORDER,
+            *ITSELF,
+            CANCEL,
+            laws.opposes_no_row,
+            laws.stays_in_the_hull,
+            laws.weights_say_presence_only,
+            laws.weights_are_counts,
+        ),
+        empty=("zero row", *CANCELLING),
+        rtol=1e-4,
+    ),
+    Row(
+        co.upgrad,
+        whole_model(ref.upgrad()),
+        (*ANY_ORDER, *ITSELF, laws.opposes_no_row_of_like_lengths),
+        rtol=1e-4,
+        rounding=LEFT_OVER,
+    ),
+    Row(
+        co.dual_projection,
+        whole_model(ref.dual_projection()),
+        (*ANY_ORDER, *ITSELF, laws.opposes_no_row_of_like_lengths),
+        rtol=1e-4,
+        rounding=LEFT_OVER,
+    ),
+    Row(
+        co.conflict_averse,
+        whole_model(ref.conflict_averse(0.5)),
+        (*ANY_ORDER, laws.weights_are_counts),
+        empty=("zero",),
+        thresholds=("c",),
+        rtol=1e-4,
+    ),
+    Row(
+        co.conflict_averse,
+        whole_model(ref.conflict_averse(1.5)),
+        (*ANY_ORDER, CANCEL, laws.opposes_no_row, laws.weights_are_counts),
+        options={"c": 1.5},
+        empty=CANCELLING,
+        rtol=1e-4,
+    ),
+    Row(
+        co.project_conflicts,
+        whole_model(ref.project_conflicts(KEY)),
+        (laws.scales_with_the_rows, CANCEL, laws.one_row_gives_that_row),
+        options={"key": KEY},
+        rtol=1e-5,
+    ),
+    Row(
+        co.impartial,
+        whole_model(ref.impartial),
+        (
+            *ANY_ORDER,
+            *ITSELF,
+            CANCEL,
+            laws.weights_say_presence_only,
+            laws.weights_are_counts,
+        ),
+        empty=("zero", "opposite", "tie"),
+        rtol=1e-4,
+        rounding=HIDDEN,
+    ),
+    Row(
+        co.aligned,
+        whole_model(ref.aligned()),
+        (*ANY_ORDER, CANCEL, laws.one_row_gives_that_row),
+        empty=("zero", "opposite", "tie"),
+        rtol=1e-4,
+        rounding=HIDDEN,
+    ),
+    Row(
+        co.aligned,
+        whole_model(ref.aligned("median")),
+        (*ANY_ORDER, CANCEL, laws.one_row_gives_that_row),
+        options={"scale": "median"},
+        empty=("zero", "opposite", "tie"),
+        rtol=1e-4,
+        rounding=HIDDEN,
+    ),
+    Row(
+        co.nash,
+        whole_model(ref.nash(1.0)),
+        (
+            laws.order_is_irrelevant,
+            CANCEL,
+            laws.opposes_no_row,
+            laws.ignores_the_scale_of_each_row,
+            laws.is_never_longer_than_one,
+        ),
+        empty=CANCELLING,
+        thresholds=("max_norm",),
+        rtol=1e-4,
+    ),
+    Row(
+        co.nash,
+        whole_model(ref.nash(None)),
+        (
+            laws.order_is_irrelevant,
+            CANCEL,
+            laws.opposes_no_row,
+            laws.ignores_the_scale_of_each_row,
+        ),
+        options={"max_norm": None},
+        empty=CANCELLING,
+        rtol=1e-4,
+    ),
+    Row(
+        co.conflict_free,
+        whole_model(ref.conflict_free()),
+        (*ANY_ORDER, CANCEL, laws.one_row_gives_that_row),
+        empty=("zero", "opposite", "tie"),
+        rtol=1e-4,
+        rounding=LOW_RANK,
+    ),
+    Row(
+        co.fair,
+        whole_model(ref.fair(2.0)),
+        (laws.order_is_irrelevant, CANCEL, laws.opposes_no_row),
+        empty=CANCELLING,
+        thresholds=("alpha",),
+        rtol=1e-4,
+    ),
+    Row(
+        co.ema_weights,
+        whole_model(ref.min_norm),
+        (*ANY_ORDER, *ITSELF, CANCEL, laws.opposes_no_row, laws.stays_in_the_hull),
+        options={"rule": co.min_norm(), "num_rows": ...},
+        empty=("zero row", *CANCELLING),
+        thresholds=("decay",),
+        rtol=1e-4,
+    ),
+]
