@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 import consensus_optax as co
 from tests._stacks import B, matrix, params, quick_jit
-from tests.zoo import ZOO
+from tests.zoo import FACTORIES
 
-every_reducer = pytest.mark.parametrize("row", ZOO, ids=str)
+every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
 
 
 def described(value):

@@ -13,11 +13,11 @@ from flax.training.train_state import TrainState
 
 import consensus_optax as co
 from tests._stacks import B
-from tests.zoo import ZOO
+from tests.zoo import FACTORIES
 
 pytestmark = pytest.mark.standard_promotion  # Flax and optax mix integers and floats
 
-every_reducer = pytest.mark.parametrize("row", ZOO, ids=str)
+every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
 X = jnp.sin(jnp.arange(B * 3.0).reshape(B, 3))
 Y = X @ jnp.ones((3, 2)) + 0.1
 
@@ -113,7 +113,7 @@ def optimizer_states():
         "ema_agreement": co.ema_agreement(),
         "clip_examples": co.clip_examples(1.0),
     }
-    every = {str(row): optax.chain(row.make(), optax.adam(0.1)) for row in ZOO}
+    every = {str(row): optax.chain(row.make(), optax.adam(0.1)) for row in FACTORIES}
     states = {name: tx.init(parameters) for name, tx in {**every, **friends}.items()}
     leaves, treedef = jax.tree.flatten(states)
     filled = [

@@ -10,13 +10,13 @@ from optax.experimental import aggregating
 import consensus_optax as co
 from tests._laws import close
 from tests._stacks import STACKS, B, matrix, quick_jit
-from tests.zoo import ZOO
+from tests.zoo import FACTORIES
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
 
-every_reducer = pytest.mark.parametrize("row", ZOO, ids=str)
+every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
 with_thresholds = pytest.mark.parametrize(
-    "row", [row for row in ZOO if row.thresholds], ids=str
+    "row", [row for row in FACTORIES if row.thresholds], ids=str
 )
 # One of every kind and state: a fold, a weighting, with memory, in composition.
 one_of_each = pytest.mark.parametrize(

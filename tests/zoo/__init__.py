@@ -10,5 +10,7 @@ from tests.zoo.robust import ROBUST
 from tests.zoo.weightings import WEIGHTINGS
 
 ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *MULTI_OBJECTIVE, *OWN]
+# One row of every factory: what does not depend on options is asked of these alone.
+FACTORIES = list({row.factory: row for row in reversed(ZOO)}.values())[::-1]
 
-__all__ = ["ZOO", "Row"]
+__all__ = ["FACTORIES", "ZOO", "Row"]
