@@ -1,5 +1,6 @@
 """Sets up jax for every test: eight devices, and no type or rank changes unasked."""
 
+import gc
 import os
 
 # Before jax is imported, and inherited by the worker processes. Two workers with one
@@ -18,6 +19,10 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+# Compiled programs pile up, and each collection walks over all that holds them.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

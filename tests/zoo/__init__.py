@@ -10,7 +10,9 @@ from tests.zoo.robust import ROBUST
 from tests.zoo.weightings import WEIGHTINGS
 
 ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *MULTI_OBJECTIVE, *OWN]
-# One row of every factory: what does not depend on options is asked of these alone.
-FACTORIES = list({row.factory: row for row in reversed(ZOO)}.values())[::-1]
+# One row of every factory, and of every way in which it may read rows: what depends on
+# no other option is asked of these alone.
+_way = lambda row: (row.factory, *map(row.options.get, ("scope", "reference")))
+FACTORIES = list({_way(row): row for row in reversed(ZOO)}.values())[::-1]
 
 __all__ = ["FACTORIES", "ZOO", "Row"]
