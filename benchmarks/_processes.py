@@ -113,7 +113,8 @@ def checked(ended: Sequence[Ended]) -> list[str]:
 def _environment(devices: int) -> dict[str, str]:
     """Ours, but for the devices and a thread of linear algebra for each process."""
     flag = f"--xla_force_host_platform_device_count={devices}"
-    own = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"  # the last one counts
+    own = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
     return os.environ | own
 
 

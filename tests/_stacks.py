@@ -162,12 +162,6 @@ def factored():
     return rows, parameters, stood_for
 
 
-def quick_jit(fun, **options):
-    """`jax.jit` that compiles in half the time: `test_laws` runs what users run."""
-    unhurried = {"xla_backend_optimization_level": 0}
-    return jax.jit(fun, compiler_options=unhurried, **options)
-
-
 def first_update(reducer, rows, **extra):
     """Update and state of the first step, compiled, with parameters of zeros."""
     rows = jax.tree.map(jnp.asarray, rows)
@@ -175,4 +169,4 @@ def first_update(reducer, rows, **extra):
     update = lambda rows, extra: reducer.update(
         rows, reducer.init(params), params, **extra
     )
-    return quick_jit(update)(rows, extra)
+    return jax.jit(update)(rows, extra)

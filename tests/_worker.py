@@ -78,16 +78,15 @@ def problem(task):
         }
         return params, partial(_loss, logits), len(features), examples
     roles = tasks.shakespeare(min_characters=8000)
-    context, text = 4, roles.train.ids[0].astype(np.int32)
-    model = training.CharacterMLP(
-        len(roles.vocabulary), context=context, features=8, width=16, rngs=nnx.Rngs(0)
+    text, length = roles.train.ids[0].astype(np.int32), 24
+    model = training.CharacterTransformer(
+        len(roles.vocabulary), length=length, features=16, rngs=nnx.Rngs(0)
     )
     logits, params = training.functional(model)
-    length = 24
 
     def examples(places):
-        windows = text[places[:, None] + np.arange(length)[None]]
-        return {"inputs": windows, "targets": windows[:, context:]}
+        windows = text[places[:, None] + np.arange(length + 1)[None]]
+        return {"inputs": windows[:, :-1], "targets": windows[:, 1:]}
 
     count = int(roles.train.counts[0]) - length
     return nnx.to_pure_dict(params), partial(_loss, logits), count, examples

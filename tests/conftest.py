@@ -3,16 +3,21 @@
 import gc
 import os
 
+from tests._compilation import IN_A_HURRY
+
 # Before jax is imported, and inherited by the worker processes. Two workers with one
 # OpenBLAS thread each beat two that fight over the cores by a factor of 20.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
-if "device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
-    ).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        *IN_A_HURRY,
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 
 import jax
 import pytest

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import consensus_optax as co
-from tests._stacks import B, matrix, params, quick_jit
+from tests._stacks import B, matrix, params
 from tests.zoo import FACTORIES
 
 every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
@@ -199,7 +199,7 @@ def test_one_trace_donated_buffers_and_a_standstill_without_rows(row):
         updates, state = tx.update(rows, state, parameters, weights=weights)
         return optax.apply_updates(parameters, updates), state
 
-    compiled = quick_jit(step, donate_argnums=(0, 1))
+    compiled = jax.jit(step, donate_argnums=(0, 1))
     parameters = {"kernel": jnp.ones((3, 3)), "scale": jnp.ones(())}
     # Copies, since what is donated is gone; were a state to hold on to parameters,
     # one buffer would be donated twice, which is an error.

@@ -10,7 +10,7 @@ import pytest
 
 import consensus_optax as co
 from tests._laws import close
-from tests._stacks import B, factored, matrix, params, quick_jit
+from tests._stacks import B, factored, matrix, params
 from tests.zoo import ZOO
 
 every_reducer = pytest.mark.parametrize("row", ZOO, ids=str)
@@ -24,7 +24,7 @@ def test_rows_of_every_kind_equal_what_they_stand_for(row):
     """
     reducer = row.make()
     rows, parameters, stood_for = factored()
-    update, fresh = quick_jit(reducer.update), reducer.init(parameters)
+    update, fresh = jax.jit(reducer.update), reducer.init(parameters)
     updates, state = update(rows, fresh, parameters)
     expected = np.concatenate(row.reference(stood_for, np.ones(B)))
     close(matrix(updates)[None], expected[None], row.rtol, ["of every kind"])

@@ -9,7 +9,7 @@ from optax.experimental import aggregating
 
 import consensus_optax as co
 from tests._laws import close
-from tests._stacks import STACKS, B, matrix, quick_jit
+from tests._stacks import STACKS, B, matrix
 from tests.zoo import FACTORIES
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
@@ -74,7 +74,7 @@ def test_thresholds_may_be_injected_traced_or_scheduled(row):
 
     hyperparams = injected.init(parameters).hyperparams
     assert set(hyperparams) == set(values)
-    of_injected, *at_step_seven = map(matrix, quick_jit(updates)(hyperparams))
+    of_injected, *at_step_seven = map(matrix, jax.jit(updates)(hyperparams))
     expected = np.concatenate(row.reference(leaves, np.ones(B)))
     close(of_injected[None], expected[None], row.rtol, ["injected"])
     close(*(update[None] for update in at_step_seven), row.rtol, ["scheduled"])
@@ -112,7 +112,7 @@ def test_chain_and_process_are_the_parts_in_order(make):
             for tx in (chained, processed)
         )
 
-    by_hand, of_chain, of_process = quick_jit(all_three)(rows)
+    by_hand, of_chain, of_process = jax.jit(all_three)(rows)
     assert_equal(of_chain, by_hand)
     assert_equal(of_process, by_hand)
 
@@ -133,7 +133,7 @@ def test_partition_decides_by_label(make):
         }
         return updates, alone
 
-    updates, alone = quick_jit(both)(rows)
+    updates, alone = jax.jit(both)(rows)
     assert_equal(updates, alone)
 
 
@@ -143,7 +143,7 @@ def test_process_makes_no_step_without_consensus(make):
     tx = process(make(), optax.adamw(0.1))
     rows, parameters, _ = problem()
 
-    @quick_jit
+    @jax.jit
     def step(state, weights):
         return tx.update(rows, state, parameters, weights=weights)
 

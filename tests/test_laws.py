@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests._compilation import AS_USERS_DO
 from tests._laws import Outcome, close
 from tests._stacks import (
     ALL,
@@ -16,7 +17,6 @@ from tests._stacks import (
     Stack,
     matrix,
     params,
-    quick_jit,
     tree,
 )
 from tests.zoo import ZOO
@@ -36,7 +36,7 @@ def compared(row, updates):
     return np.where(np.array(known)[:, None], updates, 0)
 
 
-def runner(row, dtype=jnp.float32, jit=jax.jit, **options):
+def runner(row, dtype=jnp.float32, compiled=None, **options):
     """A row's reducer on many stacks in one compiled call."""
     reducer, parameters = row.make(**options), params(dtype)
     state = reducer.init(parameters)
@@ -44,10 +44,10 @@ def runner(row, dtype=jnp.float32, jit=jax.jit, **options):
     def update(rows, weights):
         return reducer.update(rows, state, parameters, weights=weights)
 
-    compiled = jit(jax.vmap(update))
+    program = jax.jit(jax.vmap(update), compiler_options=compiled)
 
     def run(rows, weights):
-        updates, new = compiled(tree(rows, dtype), jnp.asarray(weights, dtype))
+        updates, new = program(tree(rows, dtype), jnp.asarray(weights, dtype))
         numbers = (new.ready, new.num_present, new.num_nonfinite)
         updates = compared(row, matrix(updates, batch_ndim=1))
         return Outcome(updates, *map(np.asarray, numbers))
@@ -57,7 +57,7 @@ def runner(row, dtype=jnp.float32, jit=jax.jit, **options):
 
 @pytest.fixture(scope="module")
 def run(row):
-    return runner(row)
+    return runner(row, compiled=AS_USERS_DO)
 
 
 def expected(row, stacks):
@@ -77,7 +77,7 @@ def test_equals_the_published_loops_in_float32(row, run):
 def test_unpadded_rows_equal_the_published_loops_in_float64(row, run):
     """Four rows alone in float64; in float32 among two rows of nan and weight 0."""
     with jax.enable_x64(True):
-        alone = runner(row, jnp.float64, quick_jit, num_rows=4)
+        alone = runner(row, jnp.float64, num_rows=4)
         unpadded = alone(ALL.rows[:, :4], ALL.weights[:, :4])
     four = [Stack(s.rows[:4], s.weights[:4]) for s in STACKS.values()]
     close(unpadded.update, expected(row, four), 1e-12)

@@ -3,7 +3,10 @@
 The only place of the library that imports flax.
 """
 
-from consensus_optax.training._character_mlp import CharacterMLP
+from consensus_optax.training._character_models import (
+    CharacterMLP,
+    CharacterTransformer,
+)
 from consensus_optax.training._cnn import Conv3x3, SmallCNN
 from consensus_optax.training._federated import (
     client_batches,
@@ -25,6 +28,7 @@ from consensus_optax.training._loop import (
 
 __all__ = [
     "CharacterMLP",
+    "CharacterTransformer",
     "Conv3x3",
     "Fit",
     "SmallCNN",

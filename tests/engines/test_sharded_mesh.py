@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from benchmarks._traffic import collectives
 from consensus_optax._run import map_previous
-from tests._stacks import quick_jit
 from tests.engines.test_sharded import KINDS, assert_same, mesh_of
 
 PARAMS = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(3)}
@@ -32,7 +31,7 @@ def wanted(reducer):
     rows, weights = given()
     extra = {"weights": weights, "values": weights}
     state = reducer.init(PARAMS)
-    return quick_jit(lambda r, e: reducer.update(r, state, PARAMS, **e))(rows, extra)
+    return jax.jit(lambda r, e: reducer.update(r, state, PARAMS, **e))(rows, extra)
 
 
 def put(tree, specs, mesh):
@@ -66,7 +65,7 @@ def test_parameters_cut_along_another_axis(kind, check_vma):
         check_vma=check_vma,
     )
     rows, weights = given()
-    assert_same(quick_jit(run)(rows, state, PARAMS, weights), wanted(reducer))
+    assert_same(jax.jit(run)(rows, state, PARAMS, weights), wanted(reducer))
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
@@ -88,7 +87,7 @@ def test_under_jit_the_update_lies_where_the_parameters_do(kind, specs, context)
         return across.update(rows, state, params, **extra)
 
     with jax.set_mesh(mesh) if context else contextlib.nullcontext():
-        update, new = quick_jit(step)(rows, state, params, weights)
+        update, new = jax.jit(step)(rows, state, params, weights)
     assert_same((update, new), wanted(reducer))
     for name, leaf in update.items():
         given_spec = params[name].sharding
@@ -104,7 +103,7 @@ def test_explicit_axes_say_how_parameters_lie():
     step = lambda rows, params, weights: across.update(
         rows, reducer.init(params), params, weights=weights, values=weights
     )
-    update, state = quick_jit(step)(rows, params, weights)
+    update, state = jax.jit(step)(rows, params, weights)
     assert_same((update, state), wanted(reducer))
     assert update["w"].sharding.spec == P(None, "model")
 

@@ -90,8 +90,8 @@ def test_many_local_steps_are_federated_averaging(params, batches):
             w, b = w - 0.2 * moment[:2], b - 0.2 * moment[2]
         ends.append(np.append(w, b))
     mean = np.average(ends, axis=0, weights=COUNTS)
-    np.testing.assert_allclose(fit.params["w"], mean[:2], rtol=1e-5)
-    np.testing.assert_allclose(fit.params["b"], mean[2], rtol=1e-5)
+    found = np.append(fit.params["w"], fit.params["b"])
+    np.testing.assert_allclose(found, mean, rtol=0, atol=1e-6)  # float32, many steps
 
 
 @pytest.mark.parametrize("server", [co.mean(), co.median(), co.krum(0), co.sign_vote()])

@@ -9,7 +9,7 @@ import pytest
 import consensus_optax as co
 from tests._laws import close
 from tests._reference import gaf, norm
-from tests._stacks import first_update, quick_jit
+from tests._stacks import first_update
 
 P = 24
 RANDOM = np.random.default_rng(11)
@@ -26,7 +26,7 @@ def test_equals_its_authors_loop_for_two_to_eight_rows(dtype, average):
     with jax.enable_x64(dtype == "float64"):
         rows = jnp.asarray(DRAWS, dtype)
 
-        @quick_jit
+        @jax.jit
         def all_draws(threshold, weights):
             rule = co.cosine_filter(threshold, average)
             params = jnp.zeros(P, dtype)

@@ -8,7 +8,7 @@ import pytest
 import consensus_optax as co
 from tests._laws import close
 from tests._reference import AdaCons
-from tests._stacks import first_update, quick_jit
+from tests._stacks import first_update
 
 P, STEPS, MOST = 24, 20, 32
 RANDOM = np.random.default_rng(12)
@@ -31,7 +31,7 @@ def all_steps(momentum, num_rows, dtype, rescale="none"):
     rule = co.subspace_weighting(momentum, num_rows, rescale)
     params = jnp.zeros(P, dtype)
 
-    @quick_jit
+    @jax.jit
     def run(steps, weights):
         def step(state, rows):
             return rule.update(rows, state, params, weights=weights)[::-1]
