@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._contraction import unfinished, with_products
 from consensus_optax._typing import Array
+from consensus_optax._varying import varying_like
 
 Argnums = int | Sequence[int]
 
@@ -51,7 +52,7 @@ def per_example_value_and_grad(
       >>> values.tolist(), rows.tolist()
       ([1.0, 4.0], [[2.0, 0.0], [0.0, 8.0]])
     """
-    arrange = arranger(batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     _check.flag("materialize", materialize)
     value_and_grad = jax.value_and_grad(fun, argnums, has_aux=has_aux)
 
@@ -104,6 +105,10 @@ def per_example_grad(
       ValueError: a static argument is wrong; when traced, leaves of the batch have
         different lengths, or a length that ``group_size`` does not divide.
 
+    Inside ``jax.shard_map``, with ``check_vma`` or without, rows are those of the
+    device's own examples, fit for :func:`sharded`; i is then counted on the device, so
+    fold ``lax.axis_index`` into the key first.
+
     Cost: that of ``jax.vmap(jax.grad(fun))``.
 
     Examples:
@@ -153,6 +158,11 @@ class Arranged(NamedTuple):
         ]
         return self._replace(args=tuple(args), num_rows=indices.shape[0])
 
+    def varying(self, tree: Any) -> Any:
+        """The tree, typed as what is computed from the rows inside ``shard_map``."""
+        pairs = zip(self.args, self.in_axes, strict=True)
+        return varying_like(tree, [arg for arg, axis in pairs if axis == 0])
+
 
 def value_and_rows(
     value_and_grad: Callable[..., Any],
@@ -168,6 +178,7 @@ def value_and_rows(
 
 
 def arranger(
+    argnums: Argnums,
     batch_argnums: Argnums,
     keep_batch_dim: bool,
     group_size: int,
@@ -178,8 +189,7 @@ def arranger(
     _check.flag("keep_batch_dim", keep_batch_dim)
     if not keep_batch_dim and group_size > 1:
         _check.fail("keep_batch_dim", "True when `group_size` is above 1", False)
-    single = isinstance(batch_argnums, int)
-    batched = (batch_argnums,) if single else tuple(batch_argnums)
+    batched, differentiated = _several(batch_argnums), _several(argnums)
 
     def arrange(args: Sequence[Any]) -> Arranged:
         num_rows = _num_rows(args, batched, group_size)
@@ -193,9 +203,16 @@ def arranger(
         if prng_argnum is not None:
             in_axes[prng_argnum] = 0
             arranged[prng_argnum] = row_keys(args[prng_argnum], num_rows)
-        return Arranged(tuple(arranged), tuple(in_axes), num_rows)
+        given = Arranged(tuple(arranged), tuple(in_axes), num_rows)
+        for position in differentiated:
+            arranged[position] = given.varying(arranged[position])
+        return given._replace(args=tuple(arranged))
 
     return arrange
+
+
+def _several(argnums: Argnums) -> tuple[int, ...]:
+    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
 
 def row_keys(key: Array, num_rows: int) -> Array:

@@ -1,4 +1,4 @@
-"""Loop carries inside ``jax.shard_map``, whose types say what differs over devices."""
+"""Values inside ``jax.shard_map``, whose types say what differs over devices."""
 
 from __future__ import annotations
 
@@ -7,16 +7,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Tree
 
 
-def varying_like(start: Array, *given: Any) -> Array:
-    """A constant that a loop starts from, typed as what the loop will make of it.
+def varying_like(start: Tree, *given: Any) -> Tree:
+    """What is the same on all devices, typed as what will be computed from it.
 
-    A carry must have one type throughout, and a constant does not vary over devices.
-    Nothing is computed: a choice between equals goes when compiled, and with it what it
-    depends on.
+    A loop's carry must have one type throughout, and a constant that it starts from
+    does not vary over devices. The gradient by parameters that do not vary is summed
+    over devices, whose rows would be mixed. Nothing is computed: a choice between
+    equals goes when compiled, and with it what it depends on. Outside of ``shard_map``
+    there is nothing to do.
     """
-    for leaf in jax.tree.leaves(given):
-        start = jnp.where(jnp.any(leaf != leaf), start, start)
-    return start
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return start
+
+    def cast(leaf: Array) -> Array:
+        for other in map(_numbers, jax.tree.leaves(given)):
+            leaf = jnp.where(jnp.any(other != other), leaf, leaf)
+        return leaf
+
+    return jax.tree.map(cast, start)
+
+
+def _numbers(leaf: Array) -> Array:
+    """Random keys are compared by what they hold."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf

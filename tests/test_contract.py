@@ -179,12 +179,21 @@ def test_traces_in_scan_and_in_shard_map(row):
     assert described(new) == described(state)
     assert described(updates) == described(rows_like(parameters, 3))
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
-    anywhere = PartitionSpec()
-    mapped = jax.shard_map(
-        reducer.update, mesh=mesh, in_specs=anywhere, out_specs=anywhere
-    )
-    _, new = jax.eval_shape(mapped, rows, state, parameters)
-    assert described(new) == described(state)
+    everywhere, apart = PartitionSpec(), PartitionSpec("data")
+
+    def of_all(rows, state, parameters):
+        return reducer.update(rows, state, parameters)[1]
+
+    def of_own(rows, state, parameters):
+        device = jax.lax.axis_index("data").astype(jnp.float32)
+        rows = jax.tree.map(lambda leaf: leaf + device, rows)
+        return jax.tree.map(lambda leaf: leaf[None], of_all(rows, state, parameters))
+
+    for fun, out_specs in ((of_all, everywhere), (of_own, apart)):
+        mapped = jax.shard_map(fun, mesh=mesh, in_specs=everywhere, out_specs=out_specs)
+        new = jax.eval_shape(mapped, rows, state, parameters)
+        wanted = state if out_specs is everywhere else rows_like(state, 2)
+        assert described(new) == described(wanted)
 
 
 @pytest.mark.standard_promotion

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
 
@@ -122,6 +123,40 @@ def test_keys_of_all_rows_may_be_given(make_key):
     np.testing.assert_array_equal(own, np.asarray(by_hand).astype(int))
     groups = co.per_example_grad(noisy, prng_argnum=2, group_size=2)
     np.testing.assert_array_equal(masks(groups(W, jnp.ones((6, 3)), keys[:3])), own[:3])
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("microbatch_size", [None, 1])
+@pytest.mark.parametrize("rule", [co.mean, co.sign_consensus, co.cosine_filter])
+def test_inside_shard_map_rows_are_of_the_examples_there(
+    check_vma, microbatch_size, rule
+):
+    """Parameters are the same everywhere, and jax would sum gradients by such."""
+    mesh = jax.make_mesh((3,), ("data",), devices=jax.devices()[:3])
+    rule = rule()
+
+    def of_one(w, x, key):
+        keyed = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        rows = co.per_example_grad(noisy, prng_argnum=2)(w, x, keyed)
+        reduced = co.value_and_reduced_grad(loss, rule, microbatch_size=microbatch_size)
+        _, update, _ = reduced(w, x, state=rule.init(w))
+        return co.materialize(rows), update[None]
+
+    run = jax.shard_map(
+        of_one,
+        mesh=mesh,
+        in_specs=(P(), P("data"), P()),
+        out_specs=P("data"),
+        check_vma=check_vma,
+    )
+    x = jax.device_put(X, jax.NamedSharding(mesh, P("data")))
+    rows, updates = map(np.asarray, jax.jit(run)(W, x, jax.random.key(0)))
+    for device, part in enumerate(jnp.split(X, 3)):
+        key = jax.random.fold_in(jax.random.key(0), device)
+        wanted = co.per_example_grad(noisy, prng_argnum=2)(W, part, key)
+        np.testing.assert_allclose(rows[2 * device :][:2], wanted, rtol=1e-6)
+        update, _ = rule.update(co.per_example_grad(loss)(W, part), rule.init(W), W)
+        np.testing.assert_allclose(updates[device], update, rtol=1e-5)
 
 
 def test_leaves_without_entries_scalars_and_low_precision():

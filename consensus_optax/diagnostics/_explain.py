@@ -49,7 +49,7 @@ def explain(
       ['b']  (32,)     array: ends in reduce_sum
       ['w']  (64, 32)  factored: 1 x (64 + 32), saves 61.0 KiB of 64.0 KiB
     """
-    arrange = arranger(batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     value_and_grad = jax.value_and_grad(fun, argnums, has_aux)
     ends: list[str] = []
 

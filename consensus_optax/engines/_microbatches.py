@@ -109,6 +109,7 @@ class Microbatches(NamedTuple):
     ) -> tuple[Any, Any]:
         """Runs over all blocks; step: (carry, block) to (carry, output)."""
         body = lambda carry, index: step(carry, self.block(index))
+        carry = self.arranged.varying(carry)
         return lax.scan(body, carry, jnp.arange(self.indices.shape[0]))
 
 

@@ -105,6 +105,7 @@ def second_pass(
     indices = jnp.arange(microbatches.indices.shape[0])
     shapes = jax.eval_shape(combine_leaves, indices[0])
     zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]
+    zeros = microbatches.arranged.varying(zeros)
     total = lax.scan(step, zeros, indices)[0]
     some = jnp.any(weights != 0)  # else there is no sound row to stand in
     return [jnp.where(some, leaf, 0) for leaf in total]
@@ -160,6 +161,7 @@ def _with_earlier(
 
     count, size = microbatches.indices.shape
     empty = [jnp.zeros((count, size, size), dtype) for _ in leaves]
+    empty = microbatches.arranged.varying(empty)
     return lax.fori_loop(0, block.index + 1, against, empty)
 
 

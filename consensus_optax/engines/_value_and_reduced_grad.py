@@ -76,7 +76,7 @@ def value_and_reduced_grad(
       4.6666665 [2. 0.]
     """
     rule = rule_of("reducer", reducer)
-    arrange = arranger(batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
     numbers = argnums if isinstance(argnums, int) else tuple(argnums)

@@ -125,8 +125,7 @@ def local_updates(
         still = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
         # Inside ``shard_map`` the gradient by parameters that are the same everywhere
         # is the sum over the devices; by these it is each device's own.
-        own = lambda leaf: varying_like(leaf, batches)
-        begin = jax.tree.map(own, (still, optimizer.init(params)))
+        begin = varying_like((still, optimizer.init(params)), batches)
         (moved, _), values = lax.scan(step, begin, batches)
         return values[0], jax.tree.map(jnp.negative, moved)
 

@@ -12,6 +12,7 @@ from consensus_optax import _check
 from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
 from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._varying import varying_like
 
 
 class CenteredClippingState(NamedTuple):
@@ -94,7 +95,8 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
 
         last = shares.shape[0] - 1
         start = jax.nn.one_hot(last, shares.shape[0], dtype=shares.dtype)
-        v, clipped = lax.fori_loop(0, iterations, step, (start, start[0]))
+        begin = varying_like((start, start[0]), products, shares)
+        v, clipped = lax.fori_loop(0, iterations, step, begin)
         return v, CenteredClippingState(clipped.astype(jnp.float32))
 
     return reducer(Weighting(weigh, init, reads="affine", remembers=True))

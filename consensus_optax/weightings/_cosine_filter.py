@@ -12,6 +12,7 @@ from consensus_optax import _check
 from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
 from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._varying import varying_like
 
 
 class CosineFilterState(NamedTuple):
@@ -164,6 +165,7 @@ def cosine_filter(
             cosine_min=zero + 2,
             examined=zero,
         )
+        start = varying_like(start, gramian, rows.weights)
         end = lax.fori_loop(0, norms.shape[0], next_row, start)
         weights = jnp.where(end.accepted > 0, end.coefficients, 0)
         any_examined = end.examined > 0

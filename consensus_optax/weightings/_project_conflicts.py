@@ -12,6 +12,7 @@ from consensus_optax._reducer import Reducer, reducer
 from consensus_optax._rules import Rows, Weighting
 from consensus_optax._solvers import product, ratio
 from consensus_optax._typing import Array
+from consensus_optax._varying import varying_like
 from consensus_optax.weightings._preference import relative_weights
 
 
@@ -84,6 +85,7 @@ def project_conflicts(key: Array) -> Reducer:
             )
 
         start = _Rotation(jnp.eye(size, dtype=gramian.dtype), gramian)
+        start = varying_like(start, gramian, rows.weights)
         end = lax.fori_loop(0, size, project, start)
         return product(relative_weights(rows), end.weights), state
 
