@@ -32,7 +32,10 @@ class ReducerState(NamedTuple):
     rule: Any
 
 
-class Reducer(aggregating.Aggregator):
+Aggregator = aggregating.Aggregator  # optax's name, which may still move
+
+
+class Reducer(Aggregator):
     """An ``optax.experimental.aggregating.Aggregator`` that remembers its rule.
 
     A pair (init, update) like any other; engines read ``rule``, chains need not.
@@ -112,11 +115,6 @@ def reducer(rule: Rule) -> Reducer:
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule = rule
     return face
-
-
-def aggregator(init: Any, update: Any) -> aggregating.Aggregator:
-    """What optax calls a pair of functions that reduces; engines find no rule in it."""
-    return aggregating.Aggregator(init, update)
 
 
 def next_state(outcome: Outcome, rows: Rows, num_nonfinite: Array) -> ReducerState:

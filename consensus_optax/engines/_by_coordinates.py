@@ -7,25 +7,21 @@ its part. What needs less sends less.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax import _leaves
-from consensus_optax._leaves import AnyLeaf, Leaf
-from consensus_optax._products import read_products
-from consensus_optax._rules import Among, Fold, Rows, Rule, Weighting
+from consensus_optax._leaves import AnyLeaf
+from consensus_optax._reducer import Aggregator
+from consensus_optax._rules import Among, Fold, Rule, Weighting
 from consensus_optax._run import (
     AmongState,
     MemoryState,
     Outcome,
     add_previous,
-    combine_all,
-    fold_all,
     map_previous,
     run,
     settle,
@@ -34,73 +30,82 @@ from consensus_optax._run import (
 from consensus_optax._statistics import halved, merge_present
 from consensus_optax._typing import Array
 from consensus_optax.engines._exchange import Exchange
+from consensus_optax.engines._mesh import is_inside, specs_of, spread_of
+from consensus_optax.engines._microbatches import Microbatches, Seen
+from consensus_optax.engines._share import Computed, Share
 
 
-class Worker(NamedTuple):
-    """What one device has.
+class Sharded(Aggregator):
+    """A reducer on a mesh, as `sharded` makes it, for engines that compute rows.
 
     Attributes:
-      exchange: with the other devices.
-      leaves: its rows, factored or not, rounded to what travels.
-      dtypes: in which updates travel, leaf by leaf, if the rule allows it.
+      rule: the reducer's.
+      axes: mesh axes that rows are sharded along.
+      plain: whether parameters are whole and rows travel as they are.
     """
 
-    exchange: Exchange
-    leaves: list[Leaf]
-    dtypes: list[Any]
+    rule: Rule
+    axes: tuple[str, ...]
+    plain: bool
 
-    @property
-    def any_leaves(self) -> list[AnyLeaf]:
-        """The leaves, for whom mixed rows would do as well."""
-        leaves: list[AnyLeaf] = []
-        leaves += self.leaves
-        return leaves
+    def of_all_rows(self, own: Array) -> Array:
+        """What there is for every row, (L,) on a device, of all rows."""
+        return (
+            Exchange(self.axes, []).collect_rows(own) if is_inside(self.axes) else own
+        )
 
-    def rows(self, rows: Rows) -> Rows:
-        """Its own of all rows; what the caller said of all it does not need."""
-        weights = self.exchange.own_rows(rows.weights)
-        return Rows(weights, rows.step, {}, self.exchange.of_rows())
+    def run_microbatched(
+        self, microbatches: Microbatches, state: Any
+    ) -> tuple[Outcome, Seen]:
+        """Runs the rule on rows that each device computes a few at a time.
 
-    def collect(self, blocks: Sequence[Array], exact: bool = False) -> list[Array]:
-        """Blocks of an update from all devices, whole."""
-        wanted = [block.dtype for block in blocks] if exact else self.dtypes
-        pairs = zip(blocks, wanted, strict=True)
-        whole = self.exchange.collect([_narrowed(*pair) for pair in pairs])
-        pairs = zip(whole, blocks, strict=True)
-        return [leaf.astype(block.dtype) for leaf, block in pairs]
+        Raises:
+          ValueError: when traced, where that is not to be had.
+        """
+        if not (self.plain and is_inside(self.axes)):
+            raise ValueError(
+                "A sharded reducer takes microbatches inside of a `jax.shard_map` over "
+                f"its axes {self.axes} alone, and without `param_specs` and "
+                "`wire_dtype`. Leave `microbatch_size` out, or these."
+            )
+        params = microbatches.params
+        leaves = [
+            leaf
+            for leaf in jax.tree.leaves(params)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        ]
+        pairs = zip(leaves, specs_of(params, None), strict=True)
+        exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
+        dtypes = [leaf.dtype for leaf in leaves]
+        share = Computed(exchange, dtypes, microbatches, state.step)
+        return run_across(self.rule, share, state.rule)
 
 
-def run_across(rule: Rule, worker: Worker, rows: Rows, state: Any) -> Outcome:
-    """Runs a rule on the rows of all devices, whose weights ``rows`` has."""
-    exchange = worker.exchange
+def run_across(rule: Rule, share: Share, state: Any) -> tuple[Outcome, Seen]:
+    """Runs a rule on the rows of all devices, of which this one has a share."""
+    exchange = share.exchange
     match rule:
         case Among(selector=selector) if _reads_no_pairs(selector):
-            chosen, selected = _weigh(selector, worker, rows, state.selector)
-            survivors = rows._replace(weights=jnp.where(chosen > 0, rows.weights, 0))
-            outcome = run_across(rule.rule, worker, survivors, state.rule)
-            return outcome._replace(state=AmongState(selected, outcome.state))
-        case Weighting() if _reads_no_pairs(rule) and not _is_one_narrow_row(worker):
-            return _combine_locally(rule, worker, rows, state)
-        case Fold() if _statistics_are_smaller(rule, worker, rows.weights.dtype):
-            outcome = _fold_locally(rule, worker, rows)
-            return outcome._replace(update=worker.collect(outcome.update))
-    sent = [_as_sent(rule, leaf, rows.weights.dtype) for leaf in worker.leaves]
-    blocks: list[AnyLeaf] = [*exchange.deal(sent)]
+            chosen, selected, seen = _weigh(selector, share, state.selector)
+            survivors = jnp.where(chosen > 0, seen.rows.weights, 0)
+            outcome, _ = run_across(rule.rule, share.among(survivors), state.rule)
+            return outcome._replace(state=AmongState(selected, outcome.state)), seen
+        case Weighting() if _reads_no_pairs(rule) and share.combines():
+            return _combine_locally(rule, share, state)
+        case Fold() if share.folds(rule):
+            return _fold_locally(rule, share)
+    dealt, seen = share.deal(rule)
+    blocks: list[AnyLeaf] = [*dealt]
     in_blocks = lambda previous: [exchange.own_block(leaf) for leaf in previous]
     outcome = run(
         rule,
         blocks,
-        rows._replace(coordinates=exchange.of_blocks()),
+        seen.rows._replace(coordinates=exchange.of_blocks()),
         map_previous(in_blocks, rule, state),
     )
-    update = worker.collect(outcome.update, exact=_remembers(outcome.state))
+    update = _collect(share, outcome.update, exact=_remembers(outcome.state))
     new = map_previous(lambda _: update, rule, outcome.state)
-    return Outcome(update, outcome.ready, new)
-
-
-def reads_signs(rule: Rule) -> bool:
-    """Whether signs may travel in place of rows."""
-    return isinstance(rule, Fold) and all(s.of_signs for s in rule.statistics)
+    return Outcome(update, outcome.ready, new), seen
 
 
 def _reads_no_pairs(rule: Rule) -> bool:
@@ -115,46 +120,48 @@ def _remembers(state: Any) -> bool:
     return isinstance(state, MemoryState)
 
 
-def _weigh(
-    rule: Weighting, worker: Worker, rows: Rows, state: Any
-) -> tuple[Array, Any]:
+def _collect(share: Share, blocks: Sequence[Array], exact: bool = False) -> list[Array]:
+    """Blocks of an update from all devices, whole."""
+    wanted = [block.dtype for block in blocks] if exact else share.dtypes
+    pairs = zip(blocks, wanted, strict=True)
+    whole = share.exchange.collect([_narrowed(*pair) for pair in pairs])
+    pairs = zip(whole, blocks, strict=True)
+    return [leaf.astype(block.dtype) for leaf, block in pairs]
+
+
+def _weigh(rule: Weighting, share: Share, state: Any) -> tuple[Array, Any, Seen]:
     """Weights of all rows from their norms, or from nothing."""
-    norms = read_products(rule, worker.any_leaves, worker.rows(rows))
-    if norms is not None:
-        norms = worker.exchange.collect_rows(norms)
-    return weigh(rule, norms, rows, state)
+    norms, seen = share.norms(rule)
+    return *weigh(rule, norms, seen.rows, state), seen
 
 
-def _combine_locally(
-    rule: Weighting, worker: Worker, rows: Rows, state: Any
-) -> Outcome:
+def _combine_locally(rule: Weighting, share: Share, state: Any) -> tuple[Outcome, Seen]:
     """Every device combines its rows; the sum of N such is a plain all-reduce."""
     rule_state = state.rule if rule.remembers else state
-    weights, new = _weigh(rule, worker, rows, rule_state)
-    own_weights = worker.exchange.own_rows(weights[..., : rows.weights.shape[0]])
-    combined = combine_all(worker.any_leaves, own_weights, worker.rows(rows))
-    update = _summed(worker, combined)
+    weights, new, seen = _weigh(rule, share, rule_state)
+    count = seen.rows.weights.shape[0]
+    update = _summed(share, share.combine(rule, weights[..., :count]))
     if rule.remembers:
         update = add_previous(update, weights, state.previous)
         new = MemoryState(update, new)
-    return Outcome(update, jnp.any(weights != 0), new)
+    return Outcome(update, jnp.any(weights != 0), new), seen
 
 
-def _summed(worker: Worker, combined: list[Array]) -> list[Array]:
+def _summed(share: Share, combined: list[Array]) -> list[Array]:
     """Sum over devices: in float32 an all-reduce, else narrow numbers are sent."""
-    dtypes = [leaf.dtype for leaf in worker.leaves]
-    if all(dtype.itemsize >= 4 for dtype in dtypes):
-        return lax.psum(combined, worker.exchange.axis_name)
-    pairs = zip(combined, dtypes, strict=True)
-    dealt = worker.exchange.deal([_narrowed(x, dtype)[None] for x, dtype in pairs])
+    if all(dtype.itemsize >= 4 for dtype in share.row_dtypes):
+        return lax.psum(combined, share.exchange.axis_name)
+    pairs = zip(combined, share.row_dtypes, strict=True)
+    dealt = share.exchange.deal([_narrowed(x, dtype)[None] for x, dtype in pairs])
     pairs = zip(dealt, combined, strict=True)
-    return worker.collect([block.astype(x.dtype).sum(0) for block, x in pairs])
+    return _collect(share, [block.astype(x.dtype).sum(0) for block, x in pairs])
 
 
-def _fold_locally(rule: Fold, worker: Worker, rows: Rows) -> Outcome:
+def _fold_locally(rule: Fold, share: Share) -> tuple[Outcome, Seen]:
     """Every device folds its rows; what travels is statistics, in float32."""
-    exchange = worker.exchange
-    own = fold_all(rule, worker.any_leaves, worker.rows(rows))
+    exchange = share.exchange
+    own, seen = share.statistics(rule)
+    rows = seen.rows
     present = rows.present.reshape(exchange.num_devices, -1).any(1)  # (N,)
     by_leaf = [jnp.stack(statistics) for statistics in zip(*own, strict=True)]
     apart = (exchange.num_devices, len(rule.statistics))
@@ -171,31 +178,8 @@ def _fold_locally(rule: Fold, worker: Worker, rows: Rows) -> Outcome:
 
     statistics = [[merged(k, leaf) for leaf in dealt] for k in range(apart[1])]
     rows = rows._replace(coordinates=exchange.of_blocks())
-    return settle(rule.resolve(statistics, rows), rows)
-
-
-def _as_sent(rule: Rule, leaf: Leaf, dtype: Any) -> Array:
-    """Rows as they travel: multiplied out, or their signs if nothing else is read."""
-    if reads_signs(rule):
-        return _leaves.as_array(_leaves.signs(leaf, dtype), dtype).astype(jnp.int8)
-    return leaf if isinstance(leaf, jax.Array) else leaf.materialize()
-
-
-def _is_one_narrow_row(worker: Worker) -> bool:
-    """Whether rows travel without loss in fewer bytes than their combination."""
-    return all(x.shape[0] == 1 and x.dtype.itemsize < 4 for x in worker.leaves)
-
-
-def _statistics_are_smaller(rule: Fold, worker: Worker, dtype: Any) -> bool:
-    """Whether statistics in the dtype of decisions are fewer bytes than the rows."""
-    signs = reads_signs(rule)
-    of_row = lambda leaf: math.prod(leaf.shape[1:])
-    sent = sum(
-        math.prod(leaf.shape) * (1 if signs else leaf.dtype.itemsize)
-        for leaf in worker.leaves
-    )
-    merged = dtype.itemsize * len(rule.statistics) * sum(map(of_row, worker.leaves))
-    return merged < sent
+    outcome = settle(rule.resolve(statistics, rows), rows)
+    return outcome._replace(update=_collect(share, outcome.update)), seen
 
 
 def _narrowed(block: Array, dtype: Any) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -19,28 +19,18 @@ from consensus_optax._run import (
     weigh,
 )
 from consensus_optax._typing import Array
-from consensus_optax.engines._microbatches import Block, Microbatches
+from consensus_optax.engines._microbatches import Block, Microbatches, Seen
 from consensus_optax.engines._streamed import stream
 from consensus_optax.engines._two_pass import first_pass, second_pass
 
 
-class Done(NamedTuple):
-    """The outcome of a rule, and what was learnt of the rows on the way."""
-
-    outcome: Outcome
-    rows: Rows
-    num_nonfinite: Array
-    value: Any
-
-
 def run_microbatched(
     rule: Rule, microbatches: Microbatches, state: Any, step: Array
-) -> Done:
+) -> tuple[Outcome, Seen]:
     """Runs a rule on rows that are computed a microbatch at a time."""
 
     def rows_of(weights: Array, value: Any) -> Rows:
-        values = value[0] if microbatches.has_aux else value
-        return Rows(weights, step, {"values": values})
+        return Rows(weights, step, {"values": microbatches.losses(value)})
 
     match rule:
         case Fold():
@@ -67,14 +57,16 @@ def run_microbatched(
             )
             survivors = jnp.where(chosen > 0, rows.weights, 0)
             remaining = microbatches._replace(weights=survivors)
-            outcome = run_microbatched(rule.rule, remaining, state.rule, step).outcome
+            outcome, _ = run_microbatched(rule.rule, remaining, state.rule, step)
             outcome = outcome._replace(state=AmongState(selector, outcome.state))
         case _:
             return _run_held(rule, microbatches, state, rows_of)
-    return Done(outcome, rows, passed.num_nonfinite, passed.value)
+    return outcome, Seen(rows, passed.num_nonfinite, passed.value)
 
 
-def _run_held(rule: Rule, microbatches: Microbatches, state: Any, rows_of: Any) -> Done:
+def _run_held(
+    rule: Rule, microbatches: Microbatches, state: Any, rows_of: Any
+) -> tuple[Outcome, Seen]:
     """What looks at all rows of a coordinate holds the stack, activations of m rows."""
 
     def step(carry: None, block: Block) -> tuple[None, Any]:
@@ -86,4 +78,5 @@ def _run_held(rule: Rule, microbatches: Microbatches, state: Any, rows_of: Any) 
     arrays, weights, value = microbatches.in_order(held)
     leaves: list[AnyLeaf] = [*arrays]
     rows = rows_of(weights, value)
-    return Done(run(rule, leaves, rows, state), rows, num_nonfinite.sum(), value)
+    outcome = run(rule, leaves, rows, state)
+    return outcome, Seen(rows, num_nonfinite.sum(), value)

@@ -38,6 +38,20 @@ class Block(NamedTuple):
         return Rows(self.weights, jnp.zeros((), jnp.int32), {})
 
 
+class Seen(NamedTuple):
+    """What is known of all rows once they have been computed.
+
+    Attributes:
+      rows: all of them; on a mesh those of all devices.
+      num_nonfinite: () int32, how many are left out for an inf or a nan.
+      value: what the function returned for each row; on a mesh each of this device's.
+    """
+
+    rows: Rows
+    num_nonfinite: Array
+    value: Any = None
+
+
 class Microbatches(NamedTuple):
     """A batch of rows in microbatches of m, the last one padded with weight 0.
 
@@ -61,6 +75,10 @@ class Microbatches(NamedTuple):
     params: Tree
     weights: Array
     indices: Array
+
+    def losses(self, value: Any) -> Array:
+        """The losses in what the function returned for every row."""
+        return value[0] if self.has_aux else value
 
     def block(self, index: Any) -> Block:
         """Computes the rows of one microbatch."""
@@ -90,7 +108,7 @@ class Microbatches(NamedTuple):
 
         def weighted_sum(*args: Any) -> Array:
             values = jax.vmap(self.fun, rows.in_axes)(*args)
-            values = values[0] if self.has_aux else values
+            values = self.losses(values)
             return jnp.vdot(factors.astype(values.dtype), values)
 
         return jax.grad(weighted_sum, self.argnums)(*rows.args)

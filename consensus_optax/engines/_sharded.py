@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec
 from consensus_optax import _check
 from consensus_optax._leaves import Leaf
 from consensus_optax._outer_product import is_outer_product
-from consensus_optax._reducer import Reducer, aggregator, next_state, rule_of
+from consensus_optax._reducer import Reducer, next_state, rule_of
 from consensus_optax._rules import Rows, Rule
 from consensus_optax._run import map_previous
 from consensus_optax._stack import Stack, as_stack, present_weights
 from consensus_optax._typing import Array, Tree
-from consensus_optax.engines._by_coordinates import Worker, reads_signs, run_across
+from consensus_optax.engines._by_coordinates import Sharded, run_across
 from consensus_optax.engines._exchange import AxisName, Exchange
 from consensus_optax.engines._mesh import (
     check_inside,
@@ -30,6 +30,8 @@ from consensus_optax.engines._mesh import (
     spread_of,
     without,
 )
+from consensus_optax.engines._microbatches import Seen
+from consensus_optax.engines._share import Held, reads_signs
 
 
 def sharded(
@@ -167,7 +169,11 @@ def sharded(
         update, new = run(leaves, weights, named, extra, state)
         return stack.rebuild(update), new
 
-    return aggregator(reducer.init, update)
+    # optax names the first argument per_elt_updates; every caller passes it by position
+    face = Sharded(reducer.init, update)  # pyrefly: ignore[bad-argument-type]
+    face.rule, face.axes = rule, axes
+    face.plain = wire is None and param_specs is None
+    return face
 
 
 def _update(
@@ -201,7 +207,8 @@ def _update(
     of_all = jax.tree.map(lambda x: exchange.collect_rows(x.T).T, named)
     rows = Rows(weights, state.step, {**extra, **of_all})
     dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
-    outcome = run_across(rule, Worker(exchange, leaves, dtypes), rows, state.rule)
+    share = Held(exchange, dtypes, leaves, Seen(rows, num_bad))
+    outcome, _ = run_across(rule, share, state.rule)
     return outcome.update, next_state(outcome, rows, num_bad)
 
 

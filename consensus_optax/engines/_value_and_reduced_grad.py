@@ -14,13 +14,14 @@ from consensus_optax._gradients import Argnums, arranger, value_and_rows
 from consensus_optax._reducer import Reducer, next_state, rule_of
 from consensus_optax._stack import as_stack, checked_weights
 from consensus_optax._typing import Array
+from consensus_optax.engines._by_coordinates import Sharded
 from consensus_optax.engines._microbatched import run_microbatched
 from consensus_optax.engines._microbatches import Microbatches, row_indices
 
 
 def value_and_reduced_grad(
     fun: Callable[..., Any],
-    reducer: Reducer,
+    reducer: Reducer | Sharded,
     argnums: Argnums = 0,
     *,
     batch_argnums: Argnums = 1,
@@ -45,9 +46,14 @@ def value_and_reduced_grad(
     columns   one leaf at a time           the stack (B, P) is held, activations of m
     ========= ============================ ========================================
 
+    With :func:`sharded` it is called inside ``jax.shard_map``, on the examples of the
+    device; value, update and state are those of all. Microbatches then are the
+    device's: folds, and weightings of norms or of nothing, hold and send what they do
+    above; other rules deal rows out as they come, and hold B / N rows of P numbers.
+
     Args:
       fun: see :func:`per_example_grad`; so are all arguments not named here.
-      reducer: any reducer of this library, not a chain.
+      reducer: any reducer of this library, not a chain; or :func:`sharded` of one.
       argnums: what to differentiate.
       batch_argnums: which arguments have the example axis.
       has_aux: whether ``fun`` returns (value, aux).
@@ -75,7 +81,11 @@ def value_and_reduced_grad(
       >>> print(value, update)
       4.6666665 [2. 0.]
     """
-    rule = rule_of("reducer", reducer)
+    if isinstance(reducer, Sharded):
+        run, of_all = reducer.run_microbatched, reducer.of_all_rows
+    else:
+        rule, of_all = rule_of("reducer", reducer), lambda own: own
+        run = lambda micro, state: run_microbatched(rule, micro, state.rule, state.step)
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
@@ -102,11 +112,11 @@ def value_and_reduced_grad(
             micro = Microbatches(
                 of_row, numbers, has_aux, arranged, params, checked, indices
             )
-            done = run_microbatched(rule, micro, state.rule, state.step)
-            update = stack.rebuild(done.outcome.update)
-            new = next_state(done.outcome, done.rows, done.num_nonfinite)
-            value = done.value
-        mean = _mean(losses(value), weights)
+            outcome, (rows, num_nonfinite, value) = run(micro, state)
+            update = stack.rebuild(outcome.update)
+            new = next_state(outcome, rows, num_nonfinite)
+        given = checked_weights(weights, arranged.num_rows, losses(value).dtype)
+        mean = _mean(of_all(losses(value)), of_all(arranged.varying(given)))
         return ((mean, value[1]) if has_aux else mean), update, new
 
     return reduced
@@ -116,8 +126,7 @@ def _one_row(param: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *param.shape), param.dtype)
 
 
-def _mean(values: Array, weights: Array | None) -> Array:
+def _mean(values: Array, weights: Array) -> Array:
     """Weighted mean of the finite values of rows that are there; nan if none is."""
-    weights = checked_weights(weights, values.shape[0], values.dtype)
     weights = jnp.where(jnp.isfinite(values), weights, 0)
     return jnp.vdot(weights, jnp.where(weights > 0, values, 0)) / weights.sum()
