@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._gramians import cross_gramian, factor_products, flat
+from consensus_optax._layers import each_layer, sum_of_layers
 from consensus_optax._outer_product import OuterProduct, is_outer_product
 from consensus_optax._statistics import (
     MINMOD,
@@ -87,14 +88,38 @@ def scale(leaf: Leaf, factors: Array) -> Leaf:
     if is_outer_product(leaf):
         smaller = not leaf.is_look_up and leaf.left.size <= leaf.right.size
         side = "left" if smaller else "right"
-        scaled = getattr(leaf, side).astype(factors.dtype) * factors[:, None, None]
+        scaled = scale(getattr(leaf, side).astype(factors.dtype), factors)
         return dataclasses.replace(leaf, **{side: scaled})
     shape = (-1,) + (1,) * (leaf.ndim - 1)
     return (leaf.astype(factors.dtype) * factors.reshape(shape)).astype(leaf.dtype)
 
 
+def has_layers(leaf: AnyLeaf) -> bool:
+    """Whether a leaf is of products, or mixed of them, with an axis of layers."""
+    leaf = leaf.leaf if isinstance(leaf, Mixed) else leaf
+    return is_outer_product(leaf) and leaf.num_layers is not None
+
+
+def over_layers(function: Callable[..., Any], leaf: AnyLeaf, *directions: Array) -> Any:
+    """A function of one layer's rows, and of directions', summed over the layers."""
+    if isinstance(leaf, Mixed):
+        of_layer = lambda layer, *parts: function(leaf._replace(leaf=layer), *parts)
+        return over_layers(of_layer, leaf.leaf, *directions)
+    return sum_of_layers(function, leaf, *map(leaf.matrix, directions))
+
+
+def _by_layer(function: Callable[..., Any], leaf: AnyLeaf) -> Any:
+    """A function of one layer's rows to matrices; those of all, in parameter shape."""
+    if isinstance(leaf, Mixed):
+        of_layer = lambda layer: function(leaf._replace(leaf=layer))
+        return _by_layer(of_layer, leaf.leaf)
+    return jax.tree.map(leaf.restore, each_layer(function, leaf))
+
+
 def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
     """Squared Euclidean norm of every row, (B,)."""
+    if has_layers(leaf):
+        return over_layers(lambda layer: squared_norms(layer, dtype), leaf)
     if isinstance(leaf, Mixed):
         return gramian(leaf, dtype).diagonal()
     if is_outer_product(leaf):
@@ -123,6 +148,8 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
     Such a row is replaced by row ``order[i]``, a sound one: 0 times nan is nan.
     """
     dtype = weights.dtype
+    if has_layers(leaf):
+        return _by_layer(lambda layer: combine(layer, weights, order), leaf)
     if isinstance(leaf, Mixed):
         return combine(leaf.leaf, weights @ leaf.matrix, leaf.order)
     if is_outer_product(leaf):
@@ -151,6 +178,9 @@ def fold(
     vectors, statistics without a short cut are left out if ``matters`` of the others
     says that they matter nowhere.
     """
+    if has_layers(leaf):
+        of_layer = lambda layer: fold(layer, statistics, weights, order, matters)
+        return _by_layer(of_layer, leaf)
     if isinstance(leaf, Mixed):
         leaf = as_array(leaf, weights.dtype)
     if not is_outer_product(leaf):
@@ -216,14 +246,14 @@ def present_rows(leaf: AnyLeaf, present: Array, dtype: Any) -> Array:
 def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
     """Inner product of every row with one array of parameter shape, (B,)."""
     dtype = direction.dtype
+    if has_layers(leaf):
+        return over_layers(inner_products, leaf, direction)
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
         return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
     precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     if is_outer_product(leaf):
-        _, m, n = leaf.sides
-        row = jax.ShapeDtypeStruct((m, n), dtype)
-        (matrix,) = jax.linear_transpose(leaf.restore, row)(direction)  # (M, N)
+        matrix = leaf.matrix(direction)  # (M, N)
         if leaf.is_look_up:
             projected = matrix.at[leaf.left].get(mode="fill", fill_value=0)
         else:

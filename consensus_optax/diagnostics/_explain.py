@@ -79,7 +79,9 @@ def _line(leaf: Any, end: str) -> str:
     whole = leaf.size * leaf.dtype.itemsize
     saved = _kib(whole - _bytes(leaf))
     left = f"{m} looked up" if leaf.is_look_up else f"{m}"
-    return f"factored: {terms} x ({left} + {n}), saves {saved} of {_kib(whole)}"
+    layers = "" if leaf.num_layers is None else f"{leaf.num_layers} layers of "
+    sides = f"{layers}{terms} x ({left} + {n})"
+    return f"factored: {sides}, saves {saved} of {_kib(whole)}"
 
 
 def _bytes(leaf: OuterProduct) -> int:
