@@ -115,8 +115,9 @@ def _keep(eqn: Any, scope: Scope) -> list[Any] | None:
         return lift(eqn, scope, _keep)
     if name == "add_any":
         return _sum(*map(scope.read, eqn.invars))
-    if name in (*MOVES, "copy") and is_kept(scope.read(eqn.invars[0])):
-        return _move(eqn, scope.read(eqn.invars[0]))
+    if name in (*MOVES, "copy"):
+        value = scope.read(eqn.invars[0])
+        return [value] if value is NOTHING else _move(eqn, value)
     return None
 
 
@@ -206,8 +207,10 @@ def _sum(x: Any, y: Any) -> list[Any] | None:
     return [OuterProduct(left, right, *layout(x))]
 
 
-def _move(eqn: Any, leaf: OuterProduct | LayersFirst) -> list[Any] | None:
+def _move(eqn: Any, leaf: Any) -> list[Any] | None:
     """A marked operation that moves numbers without changing the example axis."""
+    if not is_kept(leaf):
+        return None
     params, shape = eqn.params, eqn.outvars[0].aval.shape
     if isinstance(leaf, LayersFirst):
         if eqn.primitive.name == "transpose":

@@ -62,17 +62,25 @@ class Scan(NamedTuple):
     options: dict[str, Any]
 
     def accumulates(self, index: int) -> bool:
-        """Whether output ``index`` is a carry that is only ever added to."""
-        var, num_added = self.body.invars[self.num_consts + index], 0
-        while True:
-            users = [eqn for eqn in self.body.eqns if var in eqn.invars]
-            places = [i for i, out in enumerate(self.body.outvars) if out is var]
-            if not users:
-                return num_added > 0 and places == [index]
-            added = [eqn.primitive.name for eqn in users] == ["add_any"]
-            if places or not added or users[0].invars.count(var) > 1:
+        """Whether output ``index`` is a carry that is only ever added to.
+
+        On its way its axes may change places, if they end in their own.
+        """
+        var = self.body.invars[self.num_consts + index]
+        axes, num_added = list(range(var.aval.ndim)), 0
+        while users := [eqn for eqn in self.body.eqns if var in eqn.invars]:
+            eqn = users[0]
+            if len(users) > 1 or any(out is var for out in self.body.outvars):
                 return False
-            var, num_added = users[0].outvars[0], num_added + 1
+            if eqn.primitive.name == "transpose":
+                axes = [axes[axis] for axis in eqn.params["permutation"]]
+            elif eqn.primitive.name == "add_any" and eqn.invars.count(var) == 1:
+                num_added += 1
+            else:
+                return False
+            (var,) = eqn.outvars
+        places = [i for i, out in enumerate(self.body.outvars) if out is var]
+        return num_added > 0 and places == [index] and axes == sorted(axes)
 
 
 def as_scan(eqn: Any) -> Scan:
@@ -216,12 +224,11 @@ def _parts(jaxpr: Any) -> Any:
 def _ends_of_scan(eqn: Any, index: int) -> list[str]:
     """Where in its body the walk back from an output of a scan ends."""
     scan = as_scan(eqn)
-    if index >= scan.num_carry:
-        return [f"{end} in scan" for end in ends(scan.body, scan.body.outvars[index])]
-    if not scan.accumulates(index):
-        return ["scan"]
-    added = ends(scan.body, scan.body.outvars[index])
-    return [f"{end} in scan" for end in added if end != "input"]
+    carried = index < scan.num_carry
+    if eqn.effects or (carried and not scan.accumulates(index)):
+        return ["scan with effects" if eqn.effects else "scan"]
+    inner = ends(scan.body, scan.body.outvars[index])
+    return [f"{end} in scan" for end in inner if not (carried and end == "input")]
 
 
 def _producers(jaxpr: Any) -> dict[Any, Any]:

@@ -72,7 +72,8 @@ def explain(
 
 def _line(leaf: Any, end: str) -> str:
     if not is_outer_product(leaf):
-        if "dot_general" in end or "scatter" in end:
+        stacked = "scatter" in end and "scan" in end  # look-ups of layers stay arrays
+        if "dot_general" in end or ("scatter" in end and not stacked):
             return f"array: ends in {end}, which is no larger multiplied out"
         return f"array: ends in {end}"
     terms, m, n = leaf.sides

@@ -1,0 +1,168 @@
+"""Kernels inside `lax.scan` stay factored, and what cannot is as `vmap` gives it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend.core.primitives import add_jaxvals_p
+
+import consensus_optax as co
+from consensus_optax._contraction import unfinished
+from tests._models import array, assert_close, assert_rows, square
+from tests._scanned_models import SCANNED, layers, lstm, too_long, transformer
+
+pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_rows_are_those_of_vmap_of_grad(name):
+    assert_rows(SCANNED[name](), 5e-6)  # float32 rounding through all layers
+
+
+def test_kernels_of_layers_have_an_axis_of_layers():
+    model = transformer()
+    rows = jax.eval_shape(co.per_example_grad(model.loss), model.params, model.batch)
+    up = rows["up"]
+    assert (up.left.shape, up.right.shape) == ((4, 3, 3, 16), (4, 3, 3, 64))
+    assert (up.num_layers, up.sides, up.shape) == (3, (3, 16, 64), (4, 3, 16, 64))
+    assert not co.is_outer_product(rows["scale"])
+
+
+def test_kernels_used_in_every_step_have_more_terms():
+    model = lstm()
+    rows = jax.eval_shape(co.per_example_grad(model.loss), model.params, model.batch)
+    assert rows["h"].num_layers is None
+    assert rows["h"].sides == (3, 24, 96)
+
+
+def test_explain_says_what_is_factored_and_why_not(capsys):
+    for name in ("layers", "too_long", "not_understood", "with_effects"):
+        model = SCANNED[name]()
+        co.explain(model.loss, model.params, model.batch)
+    said = capsys.readouterr().out
+    for line in (
+        "['kernel']  (3, 16, 16)  factored: 3 layers of 1 x (16 + 16), saves 10.5 KiB",
+        "['narrow']  (4, 4)    array: ends in dot_general in scan, which is no larger",
+        "['read']    (16, 16)     array: ends in scan\n",
+        "['scaled']  (3, 16, 16)  array: ends in mul in scan",
+        "['up']     (3, 16, 64)       array: ends in scan with effects",
+    ):
+        assert line in said
+
+
+def primitives(jaxpr):
+    """Names of all operations, those within others included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+def count(name, function, *args):
+    eqns = primitives(jax.make_jaxpr(function)(*args).jaxpr)
+    return sum(eqn.primitive.name == name for eqn in eqns)
+
+
+@pytest.mark.parametrize("make", [transformer, lstm, too_long])
+def test_nothing_is_computed_twice(make):
+    """As many scans and sines as in the plain step, and no product that is kept."""
+    model = make()
+    one = lambda p, x: jax.grad(model.loss)(p, jax.tree.map(lambda a: a[None], x))
+    plain = jax.vmap(one, (None, 0))
+    lazy = co.per_example_grad(model.loss)
+    given = model.params, model.batch
+    for name in ("scan", "sin", "tanh", "exp"):
+        assert count(name, lazy, *given) == count(name, plain, *given)
+    fewer = sum(name in str(model.factored) for name in model.params)
+    dots = count("dot_general", plain, *given) - count("dot_general", lazy, *given)
+    assert dots >= fewer
+
+
+def sums(start, reads):
+    """A gradient that a scan adds up, written by hand; ``reads`` what it adds to."""
+
+    def value_and_grad(a, d):
+        def step(carry, now):
+            total, seen = carry
+            product = lax.dot_general(*now, (((0,), (0,)), ((), ())))
+            seen = seen + total[0, 0] if reads else seen
+            return (add_jaxvals_p.bind(total, product), seen), None
+
+        (total, seen), _ = lax.scan(step, (start(), 0.0), (a, d))
+        return seen, total
+
+    return value_and_grad
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("start", [lambda: jnp.zeros((16, 8)), lambda: array(0, 16, 8)])
+def test_only_sums_that_start_from_zeros_and_are_not_read_are_factored(start, reads):
+    function, given = sums(start, reads), (array(1, 4, 3, 1, 16), array(2, 4, 3, 1, 8))
+    value, rows, _ = unfinished(function, (0, 0), *given)
+    assert co.is_outer_product(rows) == (not start().any() and not reads)
+    expected = jax.vmap(function)(*given)
+    assert_close(value, expected[0], 2e-6)  # float32 rounding, as below
+    assert_close(co.materialize(rows), expected[1], 2e-6)
+
+
+@pytest.mark.parametrize("make", [layers, lstm])
+def test_rows_inside_shard_map(make):
+    """Where types say what varies over devices, loops are rebuilt with their types."""
+    model = make()
+    mesh = jax.make_mesh((2,), ("data",))
+    reducer, specs = co.mean(), jax.sharding.PartitionSpec("data")
+    rows = co.per_example_grad(model.loss)
+
+    def update(params, batch):
+        local = rows(
+            jax.tree.map(lambda p: lax.pcast(p, "data", to="varying"), params), batch
+        )
+        across = co.sharded(reducer, "data")
+        return across.update(local, reducer.init(params), params)[0]
+
+    whole = jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(update, mesh=mesh, in_specs=(whole, specs), out_specs=whole)
+    got = jax.jit(mapped)(model.params, model.batch)
+    wanted = jax.grad(model.loss)(model.params, model.batch)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert_close(x, y, 5e-6)  # a sum in another order
+
+
+def deep(num_rows=32, length=1, depth=8, width=256):
+    """A perceptron of many layers, its parameters and batch as shapes."""
+
+    def loss(p, x):
+        layer = lambda x, w: (jnp.tanh(x @ w), None)
+        return square(lax.scan(layer, x, p)[0])
+
+    params = jax.ShapeDtypeStruct((depth, width, width), jnp.float32)
+    batch = jax.ShapeDtypeStruct((num_rows, length, width), jnp.float32)
+    return loss, params, batch
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize(
+    "make",
+    [
+        co.mean,
+        co.sign_consensus,
+        lambda: co.sign_consensus(0.8),
+        co.cosine_filter,
+    ],
+)
+def test_rows_of_a_deep_scan_are_never_in_memory(make, length):
+    loss, params, batch = deep(length=length)
+    reducer = make()
+
+    def step(params, batch):
+        rows = co.per_example_grad(loss)(params, batch)
+        return reducer.update(rows, reducer.init(params), params)[0]
+
+    memory = jax.jit(step).lower(params, batch).compile().memory_analysis()
+    stack = 4 * batch.shape[0] * np.prod(params.shape)
+    assert memory.temp_size_in_bytes < 0.25 * stack
