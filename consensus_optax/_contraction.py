@@ -38,7 +38,7 @@ from consensus_optax._jaxprs import (
 )
 from consensus_optax._layers import LayersFirst
 from consensus_optax._outer_product import OuterProduct, is_outer_product
-from consensus_optax._scans import lift
+from consensus_optax._scans import lift, rewrite
 
 _CONVOLUTION = "conv_general_dilated"
 
@@ -78,7 +78,7 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     def of_row(*args: Any) -> Any:
         closed, shapes, wanted = _traced(function, args)
         ended = itertools.chain(*(ends(closed.jaxpr, var) for var in wanted))
-        some = _CONVOLUTION in ended
+        some = any(_CONVOLUTION in end for end in ended)
         outputs = _evaluated(closed, args, wanted if some else (), _rewrite)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -123,6 +123,8 @@ def _keep(eqn: Any, scope: Scope) -> list[Any] | None:
 
 def _rewrite(eqn: Any, scope: Scope) -> list[Any] | None:
     """A marked convolution as a matrix product; everything else as it stands."""
+    if eqn.primitive.name == "scan":
+        return rewrite(eqn, scope, _rewrite)
     if eqn.primitive.name != _CONVOLUTION:
         return None
     product = as_product(eqn, *map(scope.number, eqn.invars))

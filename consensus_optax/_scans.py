@@ -38,24 +38,24 @@ def lift(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
     """
     scan = as_scan(eqn)
     length, num_carry = scan.options["length"], scan.num_carry
-    if eqn.effects or scan.body.effects or not length:
-        return None
 
     def may_be_lifted(index: int) -> bool:
         if eqn.outvars[index] not in scope.marked:
             return False
-        start = eqn.invars[scan.num_consts + index] if index < num_carry else None
-        known = start is None or is_in(start, scope.zeros)
-        return known and (start is None or scan.accumulates(index))
+        start = eqn.invars[scan.num_consts + index]
+        sums = lambda: is_in(start, scope.zeros) and scan.accumulates(index)
+        return index >= num_carry or sums()
 
     candidates = [i for i in range(len(eqn.outvars)) if may_be_lifted(i)]
-    if not candidates:
+    if eqn.effects or not length or not candidates:
         return None
-    operands = [scope.number(var) for var in eqn.invars]
-    given = operands[: scan.num_consts]
-    carry, slices = _cut(operands[scan.num_consts :], num_carry)
-    first = lambda: _turn(scan, given, carry, [x[0] for x in slices], candidates, keep)
-    shapes = jax.eval_shape(first)
+    given, carry, slices = _operands(eqn, scan, scope)
+
+    def turn(carry: list[Any], slices: list[Any], lifted: list[int]) -> list[Any]:
+        carry = [NOTHING if i in lifted else x for i, x in enumerate(carry)]
+        return _turn(scan, [*given, *carry, *slices], lifted, keep)
+
+    shapes = jax.eval_shape(lambda: turn(carry, [x[0] for x in slices], candidates))
     lifted = [
         i
         for i in candidates
@@ -66,43 +66,51 @@ def lift(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
         return None
     stay = [i for i in range(num_carry) if i not in lifted]
 
-    def turn(kept: list[Any], now: list[Any]) -> tuple[list[Any], list[Any]]:
-        whole = list(carry)
-        for i, value in zip(stay, kept, strict=True):
-            whole[i] = value
-        outs = _turn(scan, given, whole, now, lifted, keep)
+    def lifting(kept: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+        whole = dict(zip(stay, kept, strict=True))
+        outs = turn([whole.get(i) for i in range(num_carry)], slices, lifted)
         stacked = [out for i, out in enumerate(outs) if i not in stay]
         return [outs[i] for i in stay], stacked
 
-    start = [carry[i] for i in stay]
-    final, stacked = lax.scan(turn, start, list(slices), **scan.options)
+    final, stacked = lax.scan(lifting, [carry[i] for i in stay], slices, **scan.options)
     ends, rest = iter(final), iter(stacked)
     outs = [next(ends if i in stay else rest) for i in range(len(eqn.outvars))]
     for i in lifted:
-        join = joined_terms if i < num_carry else _layers_first
+        layers = i >= num_carry
+        join = (lambda x: LayersFirst(joined_layers(x))) if layers else joined_terms
         outs[i] = join(outs[i])
     return outs
 
 
-def _turn(
-    scan: Scan,
-    given: list[Any],
-    carry: list[Any],
-    slices: list[Any],
-    lifted: list[int],
-    keep: Keep,
-) -> list[Any]:
-    """One turn, with the outputs ``lifted`` as products of this turn where possible."""
-    carry = [NOTHING if i in lifted else x for i, x in enumerate(carry)]
-    marked = walk_back(scan.body, [scan.body.outvars[i] for i in lifted])
-    args = [*given, *carry, *slices]
+def rewrite(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
+    """The same scan, with what ``keep`` makes of operations that end marked outputs."""
+    if eqn.effects:
+        return None
+    scan = as_scan(eqn)
+    given, start, xs = _operands(eqn, scan, scope)
+    marked = [i for i, var in enumerate(eqn.outvars) if var in scope.marked]
+
+    def turn(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+        outs = _turn(scan, [*given, *carry, *slices], marked, keep)
+        return outs[: scan.num_carry], outs[scan.num_carry :]
+
+    final, stacked = lax.scan(turn, start, xs, **scan.options)
+    return [*final, *stacked]
+
+
+def _operands(eqn: Any, scan: Scan, scope: Scope) -> tuple[list[Any], ...]:
+    """What is the same in every turn, what the first one is handed, what is sliced."""
+    operands = [scope.number(var) for var in eqn.invars]
+    first, last = scan.num_consts, scan.num_consts + scan.num_carry
+    return operands[:first], operands[first:last], operands[last:]
+
+
+def _turn(scan: Scan, args: list[Any], wanted: list[int], keep: Keep) -> list[Any]:
+    """One turn, with the outputs ``wanted`` as ``keep`` leaves them."""
+    marked = walk_back(scan.body, [scan.body.outvars[i] for i in wanted])
     outs = evaluate(scan.body, scan.consts, args, marked, keep)
     whole = lambda out: out.materialize() if is_kept(out) else out
-    return [out if i in lifted else whole(out) for i, out in enumerate(outs)]
-
-
-def _layers_first(stacked: Any) -> LayersFirst:
-    return LayersFirst(joined_layers(stacked))
+    return [out if i in wanted else whole(out) for i, out in enumerate(outs)]
 
 
 def _is_worth(leaf: Any, length: int, joins: bool) -> bool:
@@ -111,7 +119,3 @@ def _is_worth(leaf: Any, length: int, joins: bool) -> bool:
         return False
     factors = leaf.left.size + leaf.right.size
     return factors * (length if joins else 1) < leaf.size
-
-
-def _cut(values: list[Any], at: int) -> tuple[list[Any], list[Any]]:
-    return values[:at], values[at:]

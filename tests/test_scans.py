@@ -10,14 +10,17 @@ from jax.extend.core.primitives import add_jaxvals_p
 import consensus_optax as co
 from consensus_optax._contraction import unfinished
 from tests._models import array, assert_close, assert_rows, square
-from tests._scanned_models import SCANNED, layers, lstm, too_long, transformer
+from tests._recurrent_models import RECURRENT, lstm, too_long
+from tests._scanned_models import SCANNED, layers, transformer
+
+MODELS = SCANNED | RECURRENT
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
 
 
-@pytest.mark.parametrize("name", SCANNED)
+@pytest.mark.parametrize("name", MODELS)
 def test_rows_are_those_of_vmap_of_grad(name):
-    assert_rows(SCANNED[name](), 5e-6)  # float32 rounding through all layers
+    assert_rows(MODELS[name](), 5e-6)  # float32 rounding through all layers
 
 
 def test_kernels_of_layers_have_an_axis_of_layers():
@@ -38,7 +41,7 @@ def test_kernels_used_in_every_step_have_more_terms():
 
 def test_explain_says_what_is_factored_and_why_not(capsys):
     for name in ("layers", "too_long", "not_understood", "with_effects"):
-        model = SCANNED[name]()
+        model = MODELS[name]()
         co.explain(model.loss, model.params, model.batch)
     said = capsys.readouterr().out
     for line in (
