@@ -11,6 +11,7 @@ a marked ``dot_general`` or look-up (``scatter-add`` into zeros) gives an
 :class:`OuterProduct`, marked moves act on it, and whatever else meets one gets the
 array. A leaf that does not end so is an array, as ever; the result is exact.
 
+Scans are rebuilt so that they stack operands instead of products (``_scans.py``).
 Convolutions are met before ``vmap``, where they are still plain: the jaxpr of one row
 is evaluated with those that end a gradient written as products of patches.
 """

@@ -7,7 +7,7 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax import _leaves
-from consensus_optax._statistics import MINMOD, SMALLEST_POSITIVE, WEIGHTED_SQUARES
+from consensus_optax._statistics import LOG_MAGNITUDE, MINMOD, WEIGHTED_SQUARES
 from tests._models import MODELS, array, assert_close, assert_rows, square
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
@@ -36,7 +36,7 @@ def test_every_verb_agrees_on_factors_and_arrays():
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     dtype, order = jnp.float32, jnp.arange(5)
     weights, matrix = draw(5), draw(5, 5)
-    statistics = (MINMOD, WEIGHTED_SQUARES, SMALLEST_POSITIVE)
+    statistics = (MINMOD, WEIGHTED_SQUARES, LOG_MAGNITUDE)
     products = {
         "one term": co.OuterProduct(draw(5, 1, 6), draw(5, 1, 7), (6, 7)),
         "terms": co.OuterProduct(draw(5, 3, 6), draw(5, 3, 7), (6, 7)),
