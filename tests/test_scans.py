@@ -130,7 +130,8 @@ def test_rows_inside_shard_map(make):
 
     whole = jax.sharding.PartitionSpec()
     mapped = jax.shard_map(update, mesh=mesh, in_specs=(whole, specs), out_specs=whole)
-    got = jax.jit(mapped)(model.params, model.batch)
+    batch = jax.device_put(model.batch, jax.NamedSharding(mesh, specs))
+    got = jax.jit(mapped)(model.params, batch)
     wanted = jax.grad(model.loss)(model.params, model.batch)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert_close(x, y, 5e-6)  # a sum in another order
