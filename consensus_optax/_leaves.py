@@ -1,8 +1,8 @@
 """All algebra on leaves with an example axis, for every kind of leaf.
 
 A leaf is an array (B, *shape), an :class:`OuterProduct`, perhaps of many layers, or
-:class:`Mixed` rows of one of these. Everything above this file is written in these few verbs, so a fourth kind
-of leaf would be taught here alone.
+:class:`Mixed` rows of one of these. Everything above this file is written in these few
+verbs, so a fourth kind of leaf would be taught here alone.
 What depends on the values of all rows runs in float32 at least, whatever their dtype.
 """
 

@@ -26,7 +26,8 @@ def explain(
 
     One line for each leaf: path, shape, then ``factored`` with the sides T x (M + N)
     of its outer products (of every layer, if ``lax.scan`` goes over layers) and the
-    memory they save, or ``array`` with the operation in which its gradient ends. Nothing is computed but shapes.
+    memory they save, or ``array`` with the operation in which its gradient ends.
+    Nothing is computed but shapes.
 
     Args:
       fun: see :func:`per_example_grad`; so are all keywords.
