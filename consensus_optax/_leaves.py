@@ -88,32 +88,41 @@ def scale(leaf: Leaf, factors: Array) -> Leaf:
     if is_outer_product(leaf):
         smaller = not leaf.is_look_up and leaf.left.size <= leaf.right.size
         side = "left" if smaller else "right"
-        scaled = scale(getattr(leaf, side).astype(factors.dtype), factors)
+        scaled = _scaled(getattr(leaf, side), factors)
         return dataclasses.replace(leaf, **{side: scaled})
-    shape = (-1,) + (1,) * (leaf.ndim - 1)
-    return (leaf.astype(factors.dtype) * factors.reshape(shape)).astype(leaf.dtype)
+    return _scaled(leaf, factors).astype(leaf.dtype)
+
+
+def _scaled(rows: Array, factors: Array) -> Array:
+    """The same of an array, in the dtype of the factors."""
+    return rows.astype(factors.dtype) * factors.reshape(-1, *[1] * (rows.ndim - 1))
 
 
 def has_layers(leaf: AnyLeaf) -> bool:
     """Whether a leaf is of products, or mixed of them, with an axis of layers."""
-    leaf = leaf.leaf if isinstance(leaf, Mixed) else leaf
-    return is_outer_product(leaf) and leaf.num_layers is not None
+    whole = leaf.leaf if isinstance(leaf, Mixed) else leaf
+    return is_outer_product(whole) and whole.num_layers is not None
 
 
-def over_layers(function: Callable[..., Any], leaf: AnyLeaf, *directions: Array) -> Any:
+def over_layers(function: Callable[..., Any], leaf: Any, *directions: Array) -> Any:
     """A function of one layer's rows, and of directions', summed over the layers."""
-    if isinstance(leaf, Mixed):
-        of_layer = lambda layer, *parts: function(leaf._replace(leaf=layer), *parts)
-        return over_layers(of_layer, leaf.leaf, *directions)
-    return sum_of_layers(function, leaf, *map(leaf.matrix, directions))
+    whole, part = _taken_apart(leaf)
+    of_layer = lambda layer, *parts: function(part(layer), *parts)
+    return sum_of_layers(of_layer, whole, *map(whole.matrix, directions))
 
 
-def _by_layer(function: Callable[..., Any], leaf: AnyLeaf) -> Any:
+def _by_layer(function: Callable[..., Any], leaf: Any) -> Any:
     """A function of one layer's rows to matrices; those of all, in parameter shape."""
+    whole, part = _taken_apart(leaf)
+    merged = each_layer(lambda layer: function(part(layer)), whole)
+    return jax.tree.map(whole.restore, merged)
+
+
+def _taken_apart(leaf: Any) -> tuple[OuterProduct, Callable[[OuterProduct], AnyLeaf]]:
+    """The products of all layers, and what makes a leaf like this one of one layer."""
     if isinstance(leaf, Mixed):
-        of_layer = lambda layer: function(leaf._replace(leaf=layer))
-        return _by_layer(of_layer, leaf.leaf)
-    return jax.tree.map(leaf.restore, each_layer(function, leaf))
+        return leaf.leaf, lambda layer: leaf._replace(leaf=layer)
+    return leaf, lambda layer: layer
 
 
 def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
@@ -255,7 +264,8 @@ def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
     if is_outer_product(leaf):
         matrix = leaf.matrix(direction)  # (M, N)
         if leaf.is_look_up:
-            projected = matrix.at[leaf.left].get(mode="fill", fill_value=0)
+            options = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
+            projected = matrix.at[leaf.left].get(**options)
         else:
             projected = precise(leaf.left.astype(dtype), matrix)  # (B, T, N)
         return (projected * leaf.right.astype(dtype)).sum((1, 2))

@@ -80,10 +80,10 @@ def _leaf_products(
     """
     dtype, present = rows.weights.dtype, rows.present
     if _leaves.has_layers(leaf):  # one at a time: rows may have to be multiplied out
-        of_layer = lambda layer, *old: _leaf_products(
-            reads, layer, rows, *(old or [None]), shares
-        )
         olds = [] if previous is None else [previous]
+        of_layer = lambda layer, *old: _leaf_products(
+            reads, layer, rows, old[0] if old else None, shares
+        )
         return _leaves.over_layers(of_layer, leaf, *olds)
     if reads == "norms":
         return jnp.where(present, _leaves.squared_norms(leaf, dtype), 0)

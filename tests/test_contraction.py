@@ -9,6 +9,7 @@ import consensus_optax as co
 from consensus_optax import _leaves
 from consensus_optax._statistics import LOG_MAGNITUDE, MINMOD, WEIGHTED_SQUARES
 from tests._models import MODELS, array, assert_close, assert_rows, square
+from tests._stacks import quick_jit
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
 
@@ -65,48 +66,28 @@ def test_every_verb_agrees_on_factors_and_arrays():
             jnp.asarray(rng.integers(0, 3, (5, 9))), draw(5, 9, 2), (3, 2)
         ),
     }
+
+    def verbs(leaf, direction):
+        mixed = _leaves.Mixed(matrix, leaf, order)
+        return [
+            _leaves.gramian(leaf, dtype),
+            *(_leaves.squared_norms(of, dtype) for of in (leaf, mixed)),
+            *(_leaves.combine(of, weights, order) for of in (leaf, mixed)),
+            *(_leaves.inner_products(of, direction) for of in (leaf, mixed)),
+            *_leaves.fold(leaf, statistics, weights, order),
+            *_leaves.fold(mixed, statistics, weights, order),
+            _leaves.as_array(_leaves.scale(leaf, weights), dtype),
+            _leaves.as_array(_leaves.signs(leaf, dtype), dtype),
+        ]
+
     for name, leaf in products.items():
         rows = leaf.materialize()
         assert rows.shape == leaf.shape, name
+        for i in range(5):
+            assert_close(leaf.restore(leaf.row(i)), rows[i], 2e-6)  # as below
         direction = draw(*leaf.shape[1:])
-        folds = lambda of: _leaves.fold(of, statistics, weights, order)
-        mixed = lambda of: _leaves.Mixed(matrix, of, order)
-        pairs = [
-            (jnp.stack([leaf.restore(leaf.row(i)) for i in range(5)]), rows),
-            *zip(folds(leaf), folds(rows), strict=True),
-            *zip(folds(mixed(leaf)), folds(mixed(rows)), strict=True),
-            (
-                _leaves.squared_norms(mixed(leaf), dtype),
-                _leaves.squared_norms(mixed(rows), dtype),
-            ),
-            (
-                _leaves.combine(mixed(leaf), weights, order),
-                _leaves.combine(mixed(rows), weights, order),
-            ),
-            (
-                _leaves.inner_products(mixed(leaf), direction),
-                _leaves.inner_products(mixed(rows), direction),
-            ),
-            (_leaves.gramian(leaf, dtype), _leaves.gramian(rows, dtype)),
-            (_leaves.squared_norms(leaf, dtype), _leaves.squared_norms(rows, dtype)),
-            (
-                _leaves.combine(leaf, weights, order),
-                _leaves.combine(rows, weights, order),
-            ),
-            (
-                _leaves.inner_products(leaf, direction),
-                _leaves.inner_products(rows, direction),
-            ),
-            (
-                _leaves.scale(leaf, weights).materialize(),
-                _leaves.scale(rows, weights),
-            ),
-            (
-                _leaves.as_array(_leaves.signs(leaf, dtype), dtype),
-                jnp.sign(rows),
-            ),
-        ]
-        for x, y in pairs:
+        compare = quick_jit(lambda *of: [verbs(x, of[0]) for x in of[1:]])
+        for x, y in zip(*compare(direction, leaf, rows), strict=True):
             assert_close(x, y, 2e-6)  # float32 rounding
 
 
