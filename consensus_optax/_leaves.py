@@ -88,7 +88,7 @@ def scale(leaf: Leaf, factors: Array) -> Leaf:
     if is_outer_product(leaf):
         smaller = not leaf.is_look_up and leaf.left.size <= leaf.right.size
         side = "left" if smaller else "right"
-        scaled = _scaled(getattr(leaf, side), factors)
+        scaled: Any = _scaled(getattr(leaf, side), factors)
         return dataclasses.replace(leaf, **{side: scaled})
     return _scaled(leaf, factors).astype(leaf.dtype)
 
