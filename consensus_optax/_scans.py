@@ -50,10 +50,12 @@ def lift(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
     if eqn.effects or not length or not candidates:
         return None
     given, carry, slices = _operands(eqn, scan, scope)
+    same = zip(eqn.invars[: scan.num_consts], scan.body.invars, strict=False)
+    zeros = {var for outer, var in same if is_in(outer, scope.zeros)}
 
     def turn(carry: list[Any], slices: list[Any], lifted: list[int]) -> list[Any]:
         carry = [NOTHING if i in lifted else x for i, x in enumerate(carry)]
-        return _turn(scan, [*given, *carry, *slices], lifted, keep)
+        return _turn(scan, [*given, *carry, *slices], lifted, keep, zeros)
 
     shapes = jax.eval_shape(lambda: turn(carry, [x[0] for x in slices], candidates))
     lifted = [
@@ -91,7 +93,7 @@ def rewrite(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
     marked = [i for i, var in enumerate(eqn.outvars) if var in scope.marked]
 
     def turn(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-        outs = _turn(scan, [*given, *carry, *slices], marked, keep)
+        outs = _turn(scan, [*given, *carry, *slices], marked, keep, set())
         return outs[: scan.num_carry], outs[scan.num_carry :]
 
     final, stacked = lax.scan(turn, start, xs, **scan.options)
@@ -105,10 +107,12 @@ def _operands(eqn: Any, scan: Scan, scope: Scope) -> tuple[list[Any], ...]:
     return operands[:first], operands[first:last], operands[last:]
 
 
-def _turn(scan: Scan, args: list[Any], wanted: list[int], keep: Keep) -> list[Any]:
+def _turn(
+    scan: Scan, args: list[Any], wanted: list[int], keep: Keep, zeros: set[Any]
+) -> list[Any]:
     """One turn, with the outputs ``wanted`` as ``keep`` leaves them."""
     marked = walk_back(scan.body, [scan.body.outvars[i] for i in wanted])
-    outs = evaluate(scan.body, scan.consts, args, marked, keep)
+    outs = evaluate(scan.body, scan.consts, args, marked, keep, zeros)
     whole = lambda out: out.materialize() if is_kept(out) else out
     return [out if i in wanted else whole(out) for i, out in enumerate(outs)]
 
