@@ -191,9 +191,11 @@ def transformer(
 
 
 def workload(name: str, smoke: bool = False) -> Workload:
-    """One of the three by name, at full size or so small that it runs at once."""
-    sizes = SMOKE_SIZES[name] if smoke else {}
-    return {"mlp": mlp, "cnn": cnn, "transformer": transformer}[name](**sizes)
+    """One of ``ALL_NAMES``, at full size or so small that it runs at once."""
+    sizes = SMOKE_SIZES[name.partition(", ")[0]] if smoke else {}
+    makers = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
+    makers["transformer, scanned"] = functools.partial(transformer, scanned=True)
+    return makers[name](**sizes)
 
 
 SMOKE_SIZES: dict[str, dict[str, Any]] = {
@@ -209,6 +211,7 @@ SMOKE_SIZES: dict[str, dict[str, Any]] = {
     },
 }
 NAMES = tuple(SMOKE_SIZES)
+ALL_NAMES = (*NAMES, "transformer, scanned")  # measured if asked for
 
 
 def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> jax.Array:

@@ -72,6 +72,7 @@ def test_every_verb_agrees_on_factors_and_arrays():
         mixed = _leaves.Mixed(matrix, leaf, order)
         return [
             _leaves.gramian(leaf, dtype),
+            _leaves.cross_gramian(leaf, _leaves.scale(leaf, weights), dtype),
             *(_leaves.squared_norms(of, dtype) for of in (leaf, mixed)),
             *(_leaves.combine(of, weights, order) for of in (leaf, mixed)),
             *(_leaves.inner_products(of, direction) for of in (leaf, mixed)),

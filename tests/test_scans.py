@@ -8,6 +8,7 @@ from jax import lax
 from jax.extend.core.primitives import add_jaxvals_p
 
 import consensus_optax as co
+from benchmarks import _workloads
 from consensus_optax._contraction import unfinished
 from tests._models import array, assert_close, assert_rows, square
 from tests._recurrent_models import RECURRENT, lstm, too_long
@@ -136,6 +137,16 @@ def test_rows_inside_shard_map(make):
     wanted = jax.grad(model.loss)(model.params, model.batch)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert_close(x, y, 5e-6)  # a sum in another order
+
+
+def test_the_benchmark_transformer_is_the_same_with_scanned_layers():
+    plain = _workloads.workload("transformer", smoke=True)
+    scanned = _workloads.workload("transformer, scanned", smoke=True)
+    given = [jax.jit(work.loss)(work.params, work.batch) for work in (plain, scanned)]
+    assert_close(*given, 1e-6)  # float32 rounding
+    rows = co.per_example_grad(scanned.loss)
+    rows = jax.eval_shape(rows, scanned.params, scanned.batch)
+    assert co.is_outer_product(rows["layers"]["up"]["kernel"])
 
 
 def deep(num_rows=32, length=1, depth=8, width=256):
