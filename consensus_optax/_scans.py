@@ -42,9 +42,10 @@ def lift(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
     def may_be_lifted(index: int) -> bool:
         if eqn.outvars[index] not in scope.marked:
             return False
+        if index >= num_carry:
+            return True
         start = eqn.invars[scan.num_consts + index]
-        sums = lambda: is_in(start, scope.zeros) and scan.accumulates(index)
-        return index >= num_carry or sums()
+        return is_in(start, scope.zeros) and scan.accumulates(index)
 
     candidates = [i for i in range(len(eqn.outvars)) if may_be_lifted(i)]
     if eqn.effects or not length or not candidates:

@@ -115,6 +115,19 @@ def test_only_sums_from_zeros_that_are_not_read_are_factored(from_zeros, reads):
     assert_close(co.materialize(rows), expected[1], 2e-6)
 
 
+def test_more_products_may_be_stacked_than_there_are_operands():
+    def value_and_grad(x):
+        product = lambda y: lax.dot_general(y, x, (((0,), (0,)), ((), ())))
+        turn = lambda carry, _: (carry, [product(k * x) for k in (1.0, 2.0, 3.0)])
+        return x.sum(), lax.scan(turn, 0.0, None, length=2)[1]
+
+    x = array(0, 4, 1, 16)
+    _, rows, _ = unfinished(value_and_grad, (0,), x)
+    assert all(map(co.is_outer_product, rows))
+    for got, wanted in zip(rows, jax.vmap(value_and_grad)(x)[1], strict=True):
+        assert_close(got.materialize(), wanted, 2e-6)  # float32 rounding
+
+
 @pytest.mark.parametrize("make", [layers, lstm])
 def test_rows_inside_shard_map(make):
     """Where types say what varies over devices, loops are rebuilt with their types."""
@@ -142,10 +155,11 @@ def test_rows_inside_shard_map(make):
 def test_the_benchmark_transformer_is_the_same_with_scanned_layers():
     plain = _workloads.workload("transformer", smoke=True)
     scanned = _workloads.workload("transformer, scanned", smoke=True)
-    given = [jax.jit(work.loss)(work.params, work.batch) for work in (plain, scanned)]
-    assert_close(*given, 1e-6)  # float32 rounding
-    rows = co.per_example_grad(scanned.loss)
-    rows = jax.eval_shape(rows, scanned.params, scanned.batch)
+    losses = lambda *works: [work.loss(work.params, work.batch) for work in works]
+    with jax.numpy_rank_promotion("allow"):  # biases
+        assert_close(*losses(plain, scanned), 1e-6)  # float32 rounding
+        rows = co.per_example_grad(scanned.loss)
+        rows = jax.eval_shape(rows, scanned.params, scanned.batch)
     assert co.is_outer_product(rows["layers"]["up"]["kernel"])
 
 
