@@ -6,6 +6,7 @@ examples. ``benchmarks/_torch_models.py`` has the same three for torch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -123,8 +124,12 @@ def transformer(
     heads: int = 4,
     length: int = 64,
     vocabulary: int = 96,
+    scanned: bool = False,
 ) -> Workload:
-    """A decoder: pre-LN, causal attention, learned positions, untied readout."""
+    """A decoder: pre-LN, causal attention, learned positions, untied readout.
+
+    ``scanned``: the layers stacked, in ``lax.scan``.
+    """
     rng = np.random.default_rng(0)
     norm = lambda: {"scale": jnp.ones(dim), "bias": jnp.zeros(dim)}
     dense = lambda m, n: {
@@ -158,25 +163,39 @@ def transformer(
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
         return _dense(layer["out"], mixed.reshape(x.shape))
 
+    def block(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        x = x + attention(layer, _layer_norm(layer["norm_1"], x))
+        hidden = jax.nn.gelu(_dense(layer["up"], _layer_norm(layer["norm_2"], x)))
+        return x + _dense(layer["down"], hidden), None
+
+    if scanned:
+        stack = lambda *leaves: jnp.stack(leaves)
+        params |= {"layers": jax.tree.map(stack, *params["layers"])}
+
     def loss(params: Any, batch: Batch) -> jax.Array:
         tokens, targets = batch
         x = params["embedding"][tokens] + params["positions"][None, : tokens.shape[1]]
-        for layer in params["layers"]:
-            x = x + attention(layer, _layer_norm(layer["norm_1"], x))
-            hidden = jax.nn.gelu(_dense(layer["up"], _layer_norm(layer["norm_2"], x)))
-            x = x + _dense(layer["down"], hidden)
+        if scanned:
+            x, _ = jax.lax.scan(block, x, params["layers"])
+        else:
+            x = functools.reduce(
+                lambda x, layer: block(x, layer)[0], params["layers"], x
+            )
         return _cross_entropy(
             _dense(params["readout"], _layer_norm(params["norm"], x)), targets
         )
 
     tokens = _labels(rng, vocabulary, batch_size, length + 1)
-    return Workload("transformer", loss, params, (tokens[:, :-1], tokens[:, 1:]))
+    name = "transformer, scanned" if scanned else "transformer"
+    return Workload(name, loss, params, (tokens[:, :-1], tokens[:, 1:]))
 
 
 def workload(name: str, smoke: bool = False) -> Workload:
-    """One of the three by name, at full size or so small that it runs at once."""
-    sizes = SMOKE_SIZES[name] if smoke else {}
-    return {"mlp": mlp, "cnn": cnn, "transformer": transformer}[name](**sizes)
+    """One of ``ALL_NAMES``, at full size or so small that it runs at once."""
+    sizes = SMOKE_SIZES[name.partition(", ")[0]] if smoke else {}
+    makers = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
+    makers["transformer, scanned"] = functools.partial(transformer, scanned=True)
+    return makers[name](**sizes)
 
 
 SMOKE_SIZES: dict[str, dict[str, Any]] = {
@@ -192,6 +211,7 @@ SMOKE_SIZES: dict[str, dict[str, Any]] = {
     },
 }
 NAMES = tuple(SMOKE_SIZES)
+ALL_NAMES = (*NAMES, "transformer, scanned")  # measured if asked for
 
 
 def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from consensus_optax._layers import layer
 from consensus_optax._leaves import AnyLeaf, present_rows
 from consensus_optax._outer_product import OuterProduct, is_outer_product
 from consensus_optax._rules import Rows
@@ -109,21 +110,27 @@ def _array_part(stack: Array, width: int) -> _Part:
 
 
 def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
-    """Blocks of the (M, N) matrices that rows are: some of their M lines."""
+    """Blocks of the (M, N) matrices that rows are: some of their M lines.
+
+    Layers lie one after the other, and a block is within one.
+    """
     _, m, n = leaf.sides
+    num_layers = leaf.num_layers or 1
     lines = min(width // n, m)
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
 
     def read(start: Array) -> Array:
+        one, start = layer(leaf, start // m), start % m
         if leaf.is_look_up:
             look_up = lambda a, d: jax.ops.segment_sum(d.astype(dtype), a, lines)
-            block = jax.vmap(look_up)(leaf.left - start, leaf.right)
+            block = jax.vmap(look_up)(one.left - start, one.right)
         else:
-            left = lax.dynamic_slice_in_dim(leaf.left, start, lines, 2)
-            block = jax.vmap(leaf.contract)(left, leaf.right)  # (B, lines, N)
+            left = lax.dynamic_slice_in_dim(one.left, start, lines, 2)
+            block = jax.vmap(one.contract)(left, one.right)  # (B, lines, N)
         return block.astype(leaf.dtype).reshape(block.shape[0], -1)
 
-    return _Part(read, _places(m, lines), n, m * n)
+    places = [number * m + _places(m, lines) for number in range(num_layers)]
+    return _Part(read, np.concatenate(places), n, num_layers * m * n)
 
 
 def _over_blocks(

@@ -11,6 +11,7 @@ a marked ``dot_general`` or look-up (``scatter-add`` into zeros) gives an
 :class:`OuterProduct`, marked moves act on it, and whatever else meets one gets the
 array. A leaf that does not end so is an array, as ever; the result is exact.
 
+Scans are rebuilt so that they stack operands instead of products (``_scans.py``).
 Convolutions are met before ``vmap``, where they are still plain: the jaxpr of one row
 is evaluated with those that end a gradient written as products of patches.
 """
@@ -27,8 +28,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._convolution import as_product
-from consensus_optax._jaxprs import MOVES, Read, ends, evaluate, walk_back
-from consensus_optax._outer_product import OuterProduct, is_outer_product, materialize
+from consensus_optax._jaxprs import (
+    MOVES,
+    NOTHING,
+    Scope,
+    ends,
+    evaluate,
+    is_kept,
+    walk_back,
+)
+from consensus_optax._layers import LayersFirst
+from consensus_optax._outer_product import OuterProduct, is_outer_product
+from consensus_optax._scans import lift, rewrite
 
 _CONVOLUTION = "conv_general_dilated"
 
@@ -53,7 +64,8 @@ def unfinished(
     outputs = _evaluated(closed, args, wanted, _keep)
     value_tree, rows_tree = map(jax.tree.structure, shapes)
     values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
-    value = jax.tree.unflatten(value_tree, [materialize(value) for value in values])
+    whole = lambda x: x.materialize() if is_kept(x) else x
+    value = jax.tree.unflatten(value_tree, map(whole, values))
     return value, jax.tree.unflatten(rows_tree, map(_worth, rows)), ended
 
 
@@ -67,7 +79,7 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     def of_row(*args: Any) -> Any:
         closed, shapes, wanted = _traced(function, args)
         ended = itertools.chain(*(ends(closed.jaxpr, var) for var in wanted))
-        some = _CONVOLUTION in ended
+        some = any(_CONVOLUTION in end for end in ended)
         outputs = _evaluated(closed, args, wanted if some else (), _rewrite)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -93,26 +105,30 @@ def _worth(leaf: Any) -> Any:
     return leaf
 
 
-def _keep(eqn: Any, read: Read, number: Read, zeros: set[Any]) -> list[Any] | None:
+def _keep(eqn: Any, scope: Scope) -> list[Any] | None:
     """The outputs of a marked operation if it is kept factored, else None."""
     name = eqn.primitive.name
     if name == "dot_general":
-        return _product(eqn, *map(number, eqn.invars))
-    if name == "scatter-add" and eqn.invars[0] in zeros:
-        return _look_up(eqn, *map(number, eqn.invars))
+        return _product(eqn, *map(scope.number, eqn.invars))
+    if name == "scatter-add" and eqn.invars[0] in scope.zeros:
+        return _look_up(eqn, *map(scope.number, eqn.invars))
+    if name == "scan":
+        return lift(eqn, scope, _keep)
     if name == "add_any":
-        return _sum(*map(read, eqn.invars))
-    if name in (*MOVES, "copy") and is_outer_product(read(eqn.invars[0])):
-        return _move(eqn, read(eqn.invars[0]))
+        return _sum(*map(scope.read, eqn.invars))
+    if name in (*MOVES, "copy"):
+        value = scope.read(eqn.invars[0])
+        return [value] if value is NOTHING else _move(eqn, value)
     return None
 
 
-def _rewrite(eqn: Any, read: Read, number: Read, zeros: set[Any]) -> list[Any] | None:
+def _rewrite(eqn: Any, scope: Scope) -> list[Any] | None:
     """A marked convolution as a matrix product; everything else as it stands."""
-    del read, zeros
+    if eqn.primitive.name == "scan":
+        return rewrite(eqn, scope, _rewrite)
     if eqn.primitive.name != _CONVOLUTION:
         return None
-    product = as_product(eqn, *map(number, eqn.invars))
+    product = as_product(eqn, *map(scope.number, eqn.invars))
     return None if product is None else [product]
 
 
@@ -176,20 +192,37 @@ def _look_up(eqn: Any, table: Any, indices: Any, updates: Any) -> list[Any] | No
 
 def _sum(x: Any, y: Any) -> list[Any] | None:
     """Two uses of one parameter: the terms of both, if they are laid out alike."""
+    if x is NOTHING or y is NOTHING:
+        return [y if x is NOTHING else x]
+    if isinstance(x, LayersFirst) and isinstance(y, LayersFirst):
+        total = _sum(x.leaf, y.leaf)
+        return total and [LayersFirst(*total)]
     if not (is_outer_product(x) and is_outer_product(y)):
+        return None
+    if x.right.ndim != y.right.ndim:
         return None
     layout = lambda p: (p.row_shape, p.steps, p.dtype, p.precision)
     if layout(x) != layout(y):
         return None
     x, y = x.with_dense_left(), y.with_dense_left()
-    left = jnp.concatenate([x.left, y.left.astype(x.left.dtype)], 1)
-    right = jnp.concatenate([x.right, y.right.astype(x.right.dtype)], 1)
+    left = jnp.concatenate([x.left, y.left.astype(x.left.dtype)], -2)
+    right = jnp.concatenate([x.right, y.right.astype(x.right.dtype)], -2)
     return [OuterProduct(left, right, *layout(x))]
 
 
-def _move(eqn: Any, leaf: OuterProduct) -> list[Any] | None:
+def _move(eqn: Any, leaf: Any) -> list[Any] | None:
     """A marked operation that moves numbers without changing the example axis."""
+    if not is_kept(leaf):
+        return None
     params, shape = eqn.params, eqn.outvars[0].aval.shape
+    if isinstance(leaf, LayersFirst):
+        if eqn.primitive.name == "transpose":
+            rows = leaf.transposed(params["permutation"])
+            return None if rows is None else [rows]
+        if eqn.primitive.name not in ("copy", "convert_element_type"):
+            return None
+        moved = _move(eqn, leaf.leaf)
+        return moved and [LayersFirst(*moved)]
     match eqn.primitive.name:
         case "copy":
             return [leaf]

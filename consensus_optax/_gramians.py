@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._layers import sum_of_layers
 from consensus_optax._outer_product import OuterProduct, is_outer_product
 from consensus_optax._typing import Array
 from consensus_optax._varying import varying_like
@@ -35,9 +36,12 @@ def cross_gramian(
     """Inner products of the rows of two leaves of one parameter, (B, C).
 
     Of factored rows by T x T products of factors or by multiplying the leaf out, a
-    block at a time, whichever takes fewer operations.
+    block at a time, whichever takes fewer operations; one layer after the other.
     """
     factored = is_outer_product(x) and is_outer_product(y)
+    if factored and x.num_layers is not None:
+        of_layer = lambda *both: cross_gramian(both[0], both[-1], dtype)
+        return sum_of_layers(of_layer, *((x,) if y is x else (x, y)))
     if factored and not x.is_look_up and not y.is_look_up:
         (t, m, n), b = x.sides, x.shape[0]
         if b * t * t * (m + n) > t * m * n + b * m * n:

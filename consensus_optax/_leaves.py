@@ -1,8 +1,8 @@
 """All algebra on leaves with an example axis, for every kind of leaf.
 
-A leaf is an array (B, *shape), an :class:`OuterProduct`, or :class:`Mixed` rows of one
-of these. Everything above this file is written in these few verbs, so a fourth kind
-of leaf would be taught here alone.
+A leaf is an array (B, *shape), an :class:`OuterProduct`, perhaps of many layers, or
+:class:`Mixed` rows of one of these. Everything above this file is written in these few
+verbs, so a fourth kind of leaf would be taught here alone.
 What depends on the values of all rows runs in float32 at least, whatever their dtype.
 """
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._gramians import cross_gramian, factor_products, flat
+from consensus_optax._layers import each_layer, sum_of_layers
 from consensus_optax._outer_product import OuterProduct, is_outer_product
 from consensus_optax._statistics import (
     MINMOD,
@@ -70,6 +71,9 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
     0 * x is nan just for the non-finite x, so one product with a vector of zeros tells
     at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times slower on CPU.
     """
+    if has_layers(leaf):
+        num_bad = lambda layer: (~finite_rows(layer, dtype)).astype(jnp.int32)
+        return over_layers(num_bad, leaf) == 0
     if is_outer_product(leaf):
         right = finite_rows(leaf.right, dtype)
         return right if leaf.is_look_up else right & finite_rows(leaf.left, dtype)
@@ -87,14 +91,47 @@ def scale(leaf: Leaf, factors: Array) -> Leaf:
     if is_outer_product(leaf):
         smaller = not leaf.is_look_up and leaf.left.size <= leaf.right.size
         side = "left" if smaller else "right"
-        scaled = getattr(leaf, side).astype(factors.dtype) * factors[:, None, None]
+        scaled: Any = _scaled(getattr(leaf, side), factors)
         return dataclasses.replace(leaf, **{side: scaled})
-    shape = (-1,) + (1,) * (leaf.ndim - 1)
-    return (leaf.astype(factors.dtype) * factors.reshape(shape)).astype(leaf.dtype)
+    return _scaled(leaf, factors).astype(leaf.dtype)
+
+
+def _scaled(rows: Array, factors: Array) -> Array:
+    """The same of an array, in the dtype of the factors."""
+    return rows.astype(factors.dtype) * factors.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def has_layers(leaf: AnyLeaf) -> bool:
+    """Whether a leaf is of products, or mixed of them, with an axis of layers."""
+    whole = leaf.leaf if isinstance(leaf, Mixed) else leaf
+    return is_outer_product(whole) and whole.num_layers is not None
+
+
+def over_layers(function: Callable[..., Any], leaf: Any, *directions: Array) -> Any:
+    """A function of one layer's rows, and of directions', summed over the layers."""
+    whole, part = _taken_apart(leaf)
+    of_layer = lambda layer, *parts: function(part(layer), *parts)
+    return sum_of_layers(of_layer, whole, *map(whole.matrix, directions))
+
+
+def _by_layer(function: Callable[..., Any], leaf: Any) -> Any:
+    """A function of one layer's rows to matrices; those of all, in parameter shape."""
+    whole, part = _taken_apart(leaf)
+    merged = each_layer(lambda layer: function(part(layer)), whole)
+    return jax.tree.map(whole.restore, merged)
+
+
+def _taken_apart(leaf: Any) -> tuple[OuterProduct, Callable[[OuterProduct], AnyLeaf]]:
+    """The products of all layers, and what makes a leaf like this one of one layer."""
+    if isinstance(leaf, Mixed):
+        return leaf.leaf, lambda layer: leaf._replace(leaf=layer)
+    return leaf, lambda layer: layer
 
 
 def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
     """Squared Euclidean norm of every row, (B,)."""
+    if has_layers(leaf):
+        return over_layers(lambda layer: squared_norms(layer, dtype), leaf)
     if isinstance(leaf, Mixed):
         return gramian(leaf, dtype).diagonal()
     if is_outer_product(leaf):
@@ -123,6 +160,8 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
     Such a row is replaced by row ``order[i]``, a sound one: 0 times nan is nan.
     """
     dtype = weights.dtype
+    if has_layers(leaf):
+        return _by_layer(lambda layer: combine(layer, weights, order), leaf)
     if isinstance(leaf, Mixed):
         return combine(leaf.leaf, weights @ leaf.matrix, leaf.order)
     if is_outer_product(leaf):
@@ -151,6 +190,9 @@ def fold(
     vectors, statistics without a short cut are left out if ``matters`` of the others
     says that they matter nowhere.
     """
+    if has_layers(leaf):
+        of_layer = lambda layer: fold(layer, statistics, weights, order, matters)
+        return _by_layer(of_layer, leaf)
     if isinstance(leaf, Mixed):
         leaf = as_array(leaf, weights.dtype)
     if not is_outer_product(leaf):
@@ -216,16 +258,17 @@ def present_rows(leaf: AnyLeaf, present: Array, dtype: Any) -> Array:
 def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
     """Inner product of every row with one array of parameter shape, (B,)."""
     dtype = direction.dtype
+    if has_layers(leaf):
+        return over_layers(inner_products, leaf, direction)
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
         return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
     precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     if is_outer_product(leaf):
-        _, m, n = leaf.sides
-        row = jax.ShapeDtypeStruct((m, n), dtype)
-        (matrix,) = jax.linear_transpose(leaf.restore, row)(direction)  # (M, N)
+        matrix = leaf.matrix(direction)  # (M, N)
         if leaf.is_look_up:
-            projected = matrix.at[leaf.left].get(mode="fill", fill_value=0)
+            options = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
+            projected = matrix.at[leaf.left].get(**options)
         else:
             projected = precise(leaf.left.astype(dtype), matrix)  # (B, T, N)
         return (projected * leaf.right.astype(dtype)).sum((1, 2))

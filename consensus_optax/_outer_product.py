@@ -38,8 +38,10 @@ class OuterProduct:
       left: the factors a, shape (B, T, M); or (B, T) integers, for rows of an M-row
         table that were looked up: a_it is then one-hot, and no factor where the integer
         is not in [0, M).
-      right: the factors d, shape (B, T, N).
-      row_shape: shape in which the contraction leaves one row, with M * N entries.
+        Rows of L layers, as ``lax.scan`` over layers makes them: (B, L, T, M).
+      right: the factors d, shape (B, T, N) or (B, L, T, N).
+      row_shape: shape in which the contraction leaves one row, with M * N entries, or
+        L * M * N, those of a layer together.
       steps: transpositions and reshapes from ``row_shape`` to the parameter's shape.
       dtype: dtype of the materialized rows.
       precision: precision of the contraction in the model's own backward pass.
@@ -68,13 +70,18 @@ class OuterProduct:
     @property
     def is_look_up(self) -> bool:
         """Whether ``left`` holds indices."""
-        return self.left.ndim == 2
+        return self.left.ndim < self.right.ndim
+
+    @property
+    def num_layers(self) -> int | None:
+        """L, or None where there is no axis of layers."""
+        return self.right.shape[1] if self.right.ndim == 4 else None
 
     @property
     def sides(self) -> tuple[int, int, int]:
         """T, M and N."""
-        terms, n = self.right.shape[1:]
-        m = self.row_shape[0] if self.is_look_up else self.left.shape[2]
+        terms, n = self.right.shape[-2:]
+        m = self.row_shape[0] if self.is_look_up else self.left.shape[-1]
         return terms, m, n
 
     @property
@@ -97,19 +104,34 @@ class OuterProduct:
         return math.prod(self.shape)
 
     def restore(self, matrix: Array) -> Array:
-        """Brings one (M, N) matrix, say a combination of rows, to parameter shape."""
+        """Brings an (M, N) matrix, say a combination of rows, to parameter shape.
+
+        Of layers all matrices together, (L, M, N).
+        """
         out = matrix.reshape(self.row_shape)
         for name, argument in self.steps:
             transposed = name == "transpose"
             out = out.transpose(argument) if transposed else out.reshape(argument)
         return out
 
+    def matrix(self, direction: Array) -> Array:
+        """What :meth:`restore` brings to an array of parameter shape."""
+        _, m, n = self.sides
+        layers = () if self.num_layers is None else (self.num_layers,)
+        shape = jax.ShapeDtypeStruct((*layers, m, n), direction.dtype)
+        return jax.linear_transpose(self.restore, shape)(direction)[0]
+
     def row(self, index: Any) -> Array:
-        """Row ``index`` as an (M, N) matrix, in at least float32."""
+        """Row ``index`` as an (M, N) or (L, M, N) matrix, in at least float32."""
         return self.contract(self.left[index], self.right[index])
 
     def contract(self, a: Array, d: Array) -> Array:
-        """The sum of outer products, (T, M) or (T,) and (T, N) to (M, N)."""
+        """The sum of outer products, (T, M) or (T,) and (T, N) to (M, N).
+
+        Of layers (L, T, M) and (L, T, N) to (L, M, N).
+        """
+        if d.ndim == 3:
+            return jax.vmap(self.contract)(a, d)
         dtype = jnp.float64 if self.dtype == jnp.float64 else jnp.float32
         if a.ndim == 1:
             return jax.ops.segment_sum(d.astype(dtype), a, self.row_shape[0])
@@ -135,6 +157,8 @@ class OuterProduct:
 
     def transposed(self, axes: tuple[int, ...]) -> OuterProduct:
         """The same rows with axes permuted, by exchanging the sides if that is all."""
+        if axes == tuple(range(len(axes))):
+            return self
         _, m, _ = self.sides
         for split in range(len(self.row_shape) + 1):
             first, last = self.row_shape[:split], self.row_shape[split:]
@@ -143,6 +167,7 @@ class OuterProduct:
                 exchanges
                 and math.prod(first) == m
                 and not (self.steps or self.is_look_up)
+                and self.num_layers is None
             ):
                 return dataclasses.replace(
                     self, left=self.right, right=self.left, row_shape=(*last, *first)

@@ -79,6 +79,12 @@ def _leaf_products(
     ``shares``: whose mean is taken off centered rows, if not that of all.
     """
     dtype, present = rows.weights.dtype, rows.present
+    if _leaves.has_layers(leaf):  # one at a time: rows may have to be multiplied out
+        olds = [] if previous is None else [previous]
+        of_layer = lambda layer, *old: _leaf_products(
+            reads, layer, rows, old[0] if old else None, shares
+        )
+        return _leaves.over_layers(of_layer, leaf, *olds)
     if reads == "norms":
         return jnp.where(present, _leaves.squared_norms(leaf, dtype), 0)
     if reads == "centered":

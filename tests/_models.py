@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import consensus_optax as co
+
 ROWS, LENGTH, WIDTH, WORDS = 4, 3, 16, 40
 
 
@@ -87,33 +89,6 @@ def transformer() -> Model:
 
     factored = {"['words']", "['qkv']", "['out']", "['up']", "['down']"}
     return Model(loss, params, tokens(7), factored)
-
-
-def lstm() -> Model:
-    params = {"x": array(0, WIDTH, 32), "h": array(1, 8, 32), "out": array(2, 8, 12)}
-
-    def loss(p, batch):
-        def cell(state, x):
-            h, c = state
-            i, f, g, o = jnp.split(x @ p["x"] + h @ p["h"], 4, -1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
-
-        zeros = jnp.zeros((batch.shape[0], 8))
-        (h, _), _ = lax.scan(cell, (zeros, zeros), batch.swapaxes(0, 1))
-        return square(h @ p["out"])
-
-    return Model(loss, params, array(3, ROWS, LENGTH, WIDTH), {"['out']"})
-
-
-def scanned_layers() -> Model:
-    params = {"layers": array(0, 3, WIDTH, WIDTH), "out": array(1, WIDTH, 8)}
-
-    def loss(p, x):
-        layer = lambda x, w: (jnp.tanh(x @ w), None)
-        return square(lax.scan(layer, x, p["layers"])[0] @ p["out"])
-
-    return Model(loss, params, array(2, ROWS, WIDTH), {"['out']"})
 
 
 def called_twice() -> Model:
@@ -215,7 +190,39 @@ def equinox() -> Model:
 MODELS = {
     model.__name__: model
     for model in (
-        *(mlp, cnn, transformer, lstm, scanned_layers, called_twice, wrapped),
+        *(mlp, cnn, transformer, called_twice, wrapped),
         *(mixed_precision, linen, nnx, equinox),
     )
 }
+
+
+def assert_close(x, y, tolerance):
+    """Equality relative to the largest entry."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    np.testing.assert_allclose(
+        x, y, rtol=0, atol=tolerance * max(np.abs(y).max(), 1e-9)
+    )
+
+
+def assert_rows(model: Model, tolerance: float) -> None:
+    """Rows are those of `vmap` of `grad`, and the leaves it names are factored."""
+    one = lambda p, x: jax.grad(model.loss)(p, jax.tree.map(lambda a: a[None], x))
+    expected = jax.vmap(one, (None, 0))(model.params, model.batch)
+    given = jax.jit(co.per_example_grad(model.loss))(model.params, model.batch)
+    whole = co.per_example_grad(model.loss, materialize=True)(model.params, model.batch)
+    flat, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=co.is_outer_product)
+    factored = {
+        jax.tree_util.keystr(path) for path, leaf in flat if co.is_outer_product(leaf)
+    }
+    assert factored == model.factored
+    rows = zip(
+        jax.tree.leaves(co.materialize(given)),
+        jax.tree.leaves(whole),
+        jax.tree.leaves(expected),
+        strict=True,
+    )
+    for x, y, z in rows:
+        assert x.shape == y.shape == z.shape
+        assert x.dtype == z.dtype
+        assert_close(x, z, tolerance)
+        assert_close(y, z, 2e-6)  # float32 rounding

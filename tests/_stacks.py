@@ -129,22 +129,28 @@ ALL = Stack(
 def factored():
     """Rows that are no float32 arrays, their parameters, and what they stand for.
 
-    Outer products of one term (transposed) and of three (bfloat16, reshaped), rows of a
-    table that was looked up, and a bfloat16 array; the last result is (B, size) each.
+    Outer products of one term (transposed), of three (bfloat16, reshaped) and of two
+    layers with two terms each (their axis last), rows of a table that was looked up,
+    and a bfloat16 array; the last result is (B, size) each.
     """
     random = np.random.default_rng(7)
     normal = lambda dtype, *shape: jnp.asarray(random.normal(1, 1, shape), dtype)
     one, other = normal(jnp.float32, B, 1, 4), normal(jnp.float32, B, 1, 3)
     past, ahead = normal(jnp.bfloat16, B, 3, 3), normal(jnp.bfloat16, B, 3, 5)
     places, found = jnp.asarray(random.integers(0, 5, (B, 4))), normal(float, B, 4, 2)
+    inputs, outputs = normal(float, B, 2, 2, 3), normal(float, B, 2, 2, 2)
     rows = {
         "array": normal(jnp.bfloat16, B, 5),
         "dense": OuterProduct(one, other, (4, 3), (("transpose", (1, 0)),)),
+        "layers": OuterProduct(
+            *(inputs, outputs, (2, 3, 2)), (("transpose", (1, 2, 0)),)
+        ),
         "sequence": OuterProduct(past, ahead, (3, 5), (("reshape", (5, 3)),)),
         "table": OuterProduct(places, found, (5, 2)),
     }
     stood_for = [
         np.zeros((B, 5)),
+        np.zeros((B, 12)),
         np.zeros((B, 12)),
         np.zeros((B, 15)),
         np.zeros((B, 10)),
@@ -152,12 +158,15 @@ def factored():
     for i in range(B):
         stood_for[0][i] = np.asarray(rows["array"][i], float)
         stood_for[1][i] = np.outer(other[i, 0], np.asarray(one[i, 0], float)).ravel()
+        for layer, t in np.ndindex(2, 2):
+            pair = np.asarray(inputs[i, layer, t]), np.asarray(outputs[i, layer, t])
+            stood_for[2][i, layer::2] += np.outer(*pair).astype(float).ravel()
         for t in range(3):
             pair = np.asarray(past[i, t], float), np.asarray(ahead[i, t], float)
-            stood_for[2][i] += np.outer(*pair).ravel()
+            stood_for[3][i] += np.outer(*pair).ravel()
         for t in range(4):
             at = 2 * int(places[i, t])
-            stood_for[3][i, at : at + 2] += np.asarray(found[i, t], float)
+            stood_for[4][i, at : at + 2] += np.asarray(found[i, t], float)
     parameters = {name: jnp.ones(leaf.shape[1:]) for name, leaf in rows.items()}
     return rows, parameters, stood_for
 

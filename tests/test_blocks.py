@@ -18,6 +18,7 @@ def entries(request, monkeypatch):
 @pytest.mark.parametrize("absent", [False, True])
 def test_the_size_of_a_block_changes_nothing(absent):
     rows, parameters, stood_for = factored()
+    dense = dict(zip(sorted(rows), stood_for, strict=True))
     random = np.random.default_rng(1)
     more = {
         "scalar": random.normal(size=B),
@@ -27,7 +28,6 @@ def test_the_size_of_a_block_changes_nothing(absent):
     single = {name: leaf.astype(np.float32) for name, leaf in more.items()}
     rows |= {name: jnp.asarray(leaf) for name, leaf in single.items()}
     parameters |= {name: jnp.ones(leaf.shape[1:]) for name, leaf in more.items()}
-    dense = dict(zip(("array", "dense", "sequence", "table"), stood_for, strict=True))
     dense |= {name: leaf.reshape(B, -1) for name, leaf in single.items()}
     weights = np.ones(B)
     weights[2] = 1 - absent

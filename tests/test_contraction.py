@@ -7,43 +7,16 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax import _leaves
-from tests._models import MODELS, array, square
+from consensus_optax._statistics import MINMOD, WEIGHTED_SQUARES, WEIGHTED_SUM
+from tests._models import MODELS, array, assert_close, assert_rows, square
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
 
 
-def assert_close(x, y, tolerance):
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    np.testing.assert_allclose(
-        x, y, rtol=0, atol=tolerance * max(np.abs(y).max(), 1e-9)
-    )
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_are_those_of_vmap_of_grad(name):
-    model = MODELS[name]()
-    one = lambda p, x: jax.grad(model.loss)(p, jax.tree.map(lambda a: a[None], x))
-    expected = jax.vmap(one, (None, 0))(model.params, model.batch)
-    given = jax.jit(co.per_example_grad(model.loss))(model.params, model.batch)
-    whole = co.per_example_grad(model.loss, materialize=True)(model.params, model.batch)
-    flat, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=co.is_outer_product)
-    factored = {
-        jax.tree_util.keystr(path) for path, leaf in flat if co.is_outer_product(leaf)
-    }
-    assert factored == model.factored
-    rows = zip(
-        jax.tree.leaves(co.materialize(given)),
-        jax.tree.leaves(whole),
-        jax.tree.leaves(expected),
-        strict=True,
-    )
-    for x, y, z in rows:
-        assert x.shape == y.shape == z.shape
-        assert x.dtype == z.dtype
-        # bfloat16 products are summed in another order; else float32 rounding
-        tolerance = 2e-2 if name == "mixed_precision" else 2e-6
-        assert_close(x, z, tolerance)
-        assert_close(y, z, 2e-6)
+    # bfloat16 products are summed in another order; else float32 rounding
+    assert_rows(MODELS[name](), 2e-2 if name == "mixed_precision" else 2e-6)
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
@@ -62,7 +35,9 @@ def test_every_verb_agrees_on_factors_and_arrays():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     dtype, order = jnp.float32, jnp.arange(5)
-    weights = draw(5)
+    weights, matrix = draw(5), draw(5, 5)
+    no_short_cut = WEIGHTED_SUM._replace(of_products=None)
+    statistics = (MINMOD, WEIGHTED_SQUARES, no_short_cut)
     products = {
         "one term": co.OuterProduct(draw(5, 1, 6), draw(5, 1, 7), (6, 7)),
         "terms": co.OuterProduct(draw(5, 3, 6), draw(5, 3, 7), (6, 7)),
@@ -72,6 +47,18 @@ def test_every_verb_agrees_on_factors_and_arrays():
         "reshaped": co.OuterProduct(draw(5, 2, 6), draw(5, 2, 4), (6, 4)).reshaped(
             (2, 3, 4)
         ),
+        "layers": co.OuterProduct(draw(5, 3, 1, 6), draw(5, 3, 1, 7), (3, 6, 7)),
+        "layers of terms": co.OuterProduct(
+            draw(5, 3, 2, 6), draw(5, 3, 2, 4), (3, 6, 2, 2)
+        ),
+        "layers moved": co.OuterProduct(
+            draw(5, 4, 2, 6), draw(5, 4, 2, 4), (2, 2, 6, 4)
+        )
+        .transposed((2, 0, 3, 1))
+        .reshaped((12, 8)),
+        "layers, few entries": co.OuterProduct(
+            draw(5, 2, 9, 3), draw(5, 2, 9, 4), (2, 3, 4)
+        ),
         "look-up": co.OuterProduct(
             jnp.asarray(rng.integers(-1, 7, (5, 3))), draw(5, 3, 4), (6, 4)
         ),
@@ -79,31 +66,29 @@ def test_every_verb_agrees_on_factors_and_arrays():
             jnp.asarray(rng.integers(0, 3, (5, 9))), draw(5, 9, 2), (3, 2)
         ),
     }
+
+    def verbs(leaf, direction):
+        mixed = _leaves.Mixed(matrix, leaf, order)
+        return [
+            _leaves.gramian(leaf, dtype),
+            _leaves.cross_gramian(leaf, _leaves.scale(leaf, weights), dtype),
+            *(_leaves.squared_norms(of, dtype) for of in (leaf, mixed)),
+            *(_leaves.combine(of, weights, order) for of in (leaf, mixed)),
+            *(_leaves.inner_products(of, direction) for of in (leaf, mixed)),
+            *_leaves.fold(leaf, statistics, weights, order),
+            *_leaves.fold(mixed, statistics, weights, order),
+            _leaves.as_array(_leaves.scale(leaf, weights), dtype),
+            _leaves.as_array(_leaves.signs(leaf, dtype), dtype),
+        ]
+
     for name, leaf in products.items():
         rows = leaf.materialize()
         assert rows.shape == leaf.shape, name
+        for i in range(5):
+            assert_close(leaf.restore(leaf.row(i)), rows[i], 2e-6)  # as below
         direction = draw(*leaf.shape[1:])
-        pairs = [
-            (_leaves.gramian(leaf, dtype), _leaves.gramian(rows, dtype)),
-            (_leaves.squared_norms(leaf, dtype), _leaves.squared_norms(rows, dtype)),
-            (
-                _leaves.combine(leaf, weights, order),
-                _leaves.combine(rows, weights, order),
-            ),
-            (
-                _leaves.inner_products(leaf, direction),
-                _leaves.inner_products(rows, direction),
-            ),
-            (
-                _leaves.scale(leaf, weights).materialize(),
-                _leaves.scale(rows, weights),
-            ),
-            (
-                _leaves.as_array(_leaves.signs(leaf, dtype), dtype),
-                jnp.sign(rows),
-            ),
-        ]
-        for x, y in pairs:
+        compare = jax.jit(lambda *of: [verbs(x, of[0]) for x in of[1:]])
+        for x, y in zip(*compare(direction, leaf, rows), strict=True):
             assert_close(x, y, 2e-6)  # float32 rounding
 
 

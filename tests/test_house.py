@@ -27,7 +27,9 @@ FLOORS = {
     **dict.fromkeys(["_coordinates", "_varying"], 0),
     **dict.fromkeys(["_products"], 1),
     **dict.fromkeys(["_statistics", "_gramians", "_minmod_kernel", "_packing"], 0),
-    **dict.fromkeys(["_contraction", "_convolution", "_jaxprs"], 0),
+    **dict.fromkeys(
+        ["_contraction", "_convolution", "_jaxprs", "_scans", "_layers"], 0
+    ),
     **dict.fromkeys(["_distances", "_order_statistics"], 0),
     **dict.fromkeys(["_stack", "_rules", "_affine", "_blocks", "_run", "_reducer"], 1),
     **dict.fromkeys(["_gradients"], 1),

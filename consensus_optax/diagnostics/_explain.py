@@ -25,8 +25,9 @@ def explain(
     """Prints, for every parameter, how :func:`per_example_grad` gives its rows.
 
     One line for each leaf: path, shape, then ``factored`` with the sides T x (M + N)
-    of its outer products and the memory they save, or ``array`` with the operation in
-    which its gradient ends. Nothing is computed but shapes.
+    of its outer products (of every layer, if ``lax.scan`` goes over layers) and the
+    memory they save, or ``array`` with the operation in which its gradient ends.
+    Nothing is computed but shapes.
 
     Args:
       fun: see :func:`per_example_grad`; so are all keywords.
@@ -72,14 +73,17 @@ def explain(
 
 def _line(leaf: Any, end: str) -> str:
     if not is_outer_product(leaf):
-        if "dot_general" in end or "scatter" in end:
+        stacked = "scatter" in end and "scan" in end  # look-ups of layers stay arrays
+        if "dot_general" in end or ("scatter" in end and not stacked):
             return f"array: ends in {end}, which is no larger multiplied out"
         return f"array: ends in {end}"
     terms, m, n = leaf.sides
     whole = leaf.size * leaf.dtype.itemsize
     saved = _kib(whole - _bytes(leaf))
     left = f"{m} looked up" if leaf.is_look_up else f"{m}"
-    return f"factored: {terms} x ({left} + {n}), saves {saved} of {_kib(whole)}"
+    layers = "" if leaf.num_layers is None else f"{leaf.num_layers} layers of "
+    sides = f"{layers}{terms} x ({left} + {n})"
+    return f"factored: {sides}, saves {saved} of {_kib(whole)}"
 
 
 def _bytes(leaf: OuterProduct) -> int:
