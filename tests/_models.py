@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 import consensus_optax as co
+from tests._stacks import quick_jit
 
 ROWS, LENGTH, WIDTH, WORDS = 4, 3, 16, 40
 
@@ -207,9 +208,11 @@ def assert_close(x, y, tolerance):
 def assert_rows(model: Model, tolerance: float) -> None:
     """Rows are those of `vmap` of `grad`, and the leaves it names are factored."""
     one = lambda p, x: jax.grad(model.loss)(p, jax.tree.map(lambda a: a[None], x))
-    expected = jax.vmap(one, (None, 0))(model.params, model.batch)
-    given = jax.jit(co.per_example_grad(model.loss))(model.params, model.batch)
-    whole = co.per_example_grad(model.loss, materialize=True)(model.params, model.batch)
+    lazy = co.per_example_grad(model.loss)
+    arrays = co.per_example_grad(model.loss, materialize=True)
+    each = (jax.vmap(one, (None, 0)), lazy, arrays)
+    run = quick_jit(lambda *args: [rows(*args) for rows in each])
+    expected, given, whole = run(model.params, model.batch)
     flat, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=co.is_outer_product)
     factored = {
         jax.tree_util.keystr(path) for path, leaf in flat if co.is_outer_product(leaf)
