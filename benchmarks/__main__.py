@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks import _harness, _report
 
-SCRIPTS = ("speed", "memory", "scaling", "rules", "bytes", "multihost")
+SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
 SCRIPTS += ("federated", "peers")
 
 

@@ -22,6 +22,7 @@ MEMORY_TARGETS = (1.5, None, 2.0)  # temporary memory above plain, in parameters
 COMPILE_TARGETS = (4.0, 3.0, 3.0)
 # Tables that scripts write themselves.
 TABLES = {
+    "scans": "Layers and steps inside `lax.scan`",
     "memory": "Memory",
     "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",

@@ -186,16 +186,13 @@ def transformer(
         )
 
     tokens = _labels(rng, vocabulary, batch_size, length + 1)
-    name = "transformer, scanned" if scanned else "transformer"
-    return Workload(name, loss, params, (tokens[:, :-1], tokens[:, 1:]))
+    return Workload("transformer", loss, params, (tokens[:, :-1], tokens[:, 1:]))
 
 
 def workload(name: str, smoke: bool = False) -> Workload:
-    """One of ``ALL_NAMES``, at full size or so small that it runs at once."""
-    sizes = SMOKE_SIZES[name.partition(", ")[0]] if smoke else {}
-    makers = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
-    makers["transformer, scanned"] = functools.partial(transformer, scanned=True)
-    return makers[name](**sizes)
+    """One of the three by name, at full size or so small that it runs at once."""
+    sizes = SMOKE_SIZES[name] if smoke else {}
+    return {"mlp": mlp, "cnn": cnn, "transformer": transformer}[name](**sizes)
 
 
 SMOKE_SIZES: dict[str, dict[str, Any]] = {
@@ -211,7 +208,6 @@ SMOKE_SIZES: dict[str, dict[str, Any]] = {
     },
 }
 NAMES = tuple(SMOKE_SIZES)
-ALL_NAMES = (*NAMES, "transformer, scanned")  # measured if asked for
 
 
 def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> jax.Array:

@@ -61,7 +61,7 @@ def run(
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures the chosen workloads and writes ``speed.json``."""
     options = _harness.parser(__doc__)
-    options.add_argument("--workload", choices=_workloads.ALL_NAMES, nargs="+")
+    options.add_argument("--workload", choices=_workloads.NAMES, nargs="+")
     options.add_argument("--via", choices=tuple(_steps.VIAS), nargs="+")
     options.add_argument("--compiles", type=int, default=1, help="least of how many")
     args = _harness.parse(options, argv)

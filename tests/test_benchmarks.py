@@ -11,12 +11,14 @@ import pytest
 from benchmarks import (
     _harness,
     _report,
+    _scanned_workloads,
     _steps,
     _workloads,
     memory,
     peers,
     rules,
     scaling,
+    scans,
 )
 from benchmarks._harness import Contestant
 from consensus_optax import _registry
@@ -115,6 +117,17 @@ def test_measured_rows_survive_the_file(tmp_path, capsys):
     assert {"jax", "optax", "python"} <= set(back[0]["versions"])
     assert back[0]["cpu_count"] >= 1
     assert _harness.read("absent", tmp_path) == []
+
+
+def test_smoke_run_of_scans_has_every_model_both_ways(tmp_path, capsys):
+    scans.main(["--smoke", "--out", str(tmp_path)])
+    rows = _harness.read("scans", tmp_path)
+    assert len(rows) == len(_scanned_workloads.NAMES) * (1 + 2 * len(scans.REDUCERS))
+    assert all(row["ratio"] > 0 and row["baseline"] == "plain" for row in rows)
+    _report.write(tmp_path)
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| layers | transformer | lstm |" in text
+    assert "wrote 21 rows" in capsys.readouterr().err
 
 
 def test_smoke_runs_keep_away_from_results():

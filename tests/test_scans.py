@@ -8,7 +8,7 @@ from jax import lax
 from jax.extend.core.primitives import add_jaxvals_p
 
 import consensus_optax as co
-from benchmarks import _workloads
+from benchmarks import _scanned_workloads, _workloads
 from consensus_optax._contraction import unfinished
 from tests._models import array, assert_close, assert_rows, square
 from tests._recurrent_models import RECURRENT, lstm, too_long
@@ -151,7 +151,7 @@ def test_rows_inside_shard_map(make):
 
 def test_the_benchmark_transformer_is_the_same_with_scanned_layers():
     plain = _workloads.workload("transformer", smoke=True)
-    scanned = _workloads.workload("transformer, scanned", smoke=True)
+    scanned = _scanned_workloads.workload("transformer", smoke=True)
     losses = lambda *works: [work.loss(work.params, work.batch) for work in works]
     with jax.numpy_rank_promotion("allow"):  # biases
         assert_close(*losses(plain, scanned), 1e-6)  # float32 rounding
