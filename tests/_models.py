@@ -8,7 +8,6 @@ import numpy as np
 from jax import lax
 
 import consensus_optax as co
-from tests._stacks import quick_jit
 
 ROWS, LENGTH, WIDTH, WORDS = 4, 3, 16, 40
 
@@ -211,7 +210,7 @@ def assert_rows(model: Model, tolerance: float) -> None:
     lazy = co.per_example_grad(model.loss)
     arrays = co.per_example_grad(model.loss, materialize=True)
     each = (jax.vmap(one, (None, 0)), lazy, arrays)
-    run = quick_jit(lambda *args: [rows(*args) for rows in each])
+    run = jax.jit(lambda *args: [rows(*args) for rows in each])
     expected, given, whole = run(model.params, model.batch)
     flat, _ = jax.tree_util.tree_flatten_with_path(given, is_leaf=co.is_outer_product)
     factored = {
