@@ -35,6 +35,18 @@ def square(out: jax.Array) -> jax.Array:
     return jnp.mean(out * out)
 
 
+@jax.custom_vjp
+def half(x: jax.Array, w: jax.Array) -> jax.Array:
+    """A product whose gradients are halved: scaled after their contraction."""
+    return x @ w
+
+
+half.defvjp(
+    lambda x, w: (x @ w, (x, w)),
+    lambda kept, ct: (0.5 * ct @ kept[1].T, 0.5 * (kept[0].T @ ct)),
+)
+
+
 def mlp() -> Model:
     params = {"w": array(0, WIDTH, 32), "b": array(1, 32), "v": array(2, 32, 8)}
 
@@ -110,15 +122,6 @@ def wrapped() -> Model:
         "vjp": array(2, WIDTH, WIDTH),
         "none": array(3, WIDTH, WIDTH),
     }
-
-    @jax.custom_vjp
-    def half(x, w):
-        return x @ w
-
-    half.defvjp(
-        lambda x, w: (x @ w, (x, w)),
-        lambda kept, ct: (0.5 * ct @ kept[1].T, 0.5 * (kept[0].T @ ct)),
-    )
 
     def loss(p, x):
         x = jax.jit(lambda x, w: jax.nn.relu(x @ w))(x, p["jit"])

@@ -22,7 +22,13 @@ def plot(result: Comparison) -> Figure:
       A figure of three panels; bands are one standard error wide on either side.
 
     Examples:
-      >>> plot(result).savefig("curves.png")  # doctest: +SKIP
+      >>> import consensus_optax as co
+      >>> from consensus_optax import comparison, tasks
+      >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}
+      >>> task = tasks.arc(["25ff71a9"])
+      >>> result = comparison.compare(task, {"mean": co.mean()}, **small)
+      >>> len(plot(result).axes)
+      3
     """
     unit = result.task.unit
     panels = {
@@ -73,6 +79,14 @@ def save_plot(result: Comparison, path: Path) -> None:
       path: the file.
 
     Examples:
-      >>> save_plot(result, Path("curves.png"))  # doctest: +SKIP
+      >>> from pathlib import Path
+      >>> import consensus_optax as co
+      >>> from consensus_optax import comparison, tasks
+      >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}
+      >>> task = tasks.arc(["25ff71a9"])
+      >>> result = comparison.compare(task, {"mean": co.mean()}, **small)
+      >>> path = Path("curves.png")
+      >>> save_plot(result, path)
+      >>> path.unlink()
     """
     plot(result).savefig(path, dpi=110)

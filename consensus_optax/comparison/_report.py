@@ -39,7 +39,13 @@ def table(result: Comparison) -> str:
       Some lines of text.
 
     Examples:
-      >>> print(table(result))  # doctest: +SKIP
+      >>> import consensus_optax as co
+      >>> from consensus_optax import comparison, tasks
+      >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}
+      >>> task = tasks.arc(["25ff71a9"])
+      >>> result = comparison.compare(task, {"mean": co.mean()}, **small)
+      >>> print(table(result).splitlines()[0].split("|")[1].strip())
+      rule
     """
     pixels = result.task.unit == "pixel"
     head = ["rule", "train loss", "train %", "test %", f"test, less {PLAIN}"]
@@ -77,7 +83,13 @@ def caption(result: Comparison) -> str:
       Some sentences, one a line.
 
     Examples:
-      >>> print(caption(result))  # doctest: +SKIP
+      >>> import consensus_optax as co
+      >>> from consensus_optax import comparison, tasks
+      >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}
+      >>> task = tasks.arc(["25ff71a9"])
+      >>> result = comparison.compare(task, {"mean": co.mean()}, **small)
+      >>> "1 seed" in caption(result)
+      True
     """
     task, settings = result.task, result.settings
     num, seeds, steps = len(task.problems), settings["seeds"], result.steps[-1]
@@ -118,8 +130,14 @@ def to_json(result: Comparison) -> str:
       A JSON object.
 
     Examples:
-      >>> json.loads(to_json(result))["settings"]["steps"]  # doctest: +SKIP
-      300
+      >>> import json
+      >>> import consensus_optax as co
+      >>> from consensus_optax import comparison, tasks
+      >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}
+      >>> task = tasks.arc(["25ff71a9"])
+      >>> result = comparison.compare(task, {"mean": co.mean()}, **small)
+      >>> json.loads(to_json(result))["settings"]["seeds"]
+      1
     """
     task = result.task
     report = {

@@ -53,8 +53,13 @@ def compare(
       ``ValueError`` (it needs more rows, say) is left out too, with its message.
 
     Examples:
-      >>> task = tasks.digits(label_noise=0.4)  # doctest: +SKIP
-      >>> result = compare(task, {"mean": co.mean()}, steps=10)  # doctest: +SKIP
+      >>> import consensus_optax as co
+      >>> from consensus_optax import comparison, tasks
+      >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}
+      >>> task = tasks.arc(["25ff71a9"])
+      >>> result = compare(task, {"mean": co.mean()}, **small)
+      >>> list(result.curves), result.steps.tolist()
+      (['adam', 'mean'], [0, 1, 2])
     """
     model = {"learning_rate": learning_rate, "width": width, "depth": depth}
     records: dict[str, list[_Record]] = {}

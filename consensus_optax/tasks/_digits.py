@@ -28,8 +28,8 @@ def digits(
       A task with one problem.
 
     Examples:
-      >>> task = digits(label_noise=0.4)  # doctest: +SKIP
-      >>> task.train.inputs.shape  # doctest: +SKIP
+      >>> task = digits(label_noise=0.4)
+      >>> task.train.inputs.shape
       (1, 1437, 8, 8, 1)
     """
     from sklearn.datasets import load_digits
