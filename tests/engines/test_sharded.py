@@ -11,7 +11,8 @@ import consensus_optax as co
 from tests._laws import close
 from tests._stacks import P as NUM_PARAMS
 from tests._stacks import factored, matrix, params, tree
-from tests.zoo import FACTORIES, ZOO
+from tests.zoo import KINDS as ROW_KINDS
+from tests.zoo import ZOO
 from tests.zoo.own import heavy_ball
 
 
@@ -85,14 +86,14 @@ MESHES = [(devices, rows) for devices in (1, 2, 4, 8) for rows in (1, 4)]
 
 
 def cases():
-    """The zoo on every mesh; one mesh for each factory unless CI asks for all."""
+    """The zoo on every mesh; one mesh for each kind unless CI asks for all."""
     for row in ZOO:
         meshes = [mesh for mesh in MESHES if np.prod(mesh) >= row.least_rows]
         now = None
-        if row in FACTORIES:
-            now = meshes[FACTORIES.index(row) % len(meshes)]
+        if row in ROW_KINDS:
+            now = meshes[ROW_KINDS.index(row) % len(meshes)]
         for mesh in meshes:
-            marks = () if mesh == now else pytest.mark.every_mesh
+            marks = () if mesh == now else pytest.mark.whole_zoo
             name = f"{row} on {mesh[0]}x{mesh[1]}"
             yield pytest.param(row, *mesh, marks=marks, id=name)
 

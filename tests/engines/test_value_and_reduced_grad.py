@@ -8,7 +8,7 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax._solvers import SolverState
-from tests.zoo import FACTORIES
+from tests.zoo import OF_EACH_KIND
 
 ROWS, WIDTH = 5, 6
 
@@ -63,7 +63,7 @@ def assert_same(x, y):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-5 * size)
 
 
-@pytest.mark.parametrize("row", FACTORIES, ids=str)
+@pytest.mark.parametrize("row", OF_EACH_KIND)
 def test_microbatches_of_two_give_what_all_rows_at_once_give(row):
     """Five rows in microbatches of two, one row nan and one absent."""
     params, batch = setting(bad_row=3)

@@ -1,5 +1,8 @@
 """Every reducer, once, with what it promises: a new one is one row here."""
 
+import pytest
+
+from consensus_optax._rules import After, Among, Fold, Weighting
 from tests.zoo._row import Row
 from tests.zoo.agreement import AGREEMENT
 from tests.zoo.columns import COLUMNS
@@ -15,4 +18,28 @@ ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *MULTI_OBJECTIVE, *OW
 _way = lambda row: (row.factory, *map(row.options.get, ("scope", "reference")))
 FACTORIES = list({_way(row): row for row in reversed(ZOO)}.values())[::-1]
 
-__all__ = ["FACTORIES", "ZOO", "Row"]
+
+def _kind(rule):
+    """What decides which code of an engine runs a rule."""
+    match rule:
+        case Fold(statistics=s):
+            signs = all(statistic.of_signs for statistic in s)
+            return "fold", len(s), signs, rule.matters is None
+        case Weighting():
+            return "weighting", rule.reads, rule.scope, rule.remembers
+        case Among():
+            return "among", _kind(rule.selector), _kind(rule.rule)
+        case After():
+            return "after", rule.mixing.reads, _kind(rule.rule)
+    return "columns"
+
+
+# One row of every such kind stands for all where an engine is tried, and CI asks for
+# the others with ``-m whole_zoo``.
+KINDS = [*{_kind(row.make().rule): row for row in reversed(ZOO)}.values()][::-1]
+OF_EACH_KIND = [
+    pytest.param(row, id=str(row), marks=() if row in KINDS else pytest.mark.whole_zoo)
+    for row in ZOO
+]
+
+__all__ = ["FACTORIES", "KINDS", "OF_EACH_KIND", "ZOO", "Row"]
