@@ -75,7 +75,10 @@ def _line(leaf: Any, end: str) -> str:
     if not is_outer_product(leaf):
         stacked = "scatter" in end and "scan" in end  # look-ups of layers stay arrays
         if "dot_general" in end or ("scatter" in end and not stacked):
-            return f"array: ends in {end}, which is no larger multiplied out"
+            why = "which is no larger multiplied out"
+            if "in scan" in end:  # what a sum begins with is not known here
+                why += ", or is added to what is not zero"
+            return f"array: ends in {end}, {why}"
         return f"array: ends in {end}"
     terms, m, n = leaf.sides
     whole = leaf.size * leaf.dtype.itemsize
