@@ -14,8 +14,7 @@ from flax import nnx
 from jax import lax
 
 import consensus_optax as co
-from consensus_optax import tasks, training
-from consensus_optax.tasks import attacks
+from consensus_optax import attacks, tasks, training
 
 CONTEXT, PREDICTED = 6, 32  # characters before the first prediction, and predictions
 LOCAL_RATE, MOMENTUM = 1.0, 0.9

@@ -12,28 +12,32 @@ from consensus_optax import (
     columns,
     diagnostics,
     engines,
-    examples,
     folds,
     mixings,
-    temporal,
+    row_transforms,
+    update_transforms,
     weightings,
 )
-from consensus_optax._gradients import per_example_grad, per_example_value_and_grad
-from consensus_optax._outer_product import (
+from consensus_optax._gradients.per_example import (
+    per_example_grad,
+    per_example_value_and_grad,
+)
+from consensus_optax._gradients.worker import worker_grad, worker_value_and_grad
+from consensus_optax._rows.outer_product import (
     OuterProduct,
     is_outer_product,
     materialize,
 )
-from consensus_optax._reducer import Reducer, ReducerState, reducer
-from consensus_optax._rules import Columns, Fold, Mixing, Rows, Weighting
-from consensus_optax._statistics import Statistic, minmod
+from consensus_optax._rows.statistics import Statistic, minmod
+from consensus_optax._rules.kinds import Columns, Fold, Mixing, Roster, Weighting
+from consensus_optax._running.reducer import Reducer, ReducerState, reducer
 from consensus_optax.columns import *  # noqa: F403
 from consensus_optax.diagnostics import check_per_example, explain, probe
 from consensus_optax.engines import *  # noqa: F403
-from consensus_optax.examples import *  # noqa: F403
 from consensus_optax.folds import *  # noqa: F403
 from consensus_optax.mixings import *  # noqa: F403
-from consensus_optax.temporal import *  # noqa: F403
+from consensus_optax.row_transforms import *  # noqa: F403
+from consensus_optax.update_transforms import *  # noqa: F403
 from consensus_optax.weightings import *  # noqa: F403
 
 __version__ = "0.1.0"
@@ -45,6 +49,8 @@ __all__ = [
     "OuterProduct",
     "is_outer_product",
     "materialize",
+    "worker_grad",
+    "worker_value_and_grad",
     "check_per_example",
     "explain",
     "diagnostics",
@@ -58,14 +64,14 @@ __all__ = [
     "Weighting",
     "Mixing",
     "Statistic",
-    "Rows",
+    "Roster",
     "minmod",
     "__version__",
 ]
 __all__ += columns.__all__
 __all__ += engines.__all__
-__all__ += examples.__all__
 __all__ += folds.__all__
 __all__ += mixings.__all__
-__all__ += temporal.__all__
+__all__ += row_transforms.__all__
+__all__ += update_transforms.__all__
 __all__ += weightings.__all__

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 Array = jax.Array
+AxisName = str | tuple[str, ...]  # mesh axis or axes
 Tree = Any  # a pytree
 Scalar = float | Array  # a number, or an array of shape ()
 Threshold = Scalar | Callable[[Array], Scalar]  # a number, or a schedule of the step

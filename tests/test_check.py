@@ -91,6 +91,6 @@ def test_traced_thresholds_are_not_checked():
     def accepted(threshold):
         rule, params = co.cosine_filter(threshold), jnp.zeros(2)
         rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-        return rule.update(rows, rule.init(params), params)[1].rule.accepted
+        return rule.update(rows, rule.init(params), params)[1].rule_state.accepted
 
     assert [accepted(t) for t in (-1.0, 0.5, 1.0, 5.0)] == [0, 0, 1, 1]

@@ -176,7 +176,7 @@ def test_a_schedule_counts_the_steps():
     state, accepted = rule.init(parameters), []
     for _ in range(3):
         _, state = rule.update(rows, state, parameters)
-        accepted.append(float(state.rule.accepted))
+        accepted.append(float(state.rule_state.accepted))
     assert accepted == [0, 1, 1]
 
 

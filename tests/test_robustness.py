@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import consensus_optax as co
-from consensus_optax.tasks import attacks
+from consensus_optax import attacks
 
 DIMENSIONS, SEEDS = 40, 3
 # Farther than this many root-mean-square distances of the honest rows from their mean

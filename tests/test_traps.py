@@ -169,7 +169,7 @@ def test_a_broken_row_is_not_selected():
     reducer, params = co.cosine_filter(0.97), jnp.zeros(2)
     update, state = reducer.update(rows, reducer.init(params), params)
     assert update.tolist() == [1, pytest.approx(0.1)]
-    assert state.rule.accepted == 1
+    assert state.rule_state.accepted == 1
 
 
 def test_an_empty_step_of_adam():
@@ -213,13 +213,13 @@ def test_distances_of_nearly_equal_rows():
     seen = {}
     for reads in ("gramian", "centered"):
         weighting = co.Weighting(
-            lambda products, rows, state: (rows.shares, Seen(products)),
+            lambda products, roster, state: (roster.shares, Seen(products)),
             lambda params, dtype: Seen(jnp.zeros((3, 3), dtype)),
             reads,
         )
         reducer, params = co.reducer(weighting), jnp.zeros(20000)
         _, state = reducer.update(jnp.asarray(rows), reducer.init(params), params)
-        g = np.asarray(state.rule.products)
+        g = np.asarray(state.rule_state.products)
         seen[reads] = g[0, 0] + g[1, 1] - 2 * g[0, 1]
     assert abs(seen["gramian"] - exact) > 10 * exact  # differences of 2e6
     np.testing.assert_allclose(

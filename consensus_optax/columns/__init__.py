@@ -1,4 +1,7 @@
-"""Columns: rules that look at all rows of one coordinate at a time."""
+"""Columns: rules that look at all rows of one coordinate at a time.
+
+One method per file. Imports ``_running``, ``_rules``, ``_rows`` and below.
+"""
 
 from consensus_optax.columns._mean_around_median import mean_around_median
 from consensus_optax.columns._median import median

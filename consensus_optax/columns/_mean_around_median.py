@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._order_statistics import order_statistics, total
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Columns
+from consensus_optax._rules.kinds import Columns
+from consensus_optax._rules.order_statistics import order_statistics, total
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.columns._median import halfway, middle_ranks
 

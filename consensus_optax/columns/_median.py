@@ -6,9 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from consensus_optax._order_statistics import by_network, if_all, smallest_reaching
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Columns
+from consensus_optax._rules.kinds import Columns
+from consensus_optax._rules.order_statistics import (
+    by_network,
+    if_all,
+    smallest_reaching,
+)
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 

@@ -1,7 +1,7 @@
 """Training the same models with several rules, fairly, and telling what came out.
 
 This is ``python -m consensus_optax compare`` as functions; it needs
-``pip install "consensus_optax[demo]"``.
+``pip install "consensus_optax[demo]"``. Imports everything else.
 """
 
 from consensus_optax.comparison._plot import plot, save_plot

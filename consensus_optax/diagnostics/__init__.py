@@ -2,6 +2,7 @@
 
 Everything here is a pure function that works under ``jit`` (the plots and
 :func:`check_per_example` aside); :func:`probe` keeps the numbers in a chain's state.
+Imports everything below; no rule by name.
 """
 
 from consensus_optax.diagnostics._check_per_example import check_per_example

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consensus_optax._gradients import per_example_grad
+from consensus_optax._gradients.per_example import per_example_grad
 from consensus_optax._typing import Tree
 
 _RANDOM = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator")

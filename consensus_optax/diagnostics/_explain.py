@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from consensus_optax._contraction import unfinished
-from consensus_optax._gradients import Argnums, arranger
-from consensus_optax._outer_product import OuterProduct, is_outer_product
+from consensus_optax._gradients.contraction import unfinished
+from consensus_optax._gradients.per_example import Argnums, arranger
+from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 
 
 def explain(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from consensus_optax import _leaves
-from consensus_optax._stack import as_rows
+from consensus_optax._rows import verbs
+from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Tree
 
 
@@ -38,7 +38,7 @@ def gramian(rows: Tree) -> Array:
     leaves, dtype = as_rows(rows, None)
     if not leaves:
         raise ValueError("`rows` must have a floating leaf; got none")
-    parts = [_leaves.gramian(leaf, dtype) for leaf in leaves]
+    parts = [verbs.gramian(leaf, dtype) for leaf in leaves]
     return sum(parts[1:], parts[0])
 
 

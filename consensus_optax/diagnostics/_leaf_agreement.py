@@ -7,9 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from consensus_optax import _check, _leaves
-from consensus_optax._outer_product import is_outer_product
-from consensus_optax._statistics import WEIGHTED_MAGNITUDE, WEIGHTED_SIGN, WEIGHTED_SUM
+from consensus_optax import _check
+from consensus_optax._rows import verbs
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.statistics import (
+    WEIGHTED_MAGNITUDE,
+    WEIGHTED_SIGN,
+    WEIGHTED_SUM,
+)
 from consensus_optax._typing import Array, Tree
 from consensus_optax.diagnostics._coherence import coherence
 from consensus_optax.diagnostics._gramian import gramian
@@ -71,12 +76,12 @@ def leaf_agreement(
 
 def present_weights(leaves: list[Any], weights: Array | None) -> tuple[Array, Array]:
     """Weights with 0 for absent rows, and for each row one that is there to read."""
-    dtype = _leaves.decision_dtype(leaves)
+    dtype = verbs.decision_dtype(leaves)
     count = leaves[0].shape[0] if leaves else 0
     weights = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
     there = (weights > 0) & jnp.isfinite(weights)
     for leaf in leaves:
-        there &= _leaves.finite_rows(leaf, dtype)
+        there &= verbs.finite_rows(leaf, dtype)
     order = jnp.where(there, jnp.arange(count), jnp.argmax(there))
     return jnp.where(there, weights, 0), order
 
@@ -86,11 +91,11 @@ def _agreement(leaf: Any, weights: Array, order: Array, measure: str) -> Array:
     if measure == "coherence":
         return coherence(gramian(leaf), weights)
     if measure == "signs":
-        (votes,) = _leaves.fold(leaf, (WEIGHTED_SIGN,), weights, order)
+        (votes,) = verbs.fold(leaf, (WEIGHTED_SIGN,), weights, order)
         share = jnp.abs(votes) / jnp.where(weights.any(), weights.sum(), 1)
     else:
         statistics = (WEIGHTED_SUM, WEIGHTED_MAGNITUDE)
-        total, size = _leaves.fold(leaf, statistics, weights, order)
+        total, size = verbs.fold(leaf, statistics, weights, order)
         share = jnp.abs(total) / jnp.where(size > 0, size, 1)
     mean = jnp.sum(share) / max(share.size, 1)
     return jnp.where(weights.any(), mean, 0)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from consensus_optax import _check, _leaves
-from consensus_optax._outer_product import is_outer_product
+from consensus_optax import _check
+from consensus_optax._rows import verbs
+from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.diagnostics._coherence import coherence
 from consensus_optax.diagnostics._cosines import conflicting_share, cosine_quantiles
@@ -111,9 +112,9 @@ def probe(
         floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in flat]
         if not any(floating):
             return updates, state._replace(step=step)
-        dtype = _leaves.decision_dtype(flat)
+        dtype = verbs.decision_dtype(flat)
         gramians = [
-            _leaves.gramian(leaf, dtype) if moves else None
+            verbs.gramian(leaf, dtype) if moves else None
             for leaf, moves in zip(flat, floating, strict=True)
         ]
         parts = [part for part in gramians if part is not None]

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from consensus_optax import _leaves
-from consensus_optax._outer_product import is_outer_product
-from consensus_optax._rules import Rows
-from consensus_optax._statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rows import verbs
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array, Tree
 from consensus_optax.diagnostics._leaf_agreement import present_weights
 from consensus_optax.folds._moments import mean_and_variance
@@ -48,13 +48,13 @@ def gradient_variance(rows: Tree, weights: Array | None = None) -> Tree:
     flat, treedef = jax.tree.flatten(rows, is_leaf=is_outer_product)
     floating = [leaf for leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)]
     weights, order = present_weights(floating, weights)
-    told = Rows(weights, jnp.zeros((), jnp.int32), {})
+    told = Roster(weights, jnp.zeros((), jnp.int32), {})
 
     def variance(leaf: Any) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape[1:])
         statistics = (WEIGHTED_SUM, WEIGHTED_SQUARES)
-        total, squares = _leaves.fold(leaf, statistics, weights, order)
+        total, squares = verbs.fold(leaf, statistics, weights, order)
         found = mean_and_variance(total, squares, told)[1]
         return jnp.where(weights.any(), found, 0)
 

@@ -12,16 +12,17 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
-from consensus_optax._leaves import Leaf
-from consensus_optax._outer_product import is_outer_product
-from consensus_optax._reducer import Reducer, next_state, rule_of
-from consensus_optax._rules import Rows, Rule
-from consensus_optax._run import map_previous
-from consensus_optax._stack import Stack, as_stack, present_weights
-from consensus_optax._typing import Array, Tree
-from consensus_optax.engines._by_coordinates import Sharded, run_across
-from consensus_optax.engines._exchange import AxisName, Exchange
-from consensus_optax.engines._mesh import (
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.stack import Stack, as_stack, present_weights
+from consensus_optax._rows.verbs import Leaf
+from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._running.reducer import Reducer, next_state, rule_of
+from consensus_optax._running.run import map_previous
+from consensus_optax._typing import Array, AxisName, Tree
+from consensus_optax.engines.mesh.by_coordinates import Sharded, run_across
+from consensus_optax.engines.mesh.exchange import Exchange
+from consensus_optax.engines.mesh.share import Held, reads_signs
+from consensus_optax.engines.mesh.specs import (
     check_inside,
     is_inside,
     mesh_of,
@@ -30,8 +31,7 @@ from consensus_optax.engines._mesh import (
     spread_of,
     without,
 )
-from consensus_optax.engines._microbatches import Seen
-from consensus_optax.engines._share import Held, reads_signs
+from consensus_optax.engines.microbatches.batches import Seen
 
 
 def sharded(
@@ -149,8 +149,8 @@ def sharded(
         inner = [without(spec, axes) for spec in specs]
         whole, by_row = PartitionSpec(), PartitionSpec(axes)
         of_state = jax.tree.map(lambda _: whole, state)
-        of_rule = map_previous(lambda _: inner, rule, of_state.rule)
-        of_state = of_state._replace(rule=of_rule)
+        of_rule = map_previous(lambda _: inner, rule, of_state.rule_state)
+        of_state = of_state._replace(rule_state=of_rule)
         of_rows = [PartitionSpec(axes, *spec) for spec in inner]
         in_specs = (of_rows, by_row, by_row, whole, of_state)
         pairs = zip(stack.leaves, inner, strict=True)
@@ -206,10 +206,10 @@ def _update(
     both = exchange.collect_rows(both).reshape(exchange.num_devices, -1)
     weights, num_bad = both[:, :-1].reshape(-1), both[:, -1].sum().astype(jnp.int32)
     of_all = jax.tree.map(lambda x: exchange.collect_rows(x.T).T, named)
-    rows = Rows(weights, state.step, {**extra, **of_all})
+    rows = Roster(weights, state.step, {**extra, **of_all})
     dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
     share = Held(exchange, dtypes, leaves, Seen(rows, num_bad))
-    outcome, _ = run_across(rule, share, state.rule)
+    outcome, _ = run_across(rule, share, state.rule_state)
     return outcome.update, next_state(outcome, rows, num_bad)
 
 

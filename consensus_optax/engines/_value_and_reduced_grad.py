@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._gradients import Argnums, arranger, value_and_rows
-from consensus_optax._reducer import Reducer, next_state, rule_of
-from consensus_optax._stack import as_stack, checked_weights
+from consensus_optax._gradients.per_example import Argnums, arranger, value_and_rows
+from consensus_optax._rows.stack import as_stack, checked_weights
+from consensus_optax._running.reducer import Reducer, next_state, rule_of
 from consensus_optax._typing import Array
-from consensus_optax.engines._by_coordinates import Sharded
-from consensus_optax.engines._microbatched import run_microbatched
-from consensus_optax.engines._microbatches import Microbatches, row_indices
+from consensus_optax.engines.mesh.by_coordinates import Sharded
+from consensus_optax.engines.microbatches.batches import Microbatches, row_indices
+from consensus_optax.engines.microbatches.run import run_microbatched
 
 
 def value_and_reduced_grad(
@@ -85,7 +85,9 @@ def value_and_reduced_grad(
         run, of_all = reducer.run_microbatched, reducer.of_all_rows
     else:
         rule, of_all = rule_of("reducer", reducer), lambda own: own
-        run = lambda micro, state: run_microbatched(rule, micro, state.rule, state.step)
+        run = lambda micro, state: run_microbatched(
+            rule, micro, state.rule_state, state.step
+        )
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)

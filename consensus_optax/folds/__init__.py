@@ -1,4 +1,7 @@
-"""Folds: statistics of rows that merge in any order, in one pass and O(P) memory."""
+"""Folds: statistics of rows that merge in any order, in one pass and O(P) memory.
+
+One method per file. Imports ``_running``, ``_rules``, ``_rows`` and below.
+"""
 
 from consensus_optax.folds._graddrop import graddrop
 from consensus_optax.folds._sand_mask import sand_mask

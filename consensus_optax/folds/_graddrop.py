@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Fold, Rows
-from consensus_optax._statistics import NEGATIVE_SUM, POSITIVE_SUM
+from consensus_optax._rows.statistics import NEGATIVE_SUM, POSITIVE_SUM
+from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
@@ -60,18 +60,18 @@ def graddrop(leak: Threshold, key: Array) -> Reducer:
     """
     _check.interval("leak", leak, 0, 1)
 
-    def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
-        step_key = jax.random.fold_in(key, rows.step)
-        share = _check.value_at(leak, rows.step, rows.weights.dtype)
-        mass = rows.weights.sum()
-        count = rows.present.sum().astype(mass.dtype) / jnp.where(mass > 0, mass, 1)
+    def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
+        step_key = jax.random.fold_in(key, roster.step)
+        share = _check.value_at(leak, roster.step, roster.weights.dtype)
+        mass = roster.weights.sum()
+        count = roster.present.sum().astype(mass.dtype) / jnp.where(mass > 0, mass, 1)
         update = []
         for index, (above, below) in enumerate(zip(*merged, strict=True)):
             total, size = above + below, above - below
             chance = (1 + total / jnp.where(size > 0, size, 1)) / 2
             leaf_key = jax.random.fold_in(step_key, index)
             uniform = functools.partial(jax.random.uniform, leaf_key, dtype=jnp.float32)
-            draw = rows.coordinates.draw(index, total, uniform)
+            draw = roster.coordinates.draw(index, total, uniform)
             kept = jnp.where(draw.astype(total.dtype) < chance, above, below)
             update.append(count * (share * total + (1 - share) * kept))
         return update

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from consensus_optax._rules import Rows
+from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
 
 
 def mean_and_variance(
-    total: Array, squares: Array, rows: Rows
+    total: Array, squares: Array, roster: Roster
 ) -> tuple[Array, Array, Array]:
     r"""Per coordinate the mean, the unbiased variance of a row, and that of the mean.
 
@@ -21,12 +21,12 @@ def mean_and_variance(
     One row has no variance to speak of: 0. So is what rounding alone would make, since
     the difference of two sums of squares is known to eight units in the last place.
     """
-    mass = rows.weights.sum()
+    mass = roster.weights.sum()
     mass = jnp.where(mass > 0, mass, 1)
     mean, second = total / mass, squares / mass
     spread = second - mean * mean
     spread = jnp.where(spread > 8 * jnp.finfo(spread.dtype).eps * second, spread, 0)
-    q = jnp.sum(rows.shares**2)
-    several = jnp.sum(rows.present) > 1
+    q = jnp.sum(roster.shares**2)
+    several = jnp.sum(roster.present) > 1
     variance = jnp.where(several, spread / jnp.where(several, 1 - q, 1), 0)
     return mean, variance, q * variance

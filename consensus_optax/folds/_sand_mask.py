@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Fold, Rows
-from consensus_optax._statistics import (
+from consensus_optax._rows.statistics import (
     WEIGHTED_SIGN,
     WEIGHTED_SQUARES,
     WEIGHTED_SUM,
 )
+from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
 
@@ -77,16 +77,16 @@ def sand_mask(
     _check.interval("threshold", threshold, 0, 1, open_high=True)
     _check.flag("rescale", rescale)
 
-    def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
-        total = rows.weights.sum()
+    def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
+        total = roster.weights.sum()
         total = jnp.where(total > 0, total, 1)
-        sharpness = _check.value_at(k, rows.step, total.dtype)
-        sharpness /= _check.value_at(gamma, rows.step, total.dtype)
-        tau = _check.value_at(threshold, rows.step, total.dtype)
+        sharpness = _check.value_at(k, roster.step, total.dtype)
+        sharpness /= _check.value_at(gamma, roster.step, total.dtype)
+        tau = _check.value_at(threshold, roster.step, total.dtype)
         means: list[Array] = []
         masks: list[Array] = []
         for votes, sums, squares in zip(*merged, strict=True):
-            mean, variance, _ = mean_and_variance(sums, squares, rows)
+            mean, variance, _ = mean_and_variance(sums, squares, roster)
             excess = jnp.abs(votes) / total - tau
             varied = variance > 0
             mask = jnp.tanh(sharpness * excess / jnp.where(varied, variance, 1))
@@ -94,15 +94,15 @@ def sand_mask(
             means.append(mean)
             masks.append(jnp.where(excess > _SLACK, mask, 0))
         if rescale:
-            masks = _normalized(masks, rows)
+            masks = _normalized(masks, roster)
         return [mean * mask for mean, mask in zip(means, masks, strict=True)]
 
     return reducer(Fold((WEIGHTED_SIGN, WEIGHTED_SUM, WEIGHTED_SQUARES), resolve))
 
 
-def _normalized(masks: list[Array], rows: Rows) -> list[Array]:
+def _normalized(masks: list[Array], roster: Roster) -> list[Array]:
     """Every mask divided by its mean over the leaf."""
-    sums, sizes = rows.coordinates.sums(masks), rows.coordinates.sizes(masks)
+    sums, sizes = roster.coordinates.sums(masks), roster.coordinates.sizes(masks)
     shares = [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]
     return [
         mask / jnp.where(share > 0, share, 1)

@@ -7,9 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Fold, Rows
-from consensus_optax._statistics import (
+from consensus_optax._rows.statistics import (
     LARGEST_NEGATIVE,
     LOG_MAGNITUDE,
     MINMOD,
@@ -20,6 +18,8 @@ from consensus_optax._statistics import (
     WEIGHTED_SIGN,
     WEIGHTED_SUM,
 )
+from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 _MAGNITUDES = ("min", "mean", "agreeing_mean", "geometric")
@@ -80,7 +80,7 @@ def sign_consensus(
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print(update)
       [0.  0.2]
-      >>> print(state.rule.consensus_ratio)
+      >>> print(state.rule_state.consensus_ratio)
       0.5
     """
     _check.interval("quorum", quorum, 0.5, 1, open_low=True)
@@ -89,7 +89,9 @@ def sign_consensus(
     unanimous = isinstance(quorum, int | float) and quorum == 1
     if unanimous and magnitude == "min":
         return reducer(
-            Fold((MINMOD,), lambda merged, rows: _rescaled(merged[0], rows, rescale))
+            Fold(
+                (MINMOD,), lambda merged, roster: _rescaled(merged[0], roster, rescale)
+            )
         )
     statistics = {
         "min": (SMALLEST_POSITIVE, LARGEST_NEGATIVE),
@@ -98,17 +100,19 @@ def sign_consensus(
         "geometric": (WEIGHTED_SUM, LOG_MAGNITUDE),
     }[magnitude]
 
-    def agreed(sign_sum: Array, nonzero: Array, rows: Rows) -> Array:
+    def agreed(sign_sum: Array, nonzero: Array, roster: Roster) -> Array:
         """Where a quorum shares a sign, which is then that of the sum of signs."""
-        total = rows.weights.sum()
-        needed = _check.value_at(quorum, rows.step, total.dtype) * total * (1 - _SLACK)
+        total = roster.weights.sum()
+        needed = (
+            _check.value_at(quorum, roster.step, total.dtype) * total * (1 - _SLACK)
+        )
         return (nonzero + jnp.abs(sign_sum)) / 2 >= needed
 
     def moved(
-        sign_sum: Array, nonzero: Array, rows: Rows, merged: list[Array]
+        sign_sum: Array, nonzero: Array, roster: Roster, merged: list[Array]
     ) -> Array:
         """The update of a coordinate where there is a quorum."""
-        total = _or_one(rows.weights.sum())
+        total = _or_one(roster.weights.sum())
         match magnitude:
             case "min":
                 return jnp.where(sign_sum > 0, merged[0], merged[1])
@@ -119,16 +123,16 @@ def sign_consensus(
                 return jnp.where(sign_sum > 0, merged[0], merged[1]) / agreeing
         return jnp.sign(merged[0]) * jnp.exp(merged[1] / total)
 
-    def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
+    def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
         update = [
             jnp.where(
-                agreed(sign_sum, nonzero, rows),
-                moved(sign_sum, nonzero, rows, others),
+                agreed(sign_sum, nonzero, roster),
+                moved(sign_sum, nonzero, roster, others),
                 0,
             )
             for sign_sum, nonzero, *others in zip(*merged, strict=True)
         ]
-        return _rescaled(update, rows, rescale)
+        return _rescaled(update, roster, rescale)
 
     def matters(sign_sum: Array, nonzero: Array, *rest: Any) -> Array:
         """Where a magnitude is needed; ``rest`` ends with the rows."""
@@ -143,12 +147,12 @@ def _or_one(number: Array) -> Array:
     return jnp.where(number > 0, number, 1)
 
 
-def _rescaled(update: list[Array], rows: Rows, rescale: bool) -> list[Array]:
+def _rescaled(update: list[Array], roster: Roster, rescale: bool) -> list[Array]:
     """Every leaf divided by the fraction of its coordinates that survived."""
     if not rescale:
         return update
-    moved = rows.coordinates.sums([(leaf != 0).astype(leaf.dtype) for leaf in update])
-    sizes = rows.coordinates.sizes(update)
+    moved = roster.coordinates.sums([(leaf != 0).astype(leaf.dtype) for leaf in update])
+    sizes = roster.coordinates.sizes(update)
     return [
         leaf / (count / max(size, 1) + 1e-10)
         for leaf, count, size in zip(update, moved, sizes, strict=True)

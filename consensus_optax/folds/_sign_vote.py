@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Fold, Rows
-from consensus_optax._statistics import WEIGHTED_MAGNITUDE, WEIGHTED_SIGN
+from consensus_optax._rows.statistics import WEIGHTED_MAGNITUDE, WEIGHTED_SIGN
+from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
@@ -60,8 +60,8 @@ def sign_vote(magnitude: str = "unit") -> Reducer:
     _check.one_of("magnitude", magnitude, ("unit", "vote", "mean"))
     statistics = (WEIGHTED_SIGN, WEIGHTED_MAGNITUDE)[: 2 if magnitude == "mean" else 1]
 
-    def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
-        total = rows.weights.sum()
+    def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
+        total = roster.weights.sum()
         total = jnp.where(total > 0, total, 1)
         if magnitude == "vote":
             return [vote / total for vote in merged[0]]

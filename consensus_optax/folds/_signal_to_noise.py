@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Fold, Rows
-from consensus_optax._statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rows.statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
 
@@ -64,11 +64,11 @@ def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
     _check.interval("threshold", threshold, 0)
     _check.one_of("gate", gate, ("hard", "soft"))
 
-    def resolve(merged: list[list[Array]], rows: Rows) -> list[Array]:
-        tau = _check.value_at(threshold, rows.step, rows.weights.dtype)
+    def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
+        tau = _check.value_at(threshold, roster.step, roster.weights.dtype)
         update = []
         for total, squares in zip(*merged, strict=True):
-            mean, _, noise = mean_and_variance(total, squares, rows)
+            mean, _, noise = mean_and_variance(total, squares, roster)
             signal = mean * mean
             if gate == "hard":
                 update.append(jnp.where(signal >= (1 - _SLACK) * tau * noise, mean, 0))

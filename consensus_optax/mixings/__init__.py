@@ -1,4 +1,7 @@
-"""Mixings: linear maps of the rows, made before a rule by :func:`after`."""
+"""Mixings: linear maps of the rows, made before a rule by :func:`after`.
+
+One method per file. Imports ``_running``, ``_rules``, ``_rows`` and below.
+"""
 
 from consensus_optax.mixings._adaptive_clipping import adaptive_clipping
 from consensus_optax.mixings._bucketing import bucketing

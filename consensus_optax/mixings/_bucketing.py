@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules import Mixing, Rows
+from consensus_optax._rules.kinds import Mixing, Roster
 from consensus_optax._typing import Array
 
 
@@ -52,19 +52,19 @@ def bucketing(bucket_size: int, key: Array) -> Mixing:
     """
     _check.count("bucket_size", bucket_size)
 
-    def mix(products: None, rows: Rows) -> tuple[Array, Array]:
+    def mix(products: None, roster: Roster) -> tuple[Array, Array]:
         del products
-        size = rows.weights.shape[0]
-        at_step = jax.random.fold_in(key, rows.step)
+        size = roster.weights.shape[0]
+        at_step = jax.random.fold_in(key, roster.step)
         # One number for each row from its own key: rows of padding change no other's.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             at_step, jnp.arange(size, dtype=jnp.int32)
         )
         numbers = jax.vmap(jax.random.uniform)(keys)
-        places = jnp.argsort(jnp.argsort(jnp.where(rows.present, numbers, jnp.inf)))
+        places = jnp.argsort(jnp.argsort(jnp.where(roster.present, numbers, jnp.inf)))
         buckets = jnp.arange(-(-size // bucket_size))
         inside = (places // bucket_size)[None, :] == buckets[:, None]
-        masses = jnp.where(inside, rows.weights[None, :], 0)  # (B', B)
+        masses = jnp.where(inside, roster.weights[None, :], 0)  # (B', B)
         total = masses.sum(1)
         return masses / jnp.where(total > 0, total, 1)[:, None], total
 

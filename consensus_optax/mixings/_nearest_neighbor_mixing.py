@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._distances import among_smallest, num_present, squared_distances
-from consensus_optax._rules import Mixing, Rows
+from consensus_optax._rules.distances import (
+    among_smallest,
+    num_present,
+    squared_distances,
+)
+from consensus_optax._rules.kinds import Mixing, Roster
 from consensus_optax._typing import Array
 
 
@@ -57,18 +61,20 @@ def nearest_neighbor_mixing(num_byzantine: int) -> Mixing:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def mix(products: Array, rows: Rows) -> tuple[Array, Array]:
+    def mix(products: Array, roster: Roster) -> tuple[Array, Array]:
         f = num_byzantine
         _check.enough_rows(
-            "num_byzantine", f, rows.weights.shape[0], 2 * f + 1, "n > 2f"
+            "num_byzantine", f, roster.weights.shape[0], 2 * f + 1, "n > 2f"
         )
-        n = num_present(rows.present)
-        squares = squared_distances(products, rows.present)
+        n = num_present(roster.present)
+        squares = squared_distances(products, roster.present)
         near = functools.partial(
-            among_smallest, count=n - jnp.clip((n - 1) // 2, 0, f), present=rows.present
+            among_smallest,
+            count=n - jnp.clip((n - 1) // 2, 0, f),
+            present=roster.present,
         )
-        matrix = jax.vmap(near)(squares) * rows.weights[None, :]
+        matrix = jax.vmap(near)(squares) * roster.weights[None, :]
         total = matrix.sum(1, keepdims=True)
-        return matrix / jnp.where(total > 0, total, 1), rows.weights
+        return matrix / jnp.where(total > 0, total, 1), roster.weights
 
     return Mixing(mix, reads="affine")

@@ -3,9 +3,9 @@
 A `Task` is a stack of problems with training and test examples of one shape, so that
 `consensus_optax.comparison` can train a model on each of them in one program.
 `shakespeare` gives `Roles` instead: the texts of many clients, for federated rounds.
+Imports nothing of how rows are reduced.
 """
 
-from consensus_optax.tasks import attacks
 from consensus_optax.tasks._arc import arc, keeps_size
 from consensus_optax.tasks._digits import digits
 from consensus_optax.tasks._noise import flip_labels
@@ -32,7 +32,6 @@ __all__ = [
     "Task",
     "Texts",
     "arc",
-    "attacks",
     "digits",
     "draw_windows",
     "example_losses",

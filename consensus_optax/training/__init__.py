@@ -1,6 +1,6 @@
 """Flax models and a training loop; needs ``pip install "consensus_optax[flax]"``.
 
-The only place of the library that imports flax.
+The only place of the library that imports flax. Imports whatever is below.
 """
 
 from consensus_optax.training._character_models import (

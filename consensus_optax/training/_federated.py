@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from consensus_optax import _check, _leaves
-from consensus_optax._varying import varying_like
+from consensus_optax import _check
+from consensus_optax._rows import verbs
+from consensus_optax._rows.varying import varying_like
 from consensus_optax.training._loop import Fit, Loss, Step, step_on_rows
 
 Draw = Callable[[jax.Array, Any, jax.Array], Any]
@@ -121,7 +122,7 @@ def local_updates(
             moved = jax.tree.map(lambda m, u: m + u.astype(m.dtype), moved, updates)
             return (moved, state), value
 
-        dtype = _leaves.decision_dtype(params)
+        dtype = verbs.decision_dtype(params)
         still = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
         # Inside ``shard_map`` the gradient by parameters that are the same everywhere
         # is the sum over the devices; by these it is each device's own.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from consensus_optax._gradients import per_example_value_and_grad
+from consensus_optax._gradients.per_example import per_example_value_and_grad
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], jax.Array]

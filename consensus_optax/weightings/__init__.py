@@ -1,4 +1,8 @@
-"""Weightings: rules that need only inner products of rows, and combine rows by wᵀJ."""
+"""Weightings: rules that need only inner products of rows, and combine rows by wᵀJ.
+
+One method per file, and what several share. Imports ``_running``, ``_rules``, ``_rows``
+and below, and another family where a rule is made of it (Bulyan).
+"""
 
 from consensus_optax.weightings._adasum import adasum
 from consensus_optax.weightings._after import after

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
@@ -58,11 +58,11 @@ def adasum(scope: str = "leaf") -> Reducer:
     """
     _check.one_of("scope", scope, ("leaf", "model"))
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
-        count = rows.weights.shape[0]
-        order = jnp.argsort(~rows.present, stable=True)  # the absent ones last
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+        count = roster.weights.shape[0]
+        order = jnp.argsort(~roster.present, stable=True)  # the absent ones last
         nodes = jnp.eye(count, dtype=gramian.dtype)[order]
-        nodes *= rows.present[order][:, None].astype(gramian.dtype)
+        nodes *= roster.present[order][:, None].astype(gramian.dtype)
         while nodes.shape[0] > 1:
             if nodes.shape[0] % 2:
                 nodes = jnp.concatenate([nodes, jnp.zeros_like(nodes[:1])])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from consensus_optax._reducer import Reducer, reducer, rule_of
-from consensus_optax._rules import After, Mixing
+from consensus_optax._rules.kinds import After, Mixing
+from consensus_optax._running.reducer import Reducer, reducer, rule_of
 
 
 def after(mixing: Mixing, rule: Reducer) -> Reducer:

@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import ratio
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import ratio
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
@@ -65,8 +65,8 @@ def aligned(preference: Preference | None = None, scale: str = "min") -> Reducer
     _preference.check(preference)
     _check.one_of("scale", scale, ("min", "median", "mean"))
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
-        given = spectrum(ratio(gramian, jnp.trace(gramian)), rows)
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+        given = spectrum(ratio(gramian, jnp.trace(gramian)), roster)
         values, kept = given.values, given.kept  # ascending: those kept come last
         rank, size = jnp.sum(kept), values.shape[0]
         if scale == "mean":
@@ -75,7 +75,7 @@ def aligned(preference: Preference | None = None, scale: str = "min") -> Reducer
         else:
             above = 0 if scale == "min" else (rank - 1) // 2
             sigma = values[jnp.clip(size - rank + above, 0, size - 1)]
-        wanted = _preference.weighted(preference, rows)
+        wanted = _preference.weighted(preference, roster)
         stretch = jnp.sqrt(ratio(sigma, values))
         weights = given.apply(stretch, wanted)
         largest = jnp.max(jnp.where(kept, stretch, 0)) * jnp.sum(wanted)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from consensus_optax._reducer import Reducer, reducer, rule_of
-from consensus_optax._rules import Among, Weighting
+from consensus_optax._rules.kinds import Among, Weighting
+from consensus_optax._running.reducer import Reducer, reducer, rule_of
 
 
 def among(selector: Reducer, rule: Reducer) -> Reducer:

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._distances import nearest_sums, num_present, squared_distances
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Among, Columns, Rows, Weighting
+from consensus_optax._rules.distances import (
+    nearest_sums,
+    num_present,
+    squared_distances,
+)
+from consensus_optax._rules.kinds import Among, Columns, Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.columns._mean_around_median import nearest_mean
 
@@ -67,13 +71,13 @@ def bulyan(num_byzantine: int) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
     minimum = 4 * num_byzantine + 3
 
-    def select(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
-        size = rows.weights.shape[0]
+    def select(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+        size = roster.weights.shape[0]
         _check.enough_rows("num_byzantine", num_byzantine, size, minimum, "n >= 4f + 3")
-        n = num_present(rows.present)
+        n = num_present(roster.present)
         bad = jnp.clip((n - 3) // 4, 0, num_byzantine)
         theta = n - 2 * bad
-        squares = squared_distances(products, rows.present)
+        squares = squared_distances(products, roster.present)
 
         def take(index: Array, left: Array) -> Array:
             """``left`` without the best of the rows left, while theta are not taken."""
@@ -87,8 +91,8 @@ def bulyan(num_byzantine: int) -> Reducer:
             taken = (jnp.arange(size) == best) & (index < theta)
             return left & ~taken
 
-        left = lax.fori_loop(0, size, take, rows.present)
-        return (rows.present & ~left).astype(rows.weights.dtype), state
+        left = lax.fori_loop(0, size, take, roster.present)
+        return (roster.present & ~left).astype(roster.weights.dtype), state
 
     def around(stack: Array, weights: Array) -> Array:
         """The mean of all but 2f selected rows, which move to a smaller stack first."""

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
-from consensus_optax._varying import varying_like
 
 
 class CenteredClippingState(NamedTuple):
@@ -78,11 +78,11 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
         return CenteredClippingState(jnp.zeros((), jnp.float32))
 
     def weigh(
-        products: Array, rows: Rows, state: CenteredClippingState
+        products: Array, roster: Roster, state: CenteredClippingState
     ) -> tuple[Array, CenteredClippingState]:
         del state
-        limit = _check.value_at(max_distance, rows.step, products.dtype)
-        shares = jnp.append(rows.shares, 0)  # the previous update pulls at nothing
+        limit = _check.value_at(max_distance, roster.step, products.dtype)
+        shares = jnp.append(roster.shares, 0)  # the previous update pulls at nothing
 
         def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             v, _ = carry

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Tree
 from consensus_optax.weightings._pairs import distances, medoid
 
@@ -85,24 +85,24 @@ def cluster_mean(
         zeros = jnp.zeros(num_clusters, jnp.int32)
         return ClusterMeanState(zeros, jnp.zeros((), jnp.int32))
 
-    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         del state
-        members = _farthest_first(distances(products), rows, num_clusters)
+        members = _farthest_first(distances(products), roster, num_clusters)
 
         def lloyd(_: Any, members: Array) -> Array:
             """Membership (k, B) after one round: means, then the nearest of them."""
-            means = _shares(members, rows)
+            means = _shares(members, roster)
             inner = jnp.matmul(means, products, precision=lax.Precision.HIGHEST)
             lengths = (inner * means).sum(1)
             apart = lengths[:, None] - 2 * inner  # less ‖g_i‖², the same for all
             apart = jnp.where(members.any(1)[:, None], apart, jnp.inf)
             nearest = jax.nn.one_hot(jnp.argmin(apart, 0), num_clusters, axis=0)
-            return (nearest > 0) & rows.present[None, :]
+            return (nearest > 0) & roster.present[None, :]
 
         members = lax.fori_loop(0, iterations, lloyd, members)
         sizes = members.sum(1, dtype=jnp.int32)
         kept = sizes >= min_size
-        weights = jnp.where(kept[:, None], _shares(members, rows), 0).sum(0)
+        weights = jnp.where(kept[:, None], _shares(members, roster), 0).sum(0)
         weights /= jnp.maximum(kept.sum(), 1).astype(weights.dtype)
         rejected = jnp.where(kept, 0, sizes).sum(dtype=jnp.int32)
         return weights, ClusterMeanState(sizes, rejected)
@@ -110,18 +110,18 @@ def cluster_mean(
     return reducer(Weighting(weigh, init, reads="affine", scope=scope))
 
 
-def _shares(members: Array, rows: Rows) -> Array:
+def _shares(members: Array, roster: Roster) -> Array:
     """(k, B): coefficients of the rows in the mean of every cluster."""
-    mass = jnp.where(members, rows.weights[None, :], 0)
+    mass = jnp.where(members, roster.weights[None, :], 0)
     total = mass.sum(1, keepdims=True)
     return mass / jnp.where(total > 0, total, 1)
 
 
-def _farthest_first(pairwise: Array, rows: Rows, num_clusters: int) -> Array:
+def _farthest_first(pairwise: Array, roster: Roster, num_clusters: int) -> Array:
     """(k, B) bool: the rows that clusters begin with, one each."""
-    chosen = [medoid(pairwise, rows)]
+    chosen = [medoid(pairwise, roster)]
     for _ in range(1, num_clusters):
         nearest = jnp.stack([pairwise[index] for index in chosen]).min(0)
-        chosen.append(jnp.argmax(jnp.where(rows.present, nearest, -1)))
-    indices = jnp.arange(rows.weights.shape[0])
+        chosen.append(jnp.argmax(jnp.where(roster.present, nearest, -1)))
+    indices = jnp.arange(roster.weights.shape[0])
     return jnp.stack([indices == index for index in chosen])

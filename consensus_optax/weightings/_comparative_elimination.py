@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._distances import among_smallest, num_present, shares_of
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.distances import among_smallest, num_present, shares_of
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
@@ -58,13 +58,13 @@ def comparative_elimination(num_byzantine: int) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
     minimum = 2 * num_byzantine + 1
 
-    def weigh(squared_norms: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(squared_norms: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         _check.enough_rows(
-            "num_byzantine", num_byzantine, rows.weights.shape[0], minimum, "n > 2f"
+            "num_byzantine", num_byzantine, roster.weights.shape[0], minimum, "n > 2f"
         )
-        n = num_present(rows.present)
+        n = num_present(roster.present)
         bad = jnp.clip((n - 1) // 2, 0, num_byzantine)
-        kept = among_smallest(squared_norms, n - bad, rows.present)
-        return shares_of(kept * rows.weights), state
+        kept = among_smallest(squared_norms, n - bad, roster.present)
+        return shares_of(kept * roster.weights), state
 
     return reducer(Weighting(weigh, reads="norms"))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import (
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import (
     SolverState,
     cancels,
     over_simplex,
@@ -15,6 +14,7 @@ from consensus_optax._solvers import (
     ratio,
     unsolved,
 )
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
@@ -58,24 +58,24 @@ def conflict_averse(c: Threshold = 0.5) -> Reducer:
       >>> rule, params = conflict_averse(1.0), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 2.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print([round(float(x), 3) for x in update], state.rule.converged)
+      >>> print([round(float(x), 3) for x in update], state.rule_state.converged)
       [2.0, 2.0] True
     """
     _check.interval("c", c, 0)
 
     def weigh(
-        gramian: Array, rows: Rows, state: SolverState
+        gramian: Array, roster: Roster, state: SolverState
     ) -> tuple[Array, SolverState]:
         del state
-        with_mean = product(gramian, rows.shares)  # <g_i, mean>, (B,)
-        mean_square = jnp.maximum(product(rows.shares, with_mean), 0)
-        relative = _check.value_at(c, rows.step, gramian.dtype)
+        with_mean = product(gramian, roster.shares)  # <g_i, mean>, (B,)
+        mean_square = jnp.maximum(product(roster.shares, with_mean), 0)
+        relative = _check.value_at(c, roster.step, gramian.dtype)
         radius = relative * jnp.sqrt(mean_square)
-        moving = rows.present & (gramian.diagonal() > 0)
+        moving = roster.present & (gramian.diagonal() > 0)
         worst, new_state = over_simplex(gramian, moving, with_mean, radius)
         length = jnp.sqrt(jnp.maximum(product(worst, product(gramian, worst)), 0))
-        weights = rows.shares + ratio(radius, length) * worst
-        still = cancels(gramian, worst) | cancels(gramian, rows.shares)
+        weights = roster.shares + ratio(radius, length) * worst
+        still = cancels(gramian, worst) | cancels(gramian, roster.shares)
         return jnp.where(still & (relative > 0), 0, weights), new_state
 
     return reducer(Weighting(weigh, unsolved))

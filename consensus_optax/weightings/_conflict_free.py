@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import cosines, product, ratio
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import cosines, product, ratio
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
@@ -58,14 +58,14 @@ def conflict_free(preference: Preference | None = None) -> Reducer:
     """
     _preference.check(preference)
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         units, lengths = cosines(gramian)
         moving = lengths > 0
-        wanted = jnp.where(moving, _preference.of_rows(preference, rows), 0)
-        direction = jnp.where(moving, spectrum(units, rows).pseudo_inverse(wanted), 0)
+        wanted = jnp.where(moving, _preference.of_rows(preference, roster), 0)
+        direction = jnp.where(moving, spectrum(units, roster).pseudo_inverse(wanted), 0)
         reached = product(units, direction)
         square = product(direction, reached)  # of the direction's length
-        terms = _preference.relative_weights(rows) * lengths
+        terms = _preference.relative_weights(roster) * lengths
         rounding = 100 * jnp.finfo(square.dtype).eps * product(wanted, wanted)
         along = jnp.where(square > rounding, ratio(product(terms, reached), square), 0)
         return along * ratio(direction, lengths), state

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
-from consensus_optax._varying import varying_like
 
 
 class CosineFilterState(NamedTuple):
@@ -103,7 +103,7 @@ def cosine_filter(
       >>> rule, params = cosine_filter(0.5), jnp.zeros(2)
       >>> rows = jnp.array([[1., 0.], [-1., 0.], [1., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> update.tolist(), float(state.rule.accepted)
+      >>> update.tolist(), float(state.rule_state.accepted)
       ([1.0, 0.5], 1.0)
     """
     _check.interval("threshold", threshold, 0, 2)
@@ -124,24 +124,24 @@ def cosine_filter(
         return jax.nn.sigmoid(margin / _check.value_at(temperature, step, cosine.dtype))
 
     def weigh(
-        gramian: Array, rows: Rows, state: CosineFilterState
+        gramian: Array, roster: Roster, state: CosineFilterState
     ) -> tuple[Array, CosineFilterState]:
         del state
-        first = jnp.argmax(rows.present)
+        first = jnp.argmax(roster.present)
         norms = jnp.sqrt(gramian.diagonal())
 
         def next_row(m: Array, running: _Running) -> _Running:
             length = jnp.sqrt(jnp.maximum(running.coefficients @ running.products, 0))
             scale = length * norms[m]
-            examined = rows.present[m] & (m != first) & (scale > 0)
+            examined = roster.present[m] & (m != first) & (scale > 0)
             cosine = running.products[m] / jnp.where(scale > 0, scale, 1)
-            share = jnp.where(examined, gate(cosine, rows.step), 0)
+            share = jnp.where(examined, gate(cosine, roster.step), 0)
             if average == "halving":
                 mass = running.mass
                 move = share / 2
             else:
-                mass = running.mass + share * rows.weights[m]
-                move = share * rows.weights[m] / jnp.where(mass > 0, mass, 1)
+                mass = running.mass + share * roster.weights[m]
+                move = share * roster.weights[m] / jnp.where(mass > 0, mass, 1)
             one_hot = jax.nn.one_hot(m, norms.shape[0], dtype=norms.dtype)
             return _Running(
                 coefficients=(1 - move) * running.coefficients + move * one_hot,
@@ -159,13 +159,13 @@ def cosine_filter(
         start = _Running(
             coefficients=jax.nn.one_hot(first, norms.shape[0], dtype=norms.dtype),
             products=gramian[first],
-            mass=rows.weights[first],
+            mass=roster.weights[first],
             accepted=zero,
             cosine_sum=zero,
             cosine_min=zero + 2,
             examined=zero,
         )
-        start = varying_like(start, gramian, rows.weights)
+        start = varying_like(start, gramian, roster.weights)
         end = lax.fori_loop(0, norms.shape[0], next_row, start)
         weights = jnp.where(end.accepted > 0, end.coefficients, 0)
         any_examined = end.examined > 0
@@ -177,22 +177,22 @@ def cosine_filter(
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
     def weigh_by_previous(
-        gramian: Array, rows: Rows, state: CosineFilterState
+        gramian: Array, roster: Roster, state: CosineFilterState
     ) -> tuple[Array, CosineFilterState]:
         del state
         norms, products = jnp.sqrt(gramian.diagonal()), gramian[-1, :-1]
         scale = norms[:-1] * norms[-1]
-        examined = rows.present & (scale > 0)
+        examined = roster.present & (scale > 0)
         cosine = products / jnp.where(scale > 0, scale, 1)
-        share = jnp.where(examined, gate(cosine, rows.step), 0)
-        share = jnp.where(rows.present & (norms[-1] == 0), 1, share)
+        share = jnp.where(examined, gate(cosine, roster.step), 0)
+        share = jnp.where(roster.present & (norms[-1] == 0), 1, share)
         if average == "halving":
             starts = jnp.cumsum((share > 0).astype(jnp.int32)) == 1
             move = jnp.where(starts & (share > 0), 1, share / 2)
             left = jnp.cumprod(1 - move[::-1])[::-1]  # by the rows from each one on
             weights = move * jnp.append(left[1:], 1)
         else:
-            mass = share * rows.weights
+            mass = share * roster.weights
             weights = mass / jnp.where(share.any(), mass.sum(), 1)
         numbers = (
             share.sum(),

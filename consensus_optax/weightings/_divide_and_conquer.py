@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._distances import among_smallest, num_present, shares_of
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.distances import among_smallest, num_present, shares_of
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
@@ -71,17 +71,17 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
     drops = [_ceil(filter_fraction * f) for f in range(num_byzantine + 1)]
     minimum = max(2 * num_byzantine, drops[-1]) + 1
 
-    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         f = num_byzantine
         _check.enough_rows(
             "num_byzantine",
             f,
-            rows.weights.shape[0],
+            roster.weights.shape[0],
             minimum,
             f"n > max(2f, ceil(c f)) with c={filter_fraction:g}",
         )
-        n = num_present(rows.present)
-        one = rows.present.astype(products.dtype)
+        n = num_present(roster.present)
+        one = roster.present.astype(products.dtype)
         means = (products @ one) / jnp.maximum(one.sum(), 1)  # with the plain mean
         mean = (means @ one) / jnp.maximum(one.sum(), 1)
         gramian = products - means[:, None] - means[None, :] + mean
@@ -91,8 +91,8 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
         _, vectors = jnp.linalg.eigh(gramian)  # ascending
         scores = jnp.where(trace > 0, vectors[:, -1] ** 2, 1)
         dropped = jnp.array(drops, jnp.int32)[jnp.clip((n - 1) // 2, 0, f)]
-        kept = among_smallest(scores, jnp.maximum(n - dropped, 1), rows.present)
-        return shares_of(kept * rows.weights), state
+        kept = among_smallest(scores, jnp.maximum(n - dropped, 1), roster.present)
+        return shares_of(kept * roster.weights), state
 
     return reducer(Weighting(weigh, reads="affine"))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import SolverState, dual_cone, unsolved
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import SolverState, dual_cone, unsolved
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
@@ -55,18 +55,18 @@ def dual_projection(
       >>> rule, params = dual_projection(), jnp.zeros(2)
       >>> rows = jnp.array([[1., 1.], [-5., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print([round(float(x), 2) for x in update], state.rule.converged)
+      >>> print([round(float(x), 2) for x in update], state.rule_state.converged)
       [-1.5, 1.5] True
     """
     _preference.check(preference)
     _check.interval("regularization", regularization, 0, open_low=True)
 
     def weigh(
-        gramian: Array, rows: Rows, state: SolverState
+        gramian: Array, roster: Roster, state: SolverState
     ) -> tuple[Array, SolverState]:
         del state
-        lower = _preference.weighted(preference, rows)
-        shift = _check.value_at(regularization, rows.step, gramian.dtype)
+        lower = _preference.weighted(preference, roster)
+        shift = _check.value_at(regularization, roster.step, gramian.dtype)
         weights, new_state = dual_cone(gramian, lower[None, :], shift)
         return jnp.squeeze(weights, 0), new_state
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer, rule_of
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer, rule_of
 from consensus_optax._typing import Array, Threshold, Tree
 
 
@@ -18,12 +18,12 @@ class EmaWeightsState(NamedTuple):
     Attributes:
       average: (num_rows,) moving average of the rule's weights.
       seen: (num_rows,) bool, which rows have had a weight yet.
-      rule: the rule's own state.
+      rule_state: the rule's own state.
     """
 
     average: Array
     seen: Array
-    rule: Any
+    rule_state: Any
 
 
 def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer:
@@ -67,7 +67,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
       >>> state = rule.init(params)
       >>> for rows in ([[2., 0.], [0., 1.]], [[1., 0.], [0., 1.]]):
       ...     update, state = rule.update(jnp.array(rows), state, params)
-      >>> [round(float(x), 3) for x in state.rule.average]
+      >>> [round(float(x), 3) for x in state.rule_state.average]
       [0.23, 0.77]
     """
     inner = rule_of("rule", rule)
@@ -85,20 +85,22 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
         return EmaWeightsState(zeros, zeros > 0, inner.init(params, dtype))
 
     def weigh(
-        products: Any, rows: Rows, state: EmaWeightsState
+        products: Any, roster: Roster, state: EmaWeightsState
     ) -> tuple[Array, EmaWeightsState]:
-        count = rows.weights.shape[0]
+        count = roster.weights.shape[0]
         if count != num_rows:
             raise ValueError(
                 f"`num_rows` must be the number of rows of the stack; got {num_rows}, "
                 f"but the rows are {count}. Pad with rows of weight 0, or make the "
                 f"rule anew."
             )
-        weights, inner_state = inner.weigh(products, rows, state.rule)
-        present = jnp.append(rows.present, True) if inner.remembers else rows.present
+        weights, inner_state = inner.weigh(products, roster, state.rule_state)
+        present = (
+            jnp.append(roster.present, True) if inner.remembers else roster.present
+        )
         weights = jnp.where(present, weights, 0)
         sound = jnp.all(jnp.isfinite(weights)) & jnp.any(weights != 0)
-        beta = _check.value_at(decay, rows.step, weights.dtype)
+        beta = _check.value_at(decay, roster.step, weights.dtype)
         mixed = beta * state.average + (1 - beta) * weights
         mixed = jnp.where(state.seen, mixed, weights)
         counts = sound & present

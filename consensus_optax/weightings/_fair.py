@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import SolverState, cancels, fair_division, unsolved
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import SolverState, cancels, fair_division, unsolved
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
@@ -53,21 +53,21 @@ def fair(alpha: Threshold = 2.0) -> Reducer:
       >>> rule, params = fair(1.0), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 5.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print([round(float(x), 3) for x in update], state.rule.converged)
+      >>> print([round(float(x), 3) for x in update], state.rule_state.converged)
       [1.0, 1.0] True
     """
     _check.interval("alpha", alpha, 0)
 
     def weigh(
-        gramian: Array, rows: Rows, state: SolverState
+        gramian: Array, roster: Roster, state: SolverState
     ) -> tuple[Array, SolverState]:
         del state
-        value = _check.value_at(alpha, rows.step, gramian.dtype)
+        value = _check.value_at(alpha, roster.step, gramian.dtype)
         plain = value <= 0
-        counts = relative_weights(rows)
+        counts = relative_weights(roster)
         solved = fair_division(gramian, counts, jnp.where(plain, 1, value))
         nothing = cancels(gramian, solved.weights)
         weights = jnp.where(nothing, 0, solved.weights)
-        return jnp.where(plain, rows.shares, weights), solved.state
+        return jnp.where(plain, roster.shares, weights), solved.state
 
     return reducer(Weighting(weigh, unsolved))

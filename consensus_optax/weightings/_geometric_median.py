@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._distances import num_present, shares_of, squared_distances
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.distances import num_present, shares_of, squared_distances
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
 _TIE = 1 + 1e-4  # squared distances that differ by less are equal
@@ -76,7 +76,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
       >>> rule, params = geometric_median(), jnp.zeros(2)
       >>> rows = jnp.array([[0., 1.], [1., 0.], [-1., 0.], [0., -1.], [0., 90.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print(update.round(3), state.rule.converged)
+      >>> print(update.round(3), state.rule_state.converged)
       [0.    0.577] True
     """
     _check.interval("nu", nu, 0, open_low=True)
@@ -87,20 +87,20 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         return GeometricMedianState(jnp.zeros((), jnp.float32), jnp.zeros((), bool))
 
     def weigh(
-        products: Array, rows: Rows, state: GeometricMedianState
+        products: Array, roster: Roster, state: GeometricMedianState
     ) -> tuple[Array, GeometricMedianState]:
         del state
-        squares = squared_distances(products, rows.present)
-        size, n = rows.weights.shape[0], num_present(rows.present)
+        squares = squared_distances(products, roster.present)
+        size, n = roster.weights.shape[0], num_present(roster.present)
         reach = jnp.sort(squares, 1)[:, jnp.minimum(n // 2, size - 1)]
-        reach = jnp.where(rows.present, reach, jnp.inf)
+        reach = jnp.where(roster.present, reach, jnp.inf)
         least = reach.min()
         # rows tie, since a distance has two ends: all that tie name their near half
         inner = reach <= least * _TIE
         near = jnp.where(inner[:, None], squares <= least * _TIE, False).sum(0)
         radius = jnp.sqrt(least)
         radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
-        smoothing = _check.value_at(nu, rows.step, products.dtype)
+        smoothing = _check.value_at(nu, roster.step, products.dtype)
         gramian = products / radius / radius  # rows in units of r
 
         def pulls(z: Array) -> Array:
@@ -118,14 +118,14 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
             product = jnp.matmul(local, z, precision=lax.Precision.HIGHEST)
             distances = z @ product - 2 * product + local.diagonal()
             length = jnp.sqrt(jnp.maximum(distances, 0))
-            return rows.shares / jnp.maximum(length, smoothing)
+            return roster.shares / jnp.maximum(length, smoothing)
 
         def step(_: Array, z: Array) -> Array:
             pull = pulls(z)
             total = pull.sum()
             return pull / jnp.where(total > 0, total, 1)
 
-        start = shares_of(rows.weights * near.astype(rows.weights.dtype))
+        start = shares_of(roster.weights * near.astype(roster.weights.dtype))
         z = lax.fori_loop(0, iterations, step, start)
         pull = pulls(z)
         gradient = pull - pull.sum() * z

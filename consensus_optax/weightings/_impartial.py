@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import ratio
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import ratio
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._spectrum import spectrum
 
@@ -50,10 +50,10 @@ def impartial() -> Reducer:
       [0.75, 0.75]
     """
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         unit = ratio(gramian, jnp.trace(gramian))
         lengths = jnp.sqrt(jnp.maximum(unit.diagonal(), 0))
-        given = spectrum(unit, rows)
+        given = spectrum(unit, roster)
         v = jnp.where(lengths > 0, given.pseudo_inverse(lengths), 0)
         total = v.sum()
         # Rounding of a sum of terms that are divided by the least eigenvalue.

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
@@ -54,24 +54,24 @@ def keep_smallest_losses(num_kept: Threshold) -> Reducer:
     """
     _check.interval("num_kept", num_kept, 1)
 
-    def weigh(_: Any, rows: Rows, state: Any) -> tuple[Array, Any]:
-        values = row_values(rows)
-        candidate = rows.present & jnp.isfinite(values)
+    def weigh(_: Any, roster: Roster, state: Any) -> tuple[Array, Any]:
+        values = row_values(roster)
+        candidate = roster.present & jnp.isfinite(values)
         order = jnp.argsort(jnp.where(candidate, values, jnp.inf), stable=True)
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
         kept = candidate & (
             rank.astype(values.dtype)
-            < _check.value_at(num_kept, rows.step, values.dtype)
+            < _check.value_at(num_kept, roster.step, values.dtype)
         )
-        mass = jnp.where(kept, rows.weights, 0)
+        mass = jnp.where(kept, roster.weights, 0)
         return mass / jnp.where(kept.any(), mass.sum(), 1), state
 
     return reducer(Weighting(weigh, reads="nothing"))
 
 
-def row_values(rows: Rows) -> Array:
+def row_values(roster: Roster) -> Array:
     """The losses of the rows, (B,), from the extra arguments of ``update``."""
-    values, count = rows.extra.get("values"), rows.weights.shape[0]
+    values, count = roster.extra.get("values"), roster.weights.shape[0]
     if values is None:
         raise ValueError(
             "`values` must be the losses of the rows, an array of shape (B,), passed "
@@ -84,4 +84,4 @@ def row_values(rows: Rows) -> Array:
             f"`values` must have shape ({count},), one loss for every row; got "
             f"{values.shape}"
         )
-    return values.astype(rows.weights.dtype)
+    return values.astype(roster.weights.dtype)

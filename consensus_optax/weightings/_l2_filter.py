@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._pairs import distances, lower_median, medoid
 
@@ -87,27 +87,27 @@ def l2_filter(
         del params, dtype
         return L2FilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         del state
-        counted = rows.weights
+        counted = roster.weights
         if reference == "mean":
             distance = jnp.sqrt(products.diagonal())
         else:
             pairwise = distances(products)
-            middle = medoid(pairwise, rows)
+            middle = medoid(pairwise, roster)
             distance = pairwise[middle]
             counted = counted.at[middle].set(0)
         median = lower_median(distance, counted)
-        limit = _check.value_at(max_distance, rows.step, distance.dtype)
+        limit = _check.value_at(max_distance, roster.step, distance.dtype)
         # Rows at equal distances are accepted together, however these round.
         limit = limit * median * (1 + 1e-6) if relative else limit
-        accepted = rows.present & (distance <= limit)
-        mass = jnp.where(accepted, rows.weights, 0)
+        accepted = roster.present & (distance <= limit)
+        mass = jnp.where(accepted, roster.weights, 0)
         weights = mass / jnp.where(accepted.any(), mass.sum(), 1)
         numbers = (
             accepted.sum(),
             median,
-            jnp.where(rows.present, distance, 0).max(),
+            jnp.where(roster.present, distance, 0).max(),
         )
         return weights, L2FilterState(*(x.astype(jnp.float32) for x in numbers))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Weighting
+from consensus_optax._rules.kinds import Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 
 
 def mean() -> Reducer:
@@ -33,5 +33,5 @@ def mean() -> Reducer:
       [2.5, 3.5]
     """
     return reducer(
-        Weighting(lambda _, rows, state: (rows.shares, state), reads="nothing")
+        Weighting(lambda _, roster, state: (roster.shares, state), reads="nothing")
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import SolverState, cancels, over_simplex, unsolved
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import SolverState, cancels, over_simplex, unsolved
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
@@ -44,16 +44,16 @@ def min_norm() -> Reducer:
       >>> rule, params = min_norm(), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print([round(float(x), 3) for x in update], state.rule.converged)
+      >>> print([round(float(x), 3) for x in update], state.rule_state.converged)
       [0.4, 0.8] True
     """
 
     def weigh(
-        gramian: Array, rows: Rows, state: SolverState
+        gramian: Array, roster: Roster, state: SolverState
     ) -> tuple[Array, SolverState]:
         del state
-        weights, new_state = over_simplex(gramian, rows.present)
-        still = jnp.any(rows.present & (gramian.diagonal() <= 0))
+        weights, new_state = over_simplex(gramian, roster.present)
+        still = jnp.any(roster.present & (gramian.diagonal() <= 0))
         nothing = still | cancels(gramian, weights)
         return jnp.where(nothing, 0, weights), new_state
 

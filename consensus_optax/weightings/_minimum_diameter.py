@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._distances import num_present, shares_of, squared_distances
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.distances import num_present, shares_of, squared_distances
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 _MOST_SUBSETS = 50_000
@@ -66,8 +66,8 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
     minimum = 2 * num_byzantine + 1
 
-    def weigh(products: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
-        size = rows.weights.shape[0]
+    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+        size = roster.weights.shape[0]
         _check.enough_rows("num_byzantine", num_byzantine, size, minimum, "n > 2f")
         subsets = sum(math.comb(size, f) for f in range(num_byzantine + 1))
         if subsets > _MOST_SUBSETS:
@@ -76,7 +76,7 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
                 f"{size} rows without {num_byzantine} are {subsets}. Use `co.krum`, or "
                 f"`co.nearest_neighbor_mixing` before another rule."
             )
-        present = rows.present
+        present = roster.present
         bad = jnp.clip((num_present(present) - 1) // 2, 0, num_byzantine)
         squares = squared_distances(products, present)
         left_out = np.zeros((subsets, size), bool)
@@ -98,7 +98,7 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
         batch = min(_SUBSETS_AT_ONCE, subsets)
         diameters = lax.map(diameter, out, batch_size=batch)
         tightest = diameters <= diameters.min() * (1 + _SAME)
-        masses = jnp.where(present[None, :] & ~out, rows.weights[None, :], 0)
+        masses = jnp.where(present[None, :] & ~out, roster.weights[None, :], 0)
         sums = masses.sum(1, keepdims=True)
         means = masses / jnp.where(sums > 0, sums, 1)
         return shares_of(jnp.where(tightest[:, None], means, 0).sum(0)), state

@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import (
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import (
     SolverState,
     cancels,
     fair_division,
@@ -15,6 +14,7 @@ from consensus_optax._solvers import (
     ratio,
     unsolved,
 )
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
@@ -64,22 +64,22 @@ def nash(max_norm: Threshold | None = 1.0) -> Reducer:
       >>> rule, params = nash(), jnp.zeros(2)
       >>> rows = jnp.array([[3., 0.], [0., 40.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print([round(float(x), 3) for x in update], state.rule.converged)
+      >>> print([round(float(x), 3) for x in update], state.rule_state.converged)
       [0.707, 0.707] True
     """
     if max_norm is not None:
         _check.interval("max_norm", max_norm, 0, open_low=True)
 
     def weigh(
-        gramian: Array, rows: Rows, state: SolverState
+        gramian: Array, roster: Roster, state: SolverState
     ) -> tuple[Array, SolverState]:
         del state
         one = jnp.ones((), gramian.dtype)
-        solved = fair_division(gramian, relative_weights(rows), one)
+        solved = fair_division(gramian, relative_weights(roster), one)
         weights = jnp.where(cancels(gramian, solved.weights), 0, solved.weights)
         if max_norm is not None:
             square = product(weights, product(gramian, weights))
-            longest = _check.value_at(max_norm, rows.step, gramian.dtype)
+            longest = _check.value_at(max_norm, roster.step, gramian.dtype)
             weights *= jnp.minimum(1, ratio(longest, jnp.sqrt(jnp.maximum(square, 0))))
         return weights, solved.state
 

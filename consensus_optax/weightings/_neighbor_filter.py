@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._cosine_filter import CosineFilterState
 from consensus_optax.weightings._pairs import cosines, off_diagonal
@@ -55,7 +55,7 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
       >>> rule, params = neighbor_filter(0.5), jnp.zeros(2)
       >>> rows = jnp.array([[-1., 0.], [1., 0.], [1., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> update.tolist(), float(state.rule.accepted)
+      >>> update.tolist(), float(state.rule_state.accepted)
       ([1.0, 0.5], 1.0)
     """
     _check.interval("threshold", threshold, 0, 2)
@@ -65,19 +65,19 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
         del params, dtype
         return CosineFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         del state
         cosine, moving = cosines(gramian)
-        pairs = off_diagonal(moving & rows.present)
-        limit = _check.value_at(threshold, rows.step, cosine.dtype)
+        pairs = off_diagonal(moving & roster.present)
+        limit = _check.value_at(threshold, roster.step, cosine.dtype)
         near = pairs & (1 - cosine <= limit)
-        votes = jnp.where(near, rows.shares[None, :], 0).sum(1)
-        closeness = jnp.where(near, rows.shares[None, :] * cosine, 0).sum(1)
+        votes = jnp.where(near, roster.shares[None, :], 0).sum(1)
+        closeness = jnp.where(near, roster.shares[None, :] * cosine, 0).sum(1)
         most = near.any(1) & (votes >= votes.max() * (1 - 1e-6))
         closeness = jnp.where(most, closeness, -jnp.inf)
         chosen = jnp.argmax(closeness >= closeness.max() - 1e-6)  # of ties the first
         group = near[chosen] | (jnp.arange(votes.shape[0]) == chosen)
-        mass = jnp.where(group, rows.weights, 0)
+        mass = jnp.where(group, roster.weights, 0)
         weights = jnp.where(most.any(), mass / mass.sum(), 0)
         count = pairs.sum(dtype=cosine.dtype)
         numbers = (

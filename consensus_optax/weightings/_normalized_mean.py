@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
@@ -37,9 +37,9 @@ def normalized_mean() -> Reducer:
       [0.5, 0.5]
     """
 
-    def weigh(squared_norms: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(squared_norms: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         norms = jnp.sqrt(squared_norms)
         moving = norms > 0
-        return jnp.where(moving, rows.shares / jnp.where(moving, norms, 1), 0), state
+        return jnp.where(moving, roster.shares / jnp.where(moving, norms, 1), 0), state
 
     return reducer(Weighting(weigh, reads="norms"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from consensus_optax import _solvers
-from consensus_optax._distances import squared_distances
-from consensus_optax._rules import Rows
+from consensus_optax._rules import solvers
+from consensus_optax._rules.distances import squared_distances
+from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
 
 
@@ -16,7 +16,7 @@ def cosines(gramian: Array) -> tuple[Array, Array]:
 
     A row of zeros has cosine 0 with everything.
     """
-    cosine, lengths = _solvers.cosines(gramian)
+    cosine, lengths = solvers.cosines(gramian)
     return jnp.clip(cosine, -1, 1), lengths > 0
 
 
@@ -26,14 +26,14 @@ def distances(products: Array) -> Array:
     return jnp.sqrt(squared_distances(products, everybody))
 
 
-def medoid(pairwise: Array, rows: Rows) -> Array:
+def medoid(pairwise: Array, roster: Roster) -> Array:
     """Index of the row with the least median distance to the others; of ties the first.
 
     A sum of distances would be lost in the rounding of one very large one.
     """
-    to_others = jnp.where(jnp.eye(pairwise.shape[0], dtype=bool), 0, rows.weights)
+    to_others = jnp.where(jnp.eye(pairwise.shape[0], dtype=bool), 0, roster.weights)
     medians = jax.vmap(lower_median)(pairwise, to_others)
-    medians = jnp.where(rows.present, medians, jnp.inf)
+    medians = jnp.where(roster.present, medians, jnp.inf)
     return jnp.argmax(medians <= medians.min() * (1 + 1e-6))
 
 

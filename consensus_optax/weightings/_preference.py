@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from consensus_optax import _check
-from consensus_optax._rules import Rows
+from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
 
 Preference = Sequence[float] | np.ndarray | Array
@@ -25,31 +25,31 @@ def check(preference: Preference | None) -> None:
         _check.fail("preference", "a vector of numbers >= 0, one a row", preference)
 
 
-def relative_weights(rows: Rows) -> Array:
+def relative_weights(roster: Roster) -> Array:
     """Weights over the mean weight of the rows present, (B,): 1 where all are equal."""
-    return rows.shares * jnp.sum(rows.present).astype(rows.weights.dtype)
+    return roster.shares * jnp.sum(roster.present).astype(roster.weights.dtype)
 
 
-def of_rows(preference: Preference | None, rows: Rows) -> Array:
+def of_rows(preference: Preference | None, roster: Roster) -> Array:
     """The preference, or 1 each; (B,), 0 for absent rows.
 
     Raises:
       ValueError: the preference is not (B,).
     """
-    dtype = rows.weights.dtype
+    dtype = roster.weights.dtype
     if preference is None:
-        return rows.present.astype(dtype)
+        return roster.present.astype(dtype)
     vector = jnp.asarray(preference).astype(dtype)
-    if vector.shape != rows.weights.shape:
+    if vector.shape != roster.weights.shape:
         raise ValueError(
-            f"`preference` must have one number a row, {rows.weights.shape}; got "
+            f"`preference` must have one number a row, {roster.weights.shape}; got "
             f"{vector.shape}"
         )
-    return jnp.where(rows.present, vector, 0)
+    return jnp.where(roster.present, vector, 0)
 
 
-def weighted(preference: Preference | None, rows: Rows) -> Array:
+def weighted(preference: Preference | None, roster: Roster) -> Array:
     """The preference times the relative weights, or the shares; (B,)."""
     if preference is None:
-        return rows.shares
-    return of_rows(preference, rows) * relative_weights(rows)
+        return roster.shares
+    return of_rows(preference, roster) * relative_weights(roster)

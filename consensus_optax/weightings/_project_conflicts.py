@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import product, ratio
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import product, ratio
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
-from consensus_optax._varying import varying_like
 from consensus_optax.weightings._preference import relative_weights
 
 
@@ -60,10 +60,10 @@ def project_conflicts(key: Array) -> Reducer:
       [0.5 1.5]
     """
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
-        size = rows.weights.shape[0]
-        step_key = jax.random.fold_in(key, rows.step)
-        places = jnp.cumsum(rows.present) - 1  # an absent row changes no draw
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+        size = roster.weights.shape[0]
+        step_key = jax.random.fold_in(key, roster.step)
+        places = jnp.cumsum(roster.present) - 1  # an absent row changes no draw
 
         def draws(i: Array) -> Array:
             row_key = jax.random.fold_in(step_key, i)
@@ -85,8 +85,8 @@ def project_conflicts(key: Array) -> Reducer:
             )
 
         start = _Rotation(jnp.eye(size, dtype=gramian.dtype), gramian)
-        start = varying_like(start, gramian, rows.weights)
+        start = varying_like(start, gramian, roster.weights)
         end = lax.fori_loop(0, size, project, start)
-        return product(relative_weights(rows), end.weights), state
+        return product(relative_weights(roster), end.weights), state
 
     return reducer(Weighting(weigh))

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._pairs import cosines, off_diagonal
 
@@ -80,17 +80,17 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
         del params, dtype
         return SignFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(signs: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(signs: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         del state
         cosine, moving = cosines(signs)
-        pairs = off_diagonal(moving & rows.present)
-        votes = jnp.where(pairs, rows.shares[None, :], 0)
+        pairs = off_diagonal(moving & roster.present)
+        votes = jnp.where(pairs, roster.shares[None, :], 0)
         total = votes.sum(1)
         judged = total > 0
         share = (votes * (1 + cosine) / 2).sum(1) / jnp.where(judged, total, 1)
-        least = _check.value_at(threshold, rows.step, share.dtype)
+        least = _check.value_at(threshold, roster.step, share.dtype)
         accepted = judged & (share >= least - _SLACK)
-        mass = jnp.where(accepted, rows.weights, 0)
+        mass = jnp.where(accepted, roster.weights, 0)
         count = jnp.maximum(judged.sum(dtype=share.dtype), 1)
         numbers = (
             accepted.sum(),

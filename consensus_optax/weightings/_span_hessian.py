@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax import _leaves
-from consensus_optax._outer_product import OuterProduct
-from consensus_optax._stack import as_stack
+from consensus_optax._rows import verbs
+from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.stack import as_stack
 from consensus_optax._typing import Array, Tree
 
 
@@ -65,7 +65,7 @@ def span_hessian(
         _, image = jax.jvp(gradient, (params,), (direction,))
         images = [leaf.astype(stack.dtype) for leaf in jax.tree.leaves(image)]
         pairs = zip(stack.leaves, images, strict=True)
-        products = [_leaves.inner_products(leaf, image) for leaf, image in pairs]
+        products = [verbs.inner_products(leaf, image) for leaf, image in pairs]
         return sum(products[1:], products[0])
 
     matrix = lax.map(with_every_row, jnp.arange(stack.num_rows))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from consensus_optax._rules import Rows
-from consensus_optax._solvers import product, ratio
+from consensus_optax._rules.kinds import Roster
+from consensus_optax._rules.solvers import product, ratio
 from consensus_optax._typing import Array
 
 
@@ -33,9 +33,9 @@ class Spectrum(NamedTuple):
         return self.apply(ratio(jnp.ones_like(self.values), self.values), vector)
 
 
-def spectrum(matrix: Array, rows: Rows) -> Spectrum:
+def spectrum(matrix: Array, roster: Roster) -> Spectrum:
     """Eigenvalues above the rounding of a Gramian of N rows: 4 N eps of the largest."""
     values, vectors = jnp.linalg.eigh(matrix)
-    count = jnp.sum(rows.present).astype(matrix.dtype)
+    count = jnp.sum(roster.present).astype(matrix.dtype)
     least = 4 * count * jnp.finfo(matrix.dtype).eps * jnp.max(values)
     return Spectrum(values, vectors, values > jnp.maximum(least, 0))

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
 _EPS = 1e-8  # the authors' constant, added to norms
@@ -118,11 +118,11 @@ def subspace_weighting(
         )
 
     def average(
-        coefficients: Array, rows: Rows, state: SubspaceState
+        coefficients: Array, roster: Roster, state: SubspaceState
     ) -> tuple[Array, SubspaceState]:
-        beta = _check.value_at(momentum, rows.step, coefficients.dtype)
-        order = jnp.argsort(jnp.where(rows.present, coefficients, jnp.inf))
-        there = rows.present[order]  # by rank: absent rows come last
+        beta = _check.value_at(momentum, roster.step, coefficients.dtype)
+        order = jnp.argsort(jnp.where(roster.present, coefficients, jnp.inf))
+        there = roster.present[order]  # by rank: absent rows come last
         ascending = coefficients[order]
         old, seen = state.sorted_coefficients, state.seen
         assert old is not None  # there with momentum
@@ -133,9 +133,9 @@ def subspace_weighting(
         return returned, SubspaceState(kept, seen | there, state.fell_back)
 
     def weigh(
-        gramian: Array, rows: Rows, state: SubspaceState
+        gramian: Array, roster: Roster, state: SubspaceState
     ) -> tuple[Array, SubspaceState]:
-        count = rows.weights.shape[0]
+        count = roster.weights.shape[0]
         if num_rows is not None and count != num_rows:
             raise ValueError(
                 f"`num_rows` must be the number of rows of the stack; got {num_rows}, "
@@ -143,20 +143,20 @@ def subspace_weighting(
                 f"rule anew."
             )
         norms = jnp.sqrt(gramian.diagonal())
-        coefficients = (gramian @ rows.shares) / (norms + _EPS)
+        coefficients = (gramian @ roster.shares) / (norms + _EPS)
         if averaged:
-            coefficients, state = average(coefficients, rows, state)
+            coefficients, state = average(coefficients, roster, state)
         if shift_negative:
-            least = jnp.where(rows.present, coefficients, 0).min()
+            least = jnp.where(roster.present, coefficients, 0).min()
             coefficients = coefficients - jnp.minimum(least, 0)
-        votes = rows.shares * coefficients
+        votes = roster.shares * coefficients
         total, spread = votes.sum(), jnp.abs(votes).sum()
         fell_back = ~(total > _LEAST_SUM * spread)
         weights = jnp.where(
-            fell_back, rows.shares, votes / jnp.where(fell_back, 1, total)
+            fell_back, roster.shares, votes / jnp.where(fell_back, 1, total)
         ) / (norms + _EPS)
         if rescale == "mean_norm":
-            weights *= rows.shares @ norms
+            weights *= roster.shares @ norms
         weights = jnp.where(norms > 0, weights, 0)
         return weights, state._replace(fell_back=fell_back)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
-from consensus_optax._solvers import product, stationary_on_simplex, unsolved
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.solvers import product, stationary_on_simplex, unsolved
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
 _BISECTIONS = 60
@@ -121,9 +121,9 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
             on_boundary=jnp.zeros((), bool),
         )
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         del state
-        hessian = _given_hessian(rows)
+        hessian = _given_hessian(roster)
         # An orthonormal basis of the span, columns of basis.T J, in units of the
         # longest direction, so that nothing overflows.
         size = jnp.max(jnp.abs(gramian.diagonal()))
@@ -132,7 +132,7 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
         spans = squares > 1e-6 * squares[-1]
         lengths = jnp.sqrt(jnp.where(spans, squares, 1))
         basis = jnp.where(spans[None, :], vectors / lengths[None, :], 0)  # (B, B)
-        slope = product(basis.T, product(gramian / scale, rows.shares))
+        slope = product(basis.T, product(gramian / scale, roster.shares))
         curvature = product(product(basis.T, hessian / scale), basis)
         # What is no direction of the span gets the largest curvatures, the last ones.
         above = 2 * jnp.abs(curvature).sum(1).max() + 1
@@ -141,7 +141,7 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
         inside = jnp.arange(values.shape[0]) < spans.sum()
         unit = jnp.sqrt(scale)  # the basis' unit of length
         slope = jnp.where(inside, product(axes.T, slope) * unit, 0)
-        limit = _check.value_at(radius, rows.step, gramian.dtype)
+        limit = _check.value_at(radius, roster.step, gramian.dtype)
         steps = _steps(values, slope, _shift(values, slope, limit))
         weights = product(basis, product(axes, steps)) / unit
         decrease = slope @ steps - jnp.sum(values * steps**2) / 2
@@ -162,12 +162,12 @@ def _over_simplex(radius: Threshold) -> Weighting:
         zero = jnp.zeros((), jnp.float32)
         return SimplexRegionState(zero, *unsolved(params, dtype))
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         del state
-        hessian = _given_hessian(rows)
-        limit = _check.value_at(radius, rows.step, gramian.dtype)
-        slope = product(gramian, rows.shares)
-        solved = stationary_on_simplex(-slope, limit * hessian, rows.shares)
+        hessian = _given_hessian(roster)
+        limit = _check.value_at(radius, roster.step, gramian.dtype)
+        slope = product(gramian, roster.shares)
+        solved = stationary_on_simplex(-slope, limit * hessian, roster.shares)
         a = limit * solved.weights
         decrease = product(slope, a) - product(a, product(hessian, a)) / 2
         weights = jnp.where(jnp.any(gramian.diagonal() > 0), a, 0)
@@ -204,9 +204,9 @@ def _shift(values: Array, slope: Array, limit: Array) -> Array:
     return jnp.where((length(floor) <= limit) & ~flat, floor, shift)
 
 
-def _given_hessian(rows: Rows) -> Array:
+def _given_hessian(roster: Roster) -> Array:
     """H from the extra arguments of ``update``, 0 where a row is absent."""
-    hessian, count = rows.extra.get("span_hessian"), rows.weights.shape[0]
+    hessian, count = roster.extra.get("span_hessian"), roster.weights.shape[0]
     if hessian is None:
         raise ValueError(
             "`span_hessian` must be the Hessian between the rows, an array of shape "
@@ -219,5 +219,5 @@ def _given_hessian(rows: Rows) -> Array:
             f"`span_hessian` must have shape ({count}, {count}), one entry for every "
             f"pair of rows; got {hessian.shape}"
         )
-    pairs = rows.present[:, None] & rows.present[None, :]
-    return jnp.where(pairs, hessian.astype(rows.weights.dtype), 0)
+    pairs = roster.present[:, None] & roster.present[None, :]
+    return jnp.where(pairs, hessian.astype(roster.weights.dtype), 0)

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._reducer import Reducer, reducer
-from consensus_optax._rules import Rows, Weighting
+from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
@@ -53,8 +53,8 @@ def trusted_row(index: int = 0) -> Reducer:
     """
     _check.count("index", index, minimum=0)
 
-    def weigh(gramian: Array, rows: Rows, state: Any) -> tuple[Array, Any]:
-        size = rows.weights.shape[0]
+    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+        size = roster.weights.shape[0]
         if index >= size:
             _check.fail("index", f"less than the number of rows, {size}", index)
         norms = jnp.sqrt(gramian.diagonal())
@@ -62,7 +62,7 @@ def trusted_row(index: int = 0) -> Reducer:
         known = (norms > 0) & (trusted > 0) & (jnp.arange(size) != index)
         lengths = jnp.where(known, norms, 1)
         cosines = gramian[index] / lengths / jnp.where(trusted > 0, trusted, 1)
-        trust = jnp.where(known, jnp.maximum(cosines, 0), 0) * rows.weights
+        trust = jnp.where(known, jnp.maximum(cosines, 0), 0) * roster.weights
         total = trust.sum()
         shares = trust / jnp.where(total > 0, total, 1)
         return shares * trusted / lengths, state

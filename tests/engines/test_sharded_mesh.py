@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
 from benchmarks._traffic import collectives
-from consensus_optax._run import map_previous
+from consensus_optax._running.run import map_previous
 from tests.engines.test_sharded import KINDS, assert_same, mesh_of
 
 PARAMS = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(3)}
@@ -49,8 +49,8 @@ def test_parameters_cut_along_another_axis(kind, check_vma):
     state = reducer.init(PARAMS)
     of_state = jax.tree.map(lambda _: P(), state)
     in_leaves = lambda _: [SPECS["b"], SPECS["w"]]
-    of_rule = map_previous(in_leaves, reducer.rule, of_state.rule)
-    of_state = of_state._replace(rule=of_rule)
+    of_rule = map_previous(in_leaves, reducer.rule, of_state.rule_state)
+    of_state = of_state._replace(rule_state=of_rule)
     of_rows = {"w": P("data", None, "model"), "b": P("data")}
 
     def step(rows, state, params, weights):

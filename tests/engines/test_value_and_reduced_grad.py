@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import consensus_optax as co
-from consensus_optax._solvers import SolverState
+from consensus_optax._rules.solvers import SolverState
 from tests.zoo import OF_EACH_KIND
 
 ROWS, WIDTH = 5, 6

@@ -16,7 +16,7 @@ def test_the_number_of_clipped_rows(f, clipped):
 
 
 def mixed(f, norms):
-    rows = co.Rows(jnp.ones(len(norms)), jnp.zeros((), jnp.int32), {})
+    rows = co.Roster(jnp.ones(len(norms)), jnp.zeros((), jnp.int32), {})
     return np.asarray(co.adaptive_clipping(f).mix(norms**2, rows)[0])
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import consensus_optax as co
-from consensus_optax import Rows
+from consensus_optax import Roster
 
 
 def rows_of(weights, step=0):
-    return Rows(jnp.asarray(weights, jnp.float32), jnp.asarray(step, jnp.int32), {})
+    return Roster(jnp.asarray(weights, jnp.float32), jnp.asarray(step, jnp.int32), {})
 
 
 @pytest.mark.parametrize(("count", "size"), [(6, 2), (7, 3), (5, 1), (4, 9)])

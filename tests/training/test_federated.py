@@ -10,8 +10,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import consensus_optax as co
-from consensus_optax import training
-from consensus_optax.tasks import attacks
+from consensus_optax import attacks, training
 
 CLIENTS, STEPS, BATCH, WIDTH = 5, 3, 4, 2
 COUNTS = jnp.array([4.0, 1.0, 2.0, 8.0, 1.0])

@@ -22,13 +22,13 @@ def test_equals_the_rule_on_the_survivors(rule):
     weights = jnp.array([1.0, 2.0, 1.0, 5.0, 0.5, 1.0])
     selector = co.cosine_filter(1.2)
     _, seen = first_update(selector, rows)
-    assert seen.rule.accepted == 4
+    assert seen.rule_state.accepted == 4
     result, state = first_update(co.among(selector, rule), rows, weights=weights)
     kept = jnp.array([0, 1, 2, 4, 5])
     alone, alone_state = first_update(rule, rows[kept], weights=weights[kept])
     size = float(jnp.abs(alone).max())
     np.testing.assert_allclose(result, alone, rtol=0, atol=1e-6 * size)
-    assert state.rule.selector.accepted == 4
+    assert state.rule_state.selector_state.accepted == 4
     assert state.ready == alone_state.ready
     assert state.num_present == 6
 

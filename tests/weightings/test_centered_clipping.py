@@ -26,7 +26,7 @@ def test_no_step_is_longer_than_the_limit():
     rows = 1e6 * jnp.ones((4, 3))
     update, state = rule.update(rows, rule.init(params), params)
     np.testing.assert_allclose(np.linalg.norm(update), 0.5, rtol=1e-6)
-    assert state.rule.rule.clipped_share == 1
+    assert state.rule_state.rule_state.clipped_share == 1
 
 
 def test_a_wide_limit_is_the_mean():
@@ -34,7 +34,7 @@ def test_a_wide_limit_is_the_mean():
     rule, params = co.centered_clipping(lambda step: 1e3), jnp.zeros(2)
     update, state = rule.update(rows, rule.init(params), params)
     np.testing.assert_allclose(update, [2, 2], rtol=1e-6)
-    assert state.rule.rule.clipped_share == 0
+    assert state.rule_state.rule_state.clipped_share == 0
 
 
 def test_arguments_are_checked():

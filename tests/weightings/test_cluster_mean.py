@@ -29,8 +29,8 @@ def test_outliers_are_rejected_and_a_minority_is_heard():
     rows = jnp.asarray(rows[random.permutation(11)], jnp.float32)
     update, state = rule.update(rows, rule.init(params), params)
     np.testing.assert_allclose(update, [4.5, 4.5], atol=0.02)
-    assert sorted(state.rule.sizes.tolist()) == [1, 1, 2, 7]
-    assert int(state.rule.rejected) == 2
+    assert sorted(state.rule_state.sizes.tolist()) == [1, 1, 2, 7]
+    assert int(state.rule_state.rejected) == 2
 
 
 def test_how_far_an_outlier_lies_does_not_matter():

@@ -52,7 +52,7 @@ def test_halving_weighs_the_last_row_most():
     rows = np.eye(4)
     result, state = first_update(co.cosine_filter(2.0), np.float32(rows))
     assert result.tolist() == [0.125, 0.125, 0.25, 0.5]
-    assert state.rule.accepted == 3
+    assert state.rule_state.accepted == 3
     result, _ = first_update(co.cosine_filter(2.0, average="mean"), np.float32(rows))
     np.testing.assert_allclose(result, 4 * [0.25], rtol=1e-6)  # a division by 3
 
@@ -65,17 +65,17 @@ def test_the_first_row_decides():
     assert not state.ready
     result, state = first_update(co.cosine_filter(), rows[[1, 0, 2, 3]])
     assert result[0] == 1
-    assert (state.rule.accepted, state.ready) == (2, True)
+    assert (state.rule_state.accepted, state.ready) == (2, True)
 
 
 def test_what_is_logged():
     rows = np.float32([[1, 0], [0, 1], [1, 0], [-1, 0]])
     _, state = first_update(co.cosine_filter(0.5), rows)
-    accepted, mean, least = state.rule[:3]
+    accepted, mean, least = state.rule_state[:3]
     assert (accepted, least) == (1, -1)
     assert mean == pytest.approx(0, abs=1e-7)  # of 0, 1 and -1
     _, state = first_update(co.cosine_filter(0.5), rows[:1])
-    assert state.rule[:3] == (0, 0, 0)
+    assert state.rule_state[:3] == (0, 0, 0)
 
 
 def test_rows_without_a_direction_are_rejected():
@@ -83,7 +83,7 @@ def test_rows_without_a_direction_are_rejected():
     rows = np.float32([[1, 0], [0, 0], [1, 0]])
     result, state = first_update(co.cosine_filter(), rows)
     assert result.tolist() == [1, 0]
-    assert state.rule.accepted == 1
+    assert state.rule_state.accepted == 1
 
 
 def test_leaves_may_decide_for_themselves():
@@ -95,7 +95,7 @@ def test_leaves_may_decide_for_themselves():
         assert result["a"].tolist() == wanted
         assert result["b"].tolist() == [0]
         assert state.ready == ready
-    assert state.rule.accepted.tolist() == [1, 0]
+    assert state.rule_state.accepted.tolist() == [1, 0]
 
 
 def test_a_soft_threshold():
@@ -104,7 +104,7 @@ def test_a_soft_threshold():
     result, state = first_update(co.cosine_filter(0.8, temperature=0.1), rows)
     gate = 1 / (1 + np.exp(0.2 / 0.1))
     np.testing.assert_allclose(result, [1 - gate / 2, gate / 2], rtol=1e-6)  # sigmoid
-    np.testing.assert_allclose(state.rule.accepted, gate, rtol=1e-6)  # as above
+    np.testing.assert_allclose(state.rule_state.accepted, gate, rtol=1e-6)  # as above
     cold = first_update(co.cosine_filter(temperature=1e-6), DRAWS[9])[0]
     np.testing.assert_array_equal(cold, first_update(co.cosine_filter(), DRAWS[9])[0])
 
@@ -124,5 +124,5 @@ def test_thresholds_follow_schedules():
 
 def test_a_row_apart_by_exactly_the_threshold_is_accepted():
     rows = np.float32([[1, 0], [0, 1]])
-    assert first_update(co.cosine_filter(1.0), rows)[1].rule.accepted == 1
+    assert first_update(co.cosine_filter(1.0), rows)[1].rule_state.accepted == 1
     assert norm(first_update(co.cosine_filter(0.999), rows)[0].tolist()) == 0

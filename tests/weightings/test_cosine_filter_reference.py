@@ -49,7 +49,7 @@ def test_equals_the_loop(average, temperature):
     for rows, expected, count in zip(steps, wanted, counts, strict=True):
         got, state = update(jnp.asarray(rows), state, params)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-        assert abs(float(state.rule.rule.accepted) - count) < 1e-4
+        assert abs(float(state.rule_state.rule_state.accepted) - count) < 1e-4
     assert 0 < counts[-1] < 6
 
 
@@ -59,7 +59,7 @@ def test_an_outlier_in_first_place_rejects_nobody_else():
     _, state = rule.update(good, rule.init(params), params)
     update, state = rule.update(good.at[0].multiply(-1), state, params)
     np.testing.assert_allclose(update, [1.0, -0.05], rtol=1e-6)
-    assert float(state.rule.rule.accepted) == 2
+    assert float(state.rule_state.rule_state.accepted) == 2
 
 
 def test_after_nobody_passed_all_do():
@@ -82,7 +82,7 @@ def test_each_leaf_remembers_its_own():
     update, state = rule.update(turned, state, params)
     assert float(update["a"][0]) == 3.0
     assert float(update["b"][0]) == 1.5
-    assert state.rule.rule.accepted.tolist() == [1.0, 2.0]
+    assert state.rule_state.rule_state.accepted.tolist() == [1.0, 2.0]
 
 
 def test_rejects_another_reference():

@@ -14,7 +14,7 @@ def given_weights():
     """A weighting that gives what update is told: ``asked``."""
     return co.reducer(
         co.Weighting(
-            lambda _, rows, state: (rows.extra["asked"], state), reads="nothing"
+            lambda _, roster, state: (roster.extra["asked"], state), reads="nothing"
         )
     )
 
@@ -44,7 +44,7 @@ def test_the_recurrence():
         asked = np.array(asked)
         average = asked if average is None else 0.75 * average + 0.25 * asked
         np.testing.assert_allclose(update, average, rtol=1e-6)
-        np.testing.assert_allclose(state.rule.average, average, rtol=1e-6)
+        np.testing.assert_allclose(state.rule_state.average, average, rtol=1e-6)
 
 
 def test_an_absent_row_has_no_weight_and_keeps_its_average():
@@ -58,9 +58,9 @@ def test_an_absent_row_has_no_weight_and_keeps_its_average():
         ],
     )
     np.testing.assert_array_equal(outcomes[0][0], [1, 1, 0])
-    assert outcomes[0][1].rule.seen.tolist() == [True, True, False]
+    assert outcomes[0][1].rule_state.seen.tolist() == [True, True, False]
     np.testing.assert_array_equal(outcomes[1][0], [2, 0, 5])
-    np.testing.assert_array_equal(outcomes[1][1].rule.average, [2, 1, 5])
+    np.testing.assert_array_equal(outcomes[1][1].rule_state.average, [2, 1, 5])
     np.testing.assert_array_equal(outcomes[2][0], [1.5, 2, 3])
 
 
@@ -71,7 +71,7 @@ def test_where_the_rule_agrees_on_nothing_the_average_stays(nothing):
     update, state = outcomes[1]
     np.testing.assert_array_equal(update, 0)
     assert not state.ready
-    np.testing.assert_array_equal(state.rule.average, [1, 2, 3])
+    np.testing.assert_array_equal(state.rule_state.average, [1, 2, 3])
 
 
 def test_a_schedule_of_decays():

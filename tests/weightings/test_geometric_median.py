@@ -23,23 +23,23 @@ def test_it_minimizes_the_sum_of_distances():
             co.geometric_median(), rows, weights=jnp.asarray(weights, jnp.float32)
         )
         assert total(np.asarray(update, float)) <= best.fun * (1 + 1e-6)
-        assert state.rule.converged
-        assert state.rule.residual <= 1e-3
+        assert state.rule_state.converged
+        assert state.rule_state.residual <= 1e-3
 
 
 def test_one_iteration_is_not_enough_and_the_state_says_so():
     rows = np.random.default_rng(1).normal(size=(9, 4))
     rows[:4] += 100
     state = run(co.geometric_median(iterations=1), rows)[1]
-    assert not state.rule.converged
-    assert state.rule.residual > 1e-3
+    assert not state.rule_state.converged
+    assert state.rule_state.residual > 1e-3
 
 
 def test_half_of_the_rows_in_one_place_hold_it_there():
     rows = np.array([[1.0, 2], [1, 2], [1, 2], [50, 0], [-3, 80]])
     update, state = run(co.geometric_median(), rows)
     np.testing.assert_allclose(update, [1, 2], atol=1e-4)  # the smoothing
-    assert state.rule.converged
+    assert state.rule_state.converged
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
@@ -47,7 +47,7 @@ def test_it_converges_at_every_scale(scale):
     rows = np.random.default_rng(2).normal(size=(11, 5))
     rows[:5] += 1e6
     update, state = run(co.geometric_median(), scale * rows)
-    assert state.rule.converged
+    assert state.rule_state.converged
     assert np.linalg.norm(update) <= 10 * scale
 
 

@@ -22,8 +22,10 @@ def test_state_is_the_share_of_agreeing_signs():
     _, state = rule.update(rows, rule.init(params), params)
     pairs = (signs[:, None] == signs[None]).mean(-1)
     shares = (pairs.sum(1) - 1) / 3
-    np.testing.assert_allclose(state.rule.agreement_mean, shares.mean(), rtol=1e-5)
-    np.testing.assert_allclose(state.rule.agreement_min, shares.min(), rtol=1e-5)
+    np.testing.assert_allclose(
+        state.rule_state.agreement_mean, shares.mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(state.rule_state.agreement_min, shares.min(), rtol=1e-5)
 
 
 def test_a_flipped_row_is_left_out_however_long():
@@ -50,4 +52,4 @@ def test_lazy_and_low_precision_rows(kind):
     wanted, expected = rule.update(plain, rule.init(params), params)
     np.testing.assert_allclose(got["lazy"], wanted["lazy"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got["low"], wanted["low"], rtol=1e-6)
-    assert state.rule == expected.rule
+    assert state.rule_state == expected.rule_state

@@ -78,21 +78,25 @@ def test_a_momentum_of_the_ranks_not_of_the_rows():
     rule, params = co.subspace_weighting(0.5, 2), jnp.zeros(2)
     long, short = np.float32([3, 0]), np.float32([0, 1])
     _, state = rule.update(np.stack([long, short]), rule.init(params), params)
-    np.testing.assert_allclose(state.rule.sorted_coefficients, [0.5, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        state.rule_state.sorted_coefficients, [0.5, 1.5], rtol=1e-6
+    )
     result, after = rule.update(np.stack([short, long]), state, params)
     np.testing.assert_allclose(result, [0.75, 0.25], rtol=1e-6)  # two divisions
-    np.testing.assert_allclose(after.rule.sorted_coefficients, [0.5, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        after.rule_state.sorted_coefficients, [0.5, 1.5], rtol=1e-6
+    )
 
 
 def test_falls_back_where_coefficients_cancel():
     """Rows that sum to zero: the mean of directions, where the authors divide by 0."""
     rows = np.float32([[2, 0], [-1, 1], [-1, -1]])
     result, state = first_update(co.subspace_weighting(), rows)
-    assert state.rule.fell_back
+    assert state.rule_state.fell_back
     expected, _ = first_update(co.normalized_mean(), rows)
     np.testing.assert_allclose(result, expected, rtol=1e-6)  # epsilon beside norms
     _, state = first_update(co.subspace_weighting(), np.abs(rows))
-    assert not state.rule.fell_back
+    assert not state.rule_state.fell_back
 
 
 def test_momentum_must_know_the_number_of_rows():
@@ -108,8 +112,12 @@ def test_ranks_of_absent_rows_keep_their_average():
     rows = jnp.float32(ROWS[0, :3])
     _, state = rule.update(rows, rule.init(params), params)
     _, after = rule.update(rows, state, params, weights=jnp.array([1.0, 0, 1]))
-    assert after.rule.seen.all()
-    assert after.rule.sorted_coefficients[2] == state.rule.sorted_coefficients[2]
+    assert after.rule_state.seen.all()
     assert (
-        after.rule.sorted_coefficients[:2] != state.rule.sorted_coefficients[:2]
+        after.rule_state.sorted_coefficients[2]
+        == state.rule_state.sorted_coefficients[2]
+    )
+    assert (
+        after.rule_state.sorted_coefficients[:2]
+        != state.rule_state.sorted_coefficients[:2]
     ).all()

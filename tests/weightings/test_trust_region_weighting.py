@@ -57,9 +57,9 @@ def test_is_newton_inside_the_ball_and_says_so():
     hessian = co.span_hessian(loss, params, rows)
     update, state = rule.update(rows, rule.init(params), params, span_hessian=hessian)
     np.testing.assert_allclose(update, params, rtol=1e-5)
-    np.testing.assert_allclose(state.rule.predicted_decrease, 4.0, rtol=1e-5)
-    np.testing.assert_allclose(state.rule.least_curvature, 1.0, rtol=1e-5)
-    assert not state.rule.on_boundary
+    np.testing.assert_allclose(state.rule_state.predicted_decrease, 4.0, rtol=1e-5)
+    np.testing.assert_allclose(state.rule_state.least_curvature, 1.0, rtol=1e-5)
+    assert not state.rule_state.on_boundary
 
 
 def test_over_the_simplex_absent_rows_have_no_weight():
@@ -83,10 +83,10 @@ def test_over_the_simplex_it_is_stationary_and_no_worse_than_the_mean(least):
     )
     model = lambda u: -rows.mean(0) @ u + u @ hessian @ u / 2
     scale = np.abs(rows @ rows.T).max()
-    assert state.rule.converged
+    assert state.rule_state.converged
     assert model(update) <= model(limit * rows.mean(0)) + 1e-6 * scale
     np.testing.assert_allclose(
-        state.rule.predicted_decrease, -model(update), rtol=0, atol=1e-5 * scale
+        state.rule_state.predicted_decrease, -model(update), rtol=0, atol=1e-5 * scale
     )
     slopes = rows @ (hessian @ update - rows.mean(0))  # of the model along every row
     assert slopes.min() * limit >= (hessian @ update - rows.mean(0)) @ update - (

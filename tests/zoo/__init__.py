@@ -2,7 +2,7 @@
 
 import pytest
 
-from consensus_optax._rules import After, Among, Fold, Weighting
+from consensus_optax._rules.kinds import After, Among, Fold, Weighting
 from tests.zoo._row import Row
 from tests.zoo.agreement import AGREEMENT
 from tests.zoo.columns import COLUMNS

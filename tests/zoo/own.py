@@ -22,10 +22,10 @@ def largest_entries():
 def typical():
     """A weighting that reads centred products: rows far from the mean weigh less."""
 
-    def weigh(products, rows, state):
+    def weigh(products, roster, state):
         distances = products.diagonal()  # squared
         total = distances.sum()
-        votes = rows.weights / (1 + distances / jnp.where(total > 0, total, 1))
+        votes = roster.weights / (1 + distances / jnp.where(total > 0, total, 1))
         return votes / votes.sum(), state
 
     return co.reducer(co.Weighting(weigh, reads="centered"))
@@ -34,8 +34,8 @@ def typical():
 def heavy_ball():
     """A weighting that remembers: the mean, and 0.9 of the previous update."""
 
-    def weigh(products, rows, state):
-        return jnp.append(rows.shares, jnp.full((), 0.9, products.dtype)), state
+    def weigh(products, roster, state):
+        return jnp.append(roster.shares, jnp.full((), 0.9, products.dtype)), state
 
     return co.reducer(co.Weighting(weigh, remembers=True))
 
@@ -44,9 +44,9 @@ def consensus_among_accepted():
     return co.among(co.cosine_filter(0.6), co.sign_consensus())
 
 
-def _halfway_to_mean(_, rows):
-    eye = jnp.eye(len(rows.weights), dtype=rows.weights.dtype)
-    return (eye + rows.shares[None]) / 2, rows.weights
+def _halfway_to_mean(_, roster):
+    eye = jnp.eye(len(roster.weights), dtype=roster.weights.dtype)
+    return (eye + roster.shares[None]) / 2, roster.weights
 
 
 def consensus_after_mixing():

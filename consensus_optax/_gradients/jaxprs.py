@@ -1,0 +1,252 @@
+"""Evaluating a jaxpr, with the operations that end a gradient in one's own hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.extend import core
+
+from consensus_optax._rows.layers import LayersFirst
+from consensus_optax._rows.outer_product import OuterProduct
+
+Read = Callable[[Any], Any]
+
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "remat2": "jaxpr",
+}
+MOVES = ("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type")
+
+NOTHING = object()  # a sum to which nothing has been added yet
+
+
+class Scope(NamedTuple):
+    """What is known where an equation is evaluated.
+
+    Attributes:
+      read: a variable's value, as it was kept.
+      number: the same as an array.
+      zeros: variables that are known to hold zeros.
+      marked: variables that may be kept as products.
+    """
+
+    read: Read
+    number: Read
+    zeros: set[Any]
+    marked: set[Any]
+
+
+Keep = Callable[[Any, Scope], list[Any] | None]
+
+
+class Scan(NamedTuple):
+    """A scan, by what holds in every version of JAX.
+
+    Attributes:
+      body: jaxpr of one turn, (consts, carry, slices) to (carry, slices).
+      consts: its constants.
+      num_consts: how many operands are the same in every turn.
+      num_carry: how many are handed on.
+      options: length, order and unrolling.
+    """
+
+    body: Any
+    consts: Any
+    num_consts: int
+    num_carry: int
+    options: dict[str, Any]
+
+    def accumulates(self, index: int) -> bool:
+        """Whether output ``index`` is a carry that is only ever added to.
+
+        On its way its axes may change places, if they end in their own.
+        """
+        var = self.body.invars[self.num_consts + index]
+        axes, num_added = list(range(var.aval.ndim)), 0
+        while users := [eqn for eqn in self.body.eqns if var in eqn.invars]:
+            eqn = users[0]
+            if len(users) > 1 or any(out is var for out in self.body.outvars):
+                return False
+            if eqn.primitive.name == "transpose":
+                axes = [axes[axis] for axis in eqn.params["permutation"]]
+            elif eqn.primitive.name == "add_any" and eqn.invars.count(var) == 1:
+                num_added += 1
+            else:
+                return False
+            (var,) = eqn.outvars
+        places = [i for i, out in enumerate(self.body.outvars) if out is var]
+        return num_added > 0 and places == [index] and axes == sorted(axes)
+
+
+def as_scan(eqn: Any) -> Scan:
+    """The parts of a scan, told apart by their axes: slices have one less."""
+    body, consts = _parts(eqn.params["jaxpr"])
+    names = ("length", "reverse", "unroll")
+    same = lambda outer, inner: sum(
+        x.aval.ndim == y.aval.ndim for x, y in zip(outer, inner, strict=True)
+    )
+    num_carry = same(eqn.outvars, body.outvars)
+    num_consts = same(eqn.invars, body.invars) - num_carry
+    options = {name: eqn.params[name] for name in names}
+    return Scan(body, consts, num_consts, num_carry, options)
+
+
+def is_kept(value: Any) -> bool:
+    """Whether a value has not been multiplied out."""
+    return isinstance(value, OuterProduct | LayersFirst)
+
+
+def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
+    """Variables that may hold an outer product on their way to a wanted variable."""
+    producers, marked, stack = _producers(jaxpr), set(), list(wanted)
+    while stack:
+        var = stack.pop()
+        if isinstance(var, core.Literal) or var in marked or var not in producers:
+            continue
+        marked.add(var)
+        eqn = producers[var]
+        if eqn.primitive.name in (*MOVES, "add_any", "copy"):
+            stack.extend(eqn.invars)
+    return marked
+
+
+def ends(jaxpr: Any, var: Any) -> list[str]:
+    """Names of the operations at which the walk back from a variable ends."""
+    producers = _producers(jaxpr)
+    if isinstance(var, core.Literal) or var not in producers:
+        return ["input"]
+    eqn = producers[var]
+    name = eqn.primitive.name
+    if name in (*MOVES, "copy"):
+        return ends(jaxpr, eqn.invars[0])
+    if name == "add_any":
+        return [end for operand in eqn.invars for end in ends(jaxpr, operand)]
+    if name in CALLS:
+        inner, _ = _inner(eqn)
+        return ends(inner, inner.outvars[eqn.outvars.index(var)])
+    if name == "scan":
+        return _ends_of_scan(eqn, eqn.outvars.index(var))
+    return [name]
+
+
+def evaluate(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    marked: set[Any],
+    keep: Keep,
+    zeros: set[Any] | None = None,
+) -> list[Any]:
+    """Evaluates a jaxpr; ``keep`` may do so in its own way for marked variables.
+
+    ``zeros``: which of its inputs are known to hold zeros.
+    """
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, core.Literal) else values[var]
+
+    def number(var: Any) -> Any:
+        """A value as an array; one that was kept as a product is multiplied once."""
+        if not isinstance(var, core.Literal) and is_kept(values[var]):
+            values[var] = values[var].materialize()
+        return read(var)
+
+    scope = Scope(read, number, _zeros(jaxpr, zeros or set()), marked)
+    for eqn in jaxpr.eqns:
+        outs = None
+        if any(var in marked for var in eqn.outvars):
+            if eqn.primitive.name in CALLS and _may_open(eqn):
+                outs = _open(eqn, scope, keep)
+            else:
+                outs = keep(eqn, scope)
+        if outs is None:
+            outs = _evaluate_one(jaxpr, eqn, number)
+        values.update(zip(eqn.outvars, outs, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
+    """One equation as JAX evaluates it, source information included."""
+    inputs = list(
+        {var: None for var in eqn.invars if not isinstance(var, core.Literal)}
+    )
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=inputs,
+        outvars=eqn.outvars,
+        eqns=[eqn],
+        effects=eqn.effects,
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    return jax.core.eval_jaxpr(alone, (), *map(number, inputs))
+
+
+def _open(eqn: Any, scope: Scope, keep: Keep) -> list[Any]:
+    """A call, evaluated in place."""
+    inner, consts = _inner(eqn)
+    operands = [scope.number(var) for var in eqn.invars]
+    if eqn.params.get("prevent_cse"):  # recompute, as jax.checkpoint asks
+        operands = list(lax.optimization_barrier(tuple(operands)))
+    outs = zip(eqn.outvars, inner.outvars, strict=True)
+    marked = walk_back(inner, [var for out, var in outs if out in scope.marked])
+    pairs = zip(eqn.invars, inner.invars, strict=True)
+    zeros = {var for given, var in pairs if is_in(given, scope.zeros)}
+    return evaluate(inner, consts, operands, marked, keep, zeros)
+
+
+def _may_open(eqn: Any) -> bool:
+    """A call without shardings or donation of its own can be evaluated in place."""
+    shardings = (
+        *eqn.params.get("in_shardings", ()),
+        *eqn.params.get("out_shardings", ()),
+    )
+    own = any(type(sharding).__name__ != "UnspecifiedValue" for sharding in shardings)
+    return not own and not any(eqn.params.get("donated_invars", ()))
+
+
+def _inner(eqn: Any) -> Any:
+    """The open jaxpr of a call that may be evaluated in place, and its constants."""
+    return _parts(eqn.params[CALLS[eqn.primitive.name]])
+
+
+def _parts(jaxpr: Any) -> Any:
+    """The open jaxpr of one that may be closed, and its constants."""
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
+
+
+def _ends_of_scan(eqn: Any, index: int) -> list[str]:
+    """Where in its body the walk back from an output of a scan ends."""
+    scan = as_scan(eqn)
+    carried = index < scan.num_carry
+    if eqn.effects or (carried and not scan.accumulates(index)):
+        return ["scan with effects" if eqn.effects else "scan"]
+    inner = ends(scan.body, scan.body.outvars[index])
+    return [f"{end} in scan" for end in inner if not (carried and end == "input")]
+
+
+def _producers(jaxpr: Any) -> dict[Any, Any]:
+    return {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+
+
+def is_in(var: Any, those: set[Any]) -> bool:
+    """Whether a variable, which may be a literal, is among others."""
+    return not isinstance(var, core.Literal) and var in those
+
+
+def _zeros(jaxpr: Any, zeros: set[Any]) -> set[Any]:
+    """Variables that are known to hold zeros, given those of the inputs that do."""
+    zeros = set(zeros)
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "broadcast_in_dim":
+            (operand, *_) = eqn.invars
+            literal = isinstance(operand, core.Literal)
+            if (operand.val == 0) if literal else (operand in zeros):
+                zeros.update(eqn.outvars)
+    return zeros

@@ -1,0 +1,97 @@
+"""Each worker's own gradient inside ``shard_map``, as one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from consensus_optax._typing import AxisName, Tree
+
+
+def worker_value_and_grad(
+    fun: Callable[..., Any],
+    axis_name: AxisName,
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """Like ``jax.value_and_grad`` on this worker's data alone; the gradient is one row.
+
+    Inside ``jax.shard_map`` parameters are the same on all devices, and differentiation
+    by such a thing sums the gradients over the devices: every worker's row would be the
+    total. Here parameters are first marked as each device's own.
+
+    Args:
+      fun: loss of (params, ...), a scalar, or (scalar, aux).
+      axis_name: mesh axes along which workers have different data.
+      argnums: what to differentiate, as in ``jax.grad``.
+      has_aux: whether ``fun`` returns (value, aux).
+
+    Returns:
+      A function of the same arguments that gives (value, rows), or ((value, aux),
+      rows): this worker's value, and its gradient with a leading axis of length 1, for
+      :func:`sharded`. With ``check_vma`` or without.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from jax.sharding import PartitionSpec as P
+      >>> loss = lambda w, x: jnp.mean(w * x)
+      >>> value_and_rows = worker_value_and_grad(loss, "data")
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> run = jax.shard_map(value_and_rows, mesh=mesh, in_specs=(P(), P("data")),
+      ...                     out_specs=(P(), P("data")), check_vma=False)
+      >>> x = jax.device_put(jnp.array([3., 5.]), jax.NamedSharding(mesh, P("data")))
+      >>> value, rows = run(jnp.array(2.), x)
+      >>> print(value, rows)
+      8.0 [4.]
+    """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    inner = jax.value_and_grad(fun, argnums, has_aux)
+
+    def value_and_rows(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+        own = list(args)
+        for number in numbers:
+            own[number] = lax.pcast(own[number], axis_name, to="varying")
+        value, gradient = inner(*own, **kwargs)
+        return value, jax.tree.map(lambda leaf: leaf[None], gradient)
+
+    return value_and_rows
+
+
+def worker_grad(
+    fun: Callable[..., Any],
+    axis_name: AxisName,
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """Like ``jax.grad`` on this worker's data alone, as one row.
+
+    Args:
+      fun: see :func:`worker_value_and_grad`; so are the others.
+      axis_name: mesh axes along which workers have different data.
+      argnums: what to differentiate.
+      has_aux: whether ``fun`` returns (value, aux).
+
+    Returns:
+      A function of the same arguments that gives rows (1, ...), or (rows, aux).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from jax.sharding import PartitionSpec as P
+      >>> rows_of = worker_grad(lambda w, x: jnp.mean(w * x), "data")
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> run = jax.shard_map(rows_of, mesh=mesh, in_specs=(P(), P("data")),
+      ...                     out_specs=P("data"))
+      >>> x = jax.device_put(jnp.array([3., 5.]), jax.NamedSharding(mesh, P("data")))
+      >>> run(jnp.array(2.), x).tolist()
+      [4.0]
+    """
+    value_and_rows = worker_value_and_grad(fun, axis_name, argnums, has_aux)
+
+    def rows_of(*args: Any, **kwargs: Any) -> Any:
+        value, rows = value_and_rows(*args, **kwargs)
+        return (rows, value[1]) if has_aux else rows
+
+    return rows_of

@@ -1,0 +1,111 @@
+"""Outer products of many layers: made of one, and read one layer at a time.
+
+A scan over layers leaves the factors of all of them stacked. Reading them in a loop
+keeps what is multiplied out as small as for layers written one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._typing import Array
+
+
+class LayersFirst(NamedTuple):
+    """Rows with an axis of layers ahead of the example axis, as scans stack them."""
+
+    leaf: OuterProduct
+
+    def materialize(self) -> Array:
+        """The array, (L, B, ...)."""
+        return self.leaf.materialize().swapaxes(0, 1)
+
+    def transposed(self, axes: tuple[int, ...]) -> OuterProduct | None:
+        """The rows if the example axis is brought to the front, else None."""
+        exchanged = [{0: 1, 1: 0}.get(axis, axis) for axis in axes]
+        if exchanged[0] != 0:
+            return None
+        return self.leaf.transposed(tuple(axis - 1 for axis in exchanged[1:]))
+
+
+def joined_layers(stacked: OuterProduct) -> OuterProduct:
+    """Rows of L layers, from a product whose factors lead with L.
+
+    Its layers may have layers of their own, which are then counted together.
+    """
+    length = stacked.right.shape[0]
+
+    def join(factor: Array) -> Array:  # (L, B, ..., T, M)
+        factor = jnp.moveaxis(factor, 0, 1)
+        return factor.reshape(factor.shape[0], -1, *factor.shape[-2:])
+
+    def step(name: str, argument: tuple[int, ...]) -> Any:
+        if name == "transpose":
+            return name, (0, *(axis + 1 for axis in argument))
+        return name, (length, *argument)
+
+    return dataclasses.replace(
+        stacked,
+        left=join(stacked.left),
+        right=join(stacked.right),
+        row_shape=(length, *stacked.row_shape),
+        steps=tuple(step(*each) for each in stacked.steps),
+    )
+
+
+def joined_terms(stacked: OuterProduct) -> OuterProduct:
+    """The sum over an axis S that leads both factors: S T terms instead of T."""
+
+    def join(factor: Array, place: int) -> Array:  # (S, B, ..., T, N), T at ``place``
+        factor = jnp.moveaxis(factor, 0, place - 1)
+        shape = factor.shape
+        return factor.reshape(*shape[: place - 1], -1, *shape[place + 1 :])
+
+    place = stacked.right.ndim - 2
+    left, right = join(stacked.left, place), join(stacked.right, place)
+    return dataclasses.replace(stacked, left=left, right=right)
+
+
+def layer(leaf: OuterProduct, index: Any) -> OuterProduct:
+    """The matrices (M, N) of one layer, rows of their own."""
+    if leaf.num_layers is None:
+        return leaf
+    take = lambda factor: lax.dynamic_index_in_dim(factor, index, 1, keepdims=False)
+    return _one(leaf, take(leaf.left), take(leaf.right))
+
+
+def each_layer(function: Callable[..., Any], leaf: OuterProduct) -> Any:
+    """A function of every layer's matrices, results stacked in front."""
+    return lax.map(lambda factors: function(_one(leaf, *factors)), _factors(leaf))
+
+
+def sum_of_layers(function: Callable[..., Any], *leaves: Any) -> Any:
+    """A function of every layer of leaves, summed: of products, or (L, ...) arrays."""
+
+    def cut(parts: Any) -> Any:
+        pairs = zip(leaves, parts, strict=True)
+        return [_one(x, *y) if isinstance(x, OuterProduct) else y for x, y in pairs]
+
+    parts = [_factors(x) if isinstance(x, OuterProduct) else x for x in leaves]
+    first = jax.eval_shape(lambda: function(*cut(jax.tree.map(lambda x: x[0], parts))))
+    start = varying_like(jnp.zeros(first.shape, first.dtype), *leaves)
+    add = lambda total, part: (total + function(*cut(part)), None)
+    return lax.scan(add, start, parts)[0]
+
+
+def _one(leaf: OuterProduct, left: Array, right: Array) -> OuterProduct:
+    _, m, n = leaf.sides
+    return dataclasses.replace(leaf, left=left, right=right, row_shape=(m, n), steps=())
+
+
+def _factors(leaf: OuterProduct) -> tuple[Array, Array]:
+    """Both factors with the layers in front, (L, B, T, M) and (L, B, T, N)."""
+    return jnp.moveaxis(leaf.left, 1, 0), jnp.moveaxis(leaf.right, 1, 0)

@@ -1,0 +1,204 @@
+"""The stack of rows: gradients checked against the parameters they are gradients of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes
+
+from consensus_optax._rows import verbs
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.verbs import Leaf
+from consensus_optax._typing import Array, Tree
+
+
+class Stack(NamedTuple):
+    r"""The floating leaves of a tree of rows.
+
+    Attributes:
+      leaves: arrays (B, \*shape) or outer products.
+      num_rows: B.
+      params: the parameter of each leaf.
+      dtype: dtype in which rules decide and sum.
+      rebuild: list of updates, one for every leaf, to a tree like the parameters.
+    """
+
+    leaves: list[Any]
+    num_rows: int
+    params: list[Any]
+    dtype: Any
+    rebuild: Callable[[list[Array]], Tree]
+
+
+def as_stack(updates: Tree, params: Tree) -> Stack:
+    """Checks that every leaf of ``updates`` is (B,) + its parameter's shape.
+
+    Leaves that carry no gradient (integers, booleans, float0) pass: their update is
+    zero. ``None`` and ``optax.MaskedNode`` are no leaves.
+
+    Raises:
+      ValueError: at trace time, naming the leaf, both shapes and the likely cause.
+    """
+    if params is None:
+        raise ValueError(
+            "A reducer needs `params` to tell the example axis from the parameters' "
+            "axes; got None. Call `update(rows, state, params)`."
+        )
+    paths, rows, given, treedef = _pair(updates, params)
+    num_rows: int | None = None
+    for path, leaf, param in zip(paths, rows, given, strict=True):
+        _check_leaf(path, leaf, param)
+        if num_rows is not None and leaf.shape[0] != num_rows:
+            raise ValueError(
+                f"All leaves must have one number of rows B; {paths[0]} has "
+                f"{num_rows}, {path} has {leaf.shape[0]}."
+            )
+        num_rows = leaf.shape[0]
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in rows]
+
+    def rebuild(reduced: list[Array]) -> Tree:
+        queue = iter(reduced)
+        leaves = [
+            next(queue).astype(param.dtype) if is_floating else _no_update(leaf, param)
+            for leaf, param, is_floating in zip(rows, given, floating, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, leaves)
+
+    moving = [i for i, is_floating in enumerate(floating) if is_floating]
+    leaves, moved = [_on_device(rows[i]) for i in moving], [given[i] for i in moving]
+    return Stack(leaves, num_rows or 0, moved, verbs.decision_dtype(given), rebuild)
+
+
+def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:
+    """Floating leaves and dtype of decisions, for what keeps the example axis.
+
+    Without parameters the shapes cannot be checked here; the reducer will.
+    """
+    if params is not None:
+        stack = as_stack(updates, params)
+        return stack.leaves, stack.dtype
+    leaves = jax.tree.leaves(updates, is_leaf=is_outer_product)
+    leaves = [
+        _on_device(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return leaves, verbs.decision_dtype(leaves)
+
+
+def _on_device(leaf: Leaf) -> Leaf:
+    """A NumPy array as one of jax, which loops can index."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _pair(updates: Tree, params: Tree) -> tuple[list[str], list[Leaf], list[Any], Any]:
+    """Paths, leaves of the rows, the parameters they belong to, their structure."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=is_outer_product
+    )
+    try:
+        given = treedef.flatten_up_to(params)
+        matches = all(hasattr(param, "shape") for param in given)
+    except ValueError:
+        given: list[Any] = []
+        matches = False
+    if not matches:
+        raise ValueError(
+            "The rows and `params` must be trees of one structure; got rows "
+            f"{treedef} and params {jax.tree.structure(params)}."
+        )
+    paths = [f"leaf `{jax.tree_util.keystr(path) or '(root)'}`" for path, _ in flat]
+    return paths, [leaf for _, leaf in flat], given, treedef
+
+
+def _check_leaf(path: str, leaf: Leaf, param: Any) -> None:
+    """Raises unless the leaf is (B,) + param.shape with B >= 1 and not complex."""
+    shape = tuple(getattr(leaf, "shape", ()))
+    wanted = tuple(param.shape)
+    if shape[1:] != wanted or len(shape) != len(wanted) + 1:
+        if shape == wanted:
+            cause = (
+                "It has no example axis: was it already averaged, or reduced twice? "
+                "Pass rows, as `co.per_example_grad` or `jax.vmap(jax.grad(f), "
+                "(None, 0))` give them, to one reducer."
+            )
+        elif shape[: len(wanted)] == wanted:
+            cause = "Its example axis must lead: use `out_axes=0`."
+        else:
+            cause = "Are these the rows of other parameters?"
+        raise ValueError(
+            f"Every leaf must be (B,) + its parameter's shape; {path} is {shape}, its "
+            f"parameter {wanted}, so (B, {', '.join(map(str, wanted))}) is needed. "
+            f"{cause}"
+        )
+    if shape[0] == 0:
+        raise ValueError(f"The example axis must not be empty; {path} is {shape}.")
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"Rows must be real, since complex numbers have no sign; {path} is "
+            f"{leaf.dtype}. Hold real and imaginary parts as two leaves."
+        )
+
+
+def check_reduced(updates: Tree, like: Tree) -> None:
+    """Raises unless updates have their parameters' shapes, for what follows a reducer.
+
+    Raises:
+      ValueError: when traced, naming the leaf, both shapes and the likely cause.
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=is_outer_product
+    )
+    for (path, leaf), wanted in zip(flat, treedef.flatten_up_to(like), strict=True):
+        moves = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if moves and leaf.shape != wanted.shape:
+            raise ValueError(
+                "Updates must have their parameters' shapes here; leaf "
+                f"`{jax.tree_util.keystr(path) or '(root)'}` is {leaf.shape}, its "
+                f"parameter {wanted.shape}. Is the reducer missing? It comes before, "
+                "in `optax.chain`."
+            )
+
+
+def _no_update(leaf: Leaf, param: Any) -> Any:
+    """The zero update of a leaf that carries no gradient."""
+    if leaf.dtype == dtypes.float0:
+        return np.zeros(param.shape, dtypes.float0)
+    return jnp.zeros(param.shape, leaf.dtype)
+
+
+def present_weights(
+    stack: Stack,
+    weights: Array | None,
+    everywhere: Callable[[Array], Array] = lambda finite: finite,
+) -> tuple[Array, Array]:
+    """Weights with 0 for every row that cannot count, and the number of such rows.
+
+    Absent on request: weight 0, negative or not finite. Absent by content: any
+    non-finite entry in any leaf; the second result counts these. ``everywhere`` adds
+    what other devices find in their parts of the same rows.
+    """
+    weights = checked_weights(weights, stack.num_rows, stack.dtype)
+    wanted = weights > 0
+    finite = jnp.ones(stack.num_rows, bool)
+    for leaf in stack.leaves:
+        finite &= verbs.finite_rows(leaf, stack.dtype)
+    finite = everywhere(finite)
+    num_nonfinite = jnp.sum(wanted & ~finite, dtype=jnp.int32)
+    return jnp.where(wanted & finite, weights, 0), num_nonfinite
+
+
+def checked_weights(weights: Array | None, num_rows: int, dtype: Any) -> Array:
+    """Weights as given, (B,), ones if not; 0 where negative or not finite."""
+    if weights is None:
+        return jnp.ones(num_rows, dtype)
+    given = jnp.asarray(weights)
+    if given.shape != (num_rows,):
+        raise ValueError(
+            f"`weights` must have shape ({num_rows},), one for every row; got "
+            f"{given.shape}."
+        )
+    given = given.astype(dtype)
+    return jnp.where((given > 0) & jnp.isfinite(given), given, 0)

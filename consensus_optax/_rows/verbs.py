@@ -1,0 +1,293 @@
+"""All algebra on leaves with an example axis, for every kind of leaf.
+
+A leaf is an array (B, *shape), an :class:`OuterProduct`, perhaps of many layers, or
+:class:`Mixed` rows of one of these. Everything above this file is written in these few
+verbs, so a fourth kind of leaf would be taught here alone.
+What depends on the values of all rows runs in float32 at least, whatever their dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._rows.gramians import cross_gramian, factor_products, flat
+from consensus_optax._rows.layers import each_layer, sum_of_layers
+from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.statistics import (
+    MINMOD,
+    WEIGHTED_SUM,
+    Statistic,
+    fold_rows,
+    fold_stack,
+)
+from consensus_optax._typing import Array
+
+
+class Mixed(NamedTuple):
+    """Rows that are combinations of other rows, B' of B, not yet computed.
+
+    Attributes:
+      matrix: (B', B), zero in the columns of absent rows.
+      leaf: the rows combined.
+      order: (B,), see :attr:`Roster.order`.
+    """
+
+    matrix: Array
+    leaf: Any
+    order: Array
+
+
+Leaf = Array | OuterProduct  # as gradients come
+AnyLeaf = Leaf | Mixed  # as rules read them
+
+# Rows merged per turn of a fold, so that the carry is read and written once for all:
+# on two CPU cores 4 reach memory bandwidth. Rows that are matrix products of their own
+# have to be held meanwhile.
+_ARRAYS_PER_TURN = 4
+_PRODUCTS_PER_TURN = 2
+
+# The Pallas kernel for sign consensus of matrix products is tested in interpret mode
+# and has not been measured on a GPU: off until it has been.
+KERNEL_ON_GPU = False
+
+
+def decision_dtype(*trees: Any) -> Any:
+    """The dtype in which rules decide: float64 if any leaf is, else float32."""
+    leaves = jax.tree.leaves(trees)
+    wide = any(getattr(leaf, "dtype", None) == jnp.float64 for leaf in leaves)
+    return jnp.dtype("float64") if wide else jnp.dtype("float32")
+
+
+def finite_rows(leaf: Leaf, dtype: Any) -> Array:
+    """Which rows have no inf or nan, (B,) bool; of factors the factors are read.
+
+    0 * x is nan just for the non-finite x, so one product with a vector of zeros tells
+    at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times slower on CPU.
+    """
+    if has_layers(leaf):
+        num_bad = lambda layer: (~finite_rows(layer, dtype)).astype(jnp.int32)
+        return over_layers(num_bad, leaf) == 0
+    if is_outer_product(leaf):
+        right = finite_rows(leaf.right, dtype)
+        return right if leaf.is_look_up else right & finite_rows(leaf.left, dtype)
+    return jnp.isfinite(_row_sums(leaf.astype(dtype), 0))
+
+
+def _row_sums(rows: Array, factor: float) -> Array:
+    """Sum of every row's entries times a factor, (B,)."""
+    matrix = rows.reshape(rows.shape[0], -1)
+    return matrix @ jnp.full(matrix.shape[1], factor, rows.dtype)
+
+
+def scale(leaf: Leaf, factors: Array) -> Leaf:
+    """Row i times factors[i]; of a product one factor is scaled, whatever its size."""
+    if is_outer_product(leaf):
+        smaller = not leaf.is_look_up and leaf.left.size <= leaf.right.size
+        side = "left" if smaller else "right"
+        scaled: Any = _scaled(getattr(leaf, side), factors)
+        return dataclasses.replace(leaf, **{side: scaled})
+    return _scaled(leaf, factors).astype(leaf.dtype)
+
+
+def _scaled(rows: Array, factors: Array) -> Array:
+    """The same of an array, in the dtype of the factors."""
+    return rows.astype(factors.dtype) * factors.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def has_layers(leaf: AnyLeaf) -> bool:
+    """Whether a leaf is of products, or mixed of them, with an axis of layers."""
+    whole = leaf.leaf if isinstance(leaf, Mixed) else leaf
+    return is_outer_product(whole) and whole.num_layers is not None
+
+
+def over_layers(function: Callable[..., Any], leaf: Any, *directions: Array) -> Any:
+    """A function of one layer's rows, and of directions', summed over the layers."""
+    whole, part = _taken_apart(leaf)
+    of_layer = lambda layer, *parts: function(part(layer), *parts)
+    return sum_of_layers(of_layer, whole, *map(whole.matrix, directions))
+
+
+def _by_layer(function: Callable[..., Any], leaf: Any) -> Any:
+    """A function of one layer's rows to matrices; those of all, in parameter shape."""
+    whole, part = _taken_apart(leaf)
+    merged = each_layer(lambda layer: function(part(layer)), whole)
+    return jax.tree.map(whole.restore, merged)
+
+
+def _taken_apart(leaf: Any) -> tuple[OuterProduct, Callable[[OuterProduct], AnyLeaf]]:
+    """The products of all layers, and what makes a leaf like this one of one layer."""
+    if isinstance(leaf, Mixed):
+        return leaf.leaf, lambda layer: leaf._replace(leaf=layer)
+    return leaf, lambda layer: layer
+
+
+def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
+    """Squared Euclidean norm of every row, (B,)."""
+    if has_layers(leaf):
+        return over_layers(lambda layer: squared_norms(layer, dtype), leaf)
+    if isinstance(leaf, Mixed):
+        return gramian(leaf, dtype).diagonal()
+    if is_outer_product(leaf):
+        terms, m, n = leaf.sides
+        if terms * (m + n) <= m * n:  # flops of T x T products against those of the row
+            left, right = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
+            return (left * right).sum((1, 2))
+        leaf = leaf.materialize()
+    rows = leaf.astype(dtype)
+    return _row_sums(rows * rows, 1)
+
+
+def gramian(leaf: AnyLeaf, dtype: Any) -> Array:
+    """Inner products of all pairs of rows, (B, B), at the highest precision."""
+    if isinstance(leaf, Mixed):
+        used = jnp.any(leaf.matrix != 0, 0)
+        inner = jnp.where(used[:, None] & used[None, :], gramian(leaf.leaf, dtype), 0)
+        product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+        return product(product(leaf.matrix, inner), leaf.matrix.T)
+    return cross_gramian(leaf, leaf, dtype)
+
+
+def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
+    """sum_i weights[i] row_i, in parameter shape; rows of weight 0 are never read.
+
+    Such a row is replaced by row ``order[i]``, a sound one: 0 times nan is nan.
+    """
+    dtype = weights.dtype
+    if has_layers(leaf):
+        return _by_layer(lambda layer: combine(layer, weights, order), leaf)
+    if isinstance(leaf, Mixed):
+        return combine(leaf.leaf, weights @ leaf.matrix, leaf.order)
+    if is_outer_product(leaf):
+        keep = (weights != 0)[:, None, None]
+        d = jnp.where(keep, leaf.right.astype(dtype) * weights[:, None, None], 0)
+        a = leaf.left
+        if not leaf.is_look_up:
+            a = jnp.where(keep, a.astype(dtype), 0)
+        all_terms = lambda factor: factor.reshape(-1, *factor.shape[2:])
+        return leaf.restore(leaf.contract(all_terms(a), all_terms(d)))
+    combined = fold(leaf, (WEIGHTED_SUM,), weights, order)[0]
+    return jnp.where(jnp.any(weights != 0), combined, 0)  # there may be no sound row
+
+
+def fold(
+    leaf: AnyLeaf,
+    statistics: Sequence[Statistic],
+    weights: Array,
+    order: Array,
+    matters: Callable[..., Array] | None = None,
+) -> tuple[Array, ...]:
+    """Statistics of all rows merged, each in parameter shape, never a second stack.
+
+    Row ``order[i]`` is read with weight ``weights[i]``: an absent row i has weight 0
+    and points to a present row, whose copy changes no statistic. Of products of two
+    vectors, statistics without a short cut are left out if ``matters`` of the others
+    says that they matter nowhere.
+    """
+    if has_layers(leaf):
+        of_layer = lambda layer: fold(layer, statistics, weights, order, matters)
+        return _by_layer(of_layer, leaf)
+    if isinstance(leaf, Mixed):
+        leaf = as_array(leaf, weights.dtype)
+    if not is_outer_product(leaf):
+        loop = lambda stack: fold_rows(
+            lambda i: stack[order[i]], statistics, weights, _ARRAYS_PER_TURN
+        )
+        halve = lambda stack: fold_stack(stack, statistics, weights, order)
+        return lax.platform_dependent(leaf, cpu=loop, default=halve)
+    if leaf.is_look_up or leaf.sides[0] > 1:
+        return tuple(map(leaf.restore, _fold_matmuls(leaf, statistics, weights, order)))
+    a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
+    short = [s.of_products(a, d, weights) for s in statistics if s.of_products]
+    others = [statistic for statistic in statistics if not statistic.of_products]
+    read = lambda i: a[i][:, None] * d[i][None, :]
+    looped: tuple[Array, ...] = ()
+    if others:
+        loop = lambda: fold_rows(read, others, weights, _ARRAYS_PER_TURN)
+        if short and matters:
+            needed = jnp.any(matters(*short))
+            nothing = tuple(jnp.zeros_like(short[0]) for _ in others)
+            looped = lax.cond(needed, loop, lambda: nothing)
+        else:
+            looped = loop()
+    each = {True: iter(short), False: iter(looped)}
+    merged = [next(each[bool(s.of_products)]) for s in statistics]
+    return tuple(map(leaf.restore, merged))
+
+
+def _fold_matmuls(
+    leaf: OuterProduct, statistics: Sequence[Statistic], weights: Array, order: Array
+) -> tuple[Array, ...]:
+    """Merged statistics, (M, N) each, of rows that are sums of several products."""
+
+    def loop(left: Array, right: Array) -> tuple[Array, ...]:
+        row = lambda i: leaf.contract(left[order[i]], right[order[i]])
+        return fold_rows(row, statistics, weights, _PRODUCTS_PER_TURN)
+
+    fits = tuple(statistics) == (MINMOD,) and weights.dtype == jnp.float32
+    if not (KERNEL_ON_GPU and fits) or leaf.is_look_up:
+        return loop(leaf.left, leaf.right)
+    # only here, since Pallas is long to import
+    from consensus_optax._rows.minmod_kernel import minmod_of_matmuls
+
+    kernel = lambda left, right: (minmod_of_matmuls(left[order], right[order]),)
+    return lax.platform_dependent(leaf.left, leaf.right, cuda=kernel, default=loop)
+
+
+def as_array(leaf: AnyLeaf, dtype: Any) -> Array:
+    """The rows multiplied out and mixed, (B, *shape)."""
+    if isinstance(leaf, Mixed):
+        used = jnp.any(leaf.matrix != 0, 0)
+        rows = present_rows(leaf.leaf, used, dtype)
+        return jnp.tensordot(leaf.matrix, rows, 1)
+    return (leaf.materialize() if is_outer_product(leaf) else leaf).astype(dtype)
+
+
+def present_rows(leaf: AnyLeaf, present: Array, dtype: Any) -> Array:
+    """The rows multiplied out, (B, *shape), with zeros for the absent ones."""
+    rows = as_array(leaf, dtype)
+    return jnp.where(present.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+
+
+def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
+    """Inner product of every row with one array of parameter shape, (B,)."""
+    dtype = direction.dtype
+    if has_layers(leaf):
+        return over_layers(inner_products, leaf, direction)
+    if isinstance(leaf, Mixed):
+        used = jnp.any(leaf.matrix != 0, 0)
+        return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
+    precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    if is_outer_product(leaf):
+        matrix = leaf.matrix(direction)  # (M, N)
+        if leaf.is_look_up:
+            options = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
+            projected = matrix.at[leaf.left].get(**options)
+        else:
+            projected = precise(leaf.left.astype(dtype), matrix)  # (B, T, N)
+        return (projected * leaf.right.astype(dtype)).sum((1, 2))
+    return precise(flat(leaf, dtype), direction.reshape(-1))
+
+
+def centered(leaf: AnyLeaf, shares: Array, order: Array) -> tuple[Array, Array]:
+    """Rows less their mean weighted by ``shares``, multiplied out, and that mean.
+
+    An outer product less a mean is none, and inner products of nearly equal rows lose
+    every digit when the mean is taken off them afterwards.
+    """
+    center = combine(leaf, shares, order)
+    return as_array(leaf, shares.dtype) - center[None], center
+
+
+def signs(leaf: AnyLeaf, dtype: Any) -> Leaf:
+    """Signs of the rows; of products of two vectors they are products again."""
+    if is_outer_product(leaf) and not leaf.is_look_up and leaf.sides[0] == 1:
+        left, right = jnp.sign(leaf.left), jnp.sign(leaf.right)
+        return dataclasses.replace(leaf, left=left, right=right)
+    return jnp.sign(as_array(leaf, dtype))

@@ -1,0 +1,185 @@
+"""Rules: the pure mathematics of reducers, three kinds and two ways to compose them.
+
+A rule never sees how rows are obtained; an engine never sees which rule it runs. So m
+rules and n engines are m + n pieces of code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from consensus_optax._rows.statistics import Statistic
+from consensus_optax._rules.coordinates import ALL, Coordinates
+from consensus_optax._typing import Array, Tree
+
+
+class Roster(NamedTuple):
+    """What a rule is told about the rows, besides what it may read of their gradients.
+
+    Attributes:
+      weights: (B,), float32 or float64; 0 = not there. A row with a non-finite entry
+        has weight 0 here, whatever the caller said.
+      step: () int32, number of updates made before this one: schedules, random keys.
+      extra: further keyword arguments of ``update``, unchanged.
+      coordinates: sums over all coordinates of a leaf, where not all are at hand.
+    """
+
+    weights: Array
+    step: Array
+    extra: dict[str, Any]
+    coordinates: Coordinates = ALL
+
+    @property
+    def present(self) -> Array:
+        """(B,) bool: which rows are there."""
+        return self.weights > 0
+
+    @property
+    def shares(self) -> Array:
+        """(B,) weights divided by their sum; all 0 if no row is there."""
+        total = self.weights.sum()
+        return self.weights / jnp.where(total > 0, total, 1)
+
+    @property
+    def order(self) -> Array:
+        """(B,) int32: i where row i is there, else the first row that is."""
+        first = jnp.argmax(self.present)
+        indices = jnp.arange(self.weights.shape[0])
+        return jnp.where(self.present, indices, first).astype(jnp.int32)
+
+
+def _no_state(params: Tree, dtype: Any) -> tuple[()]:
+    """State of a rule that keeps none."""
+    del params, dtype
+    return ()
+
+
+class Fold(NamedTuple):
+    r"""A rule made of statistics that merge in any order: one pass, O(P) memory.
+
+    Attributes:
+      statistics: what is observed of each row and how two observations merge.
+      resolve: (merged, roster) to the update. ``merged`` has one list per statistic,
+        with one array of parameter shape for every leaf; so has the update. On a mesh
+        these are some coordinates of each leaf: what is not coordinate by coordinate
+        asks ``roster.coordinates`` for sums.
+      matters: optional (*first, roster) to a mask: of the statistics that have a short
+        cut for products, in order, where the others can matter. They may be left out
+        of a leaf in which they matter nowhere.
+
+    Examples:
+      The largest magnitude that any row asks for, with the sign of the sum:
+
+      >>> import jax, jax.numpy as jnp, consensus_optax as co
+      >>> largest = co.Statistic(lambda g, w: jnp.abs(g), jnp.maximum)
+      >>> total = co.Statistic(lambda g, w: w * g, jnp.add)
+      >>> resolve = lambda merged, roster: jax.tree.map(
+      ...     lambda size, sum: size * jnp.sign(sum), *merged)
+      >>> rule = co.reducer(co.Fold((largest, total), resolve))
+      >>> rows, params = jnp.array([[1., -2.], [3., 1.]]), jnp.zeros(2)
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [3.0, -2.0]
+    """
+
+    statistics: Sequence[Statistic]
+    resolve: Callable[[list[list[Array]], Roster], list[Array]]
+    matters: Callable[..., Array] | None = None
+
+
+class Columns(NamedTuple):
+    r"""A rule that looks at all rows of one coordinate: (B, ...) to (...).
+
+    Attributes:
+      reduce: (stack, weights) to the update of one leaf: (B, \*shape) and (B,) to
+        shape. Rows of weight 0 hold zeros and must not count.
+
+    Examples:
+      >>> import jax.numpy as jnp, consensus_optax as co
+      >>> largest = co.Columns(lambda stack, weights: stack.max(0))
+      >>> rule, params = co.reducer(largest), jnp.zeros(2)
+      >>> rows = jnp.array([[1., -2.], [3., 1.]])
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [3.0, 1.0]
+    """
+
+    reduce: Callable[[Array, Array], Array]
+
+
+class Weighting(NamedTuple):
+    r"""A rule that needs only inner products: Gramian G to weights w, update wᵀJ.
+
+    Attributes:
+      weigh: (products, roster, state) to (w, state): w is (B,), and may be negative;
+        all zero means that nothing is agreed on. ``products`` is what ``reads`` says.
+      init: (params, dtype) to the rule's own state, a NamedTuple of arrays.
+      reads: ``"gramian"`` for (B, B) inner products; ``"centered"`` for those of the
+        rows less their weighted mean, right even where rows are nearly equal;
+        ``"affine"`` for those of the rows less some common point, for distances and
+        whatever else shifting all rows leaves alone, right also where other rows are
+        far away; ``"signs"`` for those of sign(J), the coordinates in
+        which two rows agree less those in which they do not; ``"norms"`` for (B,)
+        squared norms; ``"nothing"`` for None. What is not asked for is not computed.
+        Entries of absent rows are 0; a row whose squared norm overflows is absent.
+      remembers: whether the previous update (zero at first) joins as one row more, at
+        the end: products are then (B + 1, B + 1), w is (B + 1,).
+      scope: ``"model"``: one decision; ``"leaf"``: one for every leaf from its own
+        products, all fields of the state with a leading axis over leaves.
+
+    Examples:
+      >>> import jax.numpy as jnp, consensus_optax as co
+      >>> def weigh(gramian, roster, state):
+      ...     return jnp.where(gramian.diagonal() > 2, roster.shares, 0), state
+      >>> rule, params = co.reducer(co.Weighting(weigh)), jnp.zeros(2)
+      >>> rows = jnp.array([[1., 0.], [3., 1.]])
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [1.5, 0.5]
+    """
+
+    weigh: Callable[[Any, Roster, Any], tuple[Array, Any]]
+    init: Callable[[Tree, Any], Any] = _no_state
+    reads: str = "gramian"
+    scope: str = "model"
+    remembers: bool = False
+
+
+class Among(NamedTuple):
+    """A rule on the rows to which a weighting gives a positive weight.
+
+    Attributes:
+      selector: the weighting that selects; its weights serve for nothing else.
+      rule: what the survivors are given to, with their own weights.
+    """
+
+    selector: Weighting
+    rule: Any
+
+
+class Mixing(NamedTuple):
+    """A linear map of the rows, B to B', decided from inner products.
+
+    Attributes:
+      mix: (products, roster) to (matrix, weights): new row i is sum_j matrix[i, j] g_j,
+        with weight weights[i]; (B', B) and (B',). Columns of absent rows are not read.
+      reads: as in :class:`Weighting`.
+    """
+
+    mix: Callable[[Any, Roster], tuple[Array, Array]]
+    reads: str = "gramian"
+
+
+class After(NamedTuple):
+    """A rule on mixed rows.
+
+    Attributes:
+      mixing: what is done to the rows first.
+      rule: what the mixed rows are given to.
+    """
+
+    mixing: Mixing
+    rule: Any
+
+
+Rule = Fold | Columns | Weighting | Among | After

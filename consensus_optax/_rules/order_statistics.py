@@ -1,0 +1,145 @@
+"""Order statistics of every coordinate over the rows, without sorting a leading axis.
+
+XLA sorts along the leading axis of a stack hundreds of times slower than it adds the
+rows up. Two other ways:
+
+- up to ``_NETWORK`` rows, all present, a sorting network: compare-exchange steps
+  between whole rows, which compile to one loop over coordinates;
+- else a search on the bits of the result: how much weight lies below this number? It
+  costs bits x rows, and understands weights.
+
+Measured on two CPU cores, 2^18 coordinates, median of B rows in ms, beside the mean of
+the rows: B = 8: mean 0.6, sort 213, network 0.4; B = 32: 1.7, 915, 6, bits 93; B = 64:
+3, 2648, 18, bits 190. At B = 128 the network is three times faster than the bits, but
+takes seconds to compile for every leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._typing import Array
+
+_NETWORK = 64  # rows up to which a sorting network is unrolled
+
+
+def order_statistics(
+    rows: Array, present: Array, ranks: Callable[[Any], Sequence[Any]]
+) -> list[Array]:
+    """The entries that have the asked ranks among the present rows, per coordinate.
+
+    Args:
+      rows: (B, P), finite.
+      present: (B,) bool.
+      ranks: number of present rows to the ranks wanted, 0 for the smallest entry; the
+        number is B itself or traced. A rank that no row has gives any number.
+
+    Returns:
+      One (P,) for each rank.
+    """
+
+    def by_bits() -> list[Array]:
+        count = jnp.sum(present, dtype=jnp.int32)
+        return smallest_reaching(
+            rows, present.astype(rows.dtype), [rank + 1 for rank in ranks(count)]
+        )
+
+    return if_all(
+        present, rows, lambda: by_network(rows, ranks(rows.shape[0])), by_bits
+    )
+
+
+def if_all(
+    condition: Array,
+    rows: Array,
+    network: Callable[[], list[Array]],
+    bits: Callable[[], list[Array]],
+) -> list[Array]:
+    """The network if it is small enough and all rows fulfil a condition, else bits."""
+    if rows.shape[0] > _NETWORK:
+        return bits()
+    return lax.cond(jnp.all(condition), network, bits)
+
+
+def by_network(rows: Array, ranks: Sequence[int]) -> list[Array]:
+    """The entries of these ranks by compare-exchanges, one (P,) for each."""
+    order = list(rows)
+    for i, j in comparators(len(order)):
+        x, y = order[i], order[j]
+        order[i], order[j] = jnp.minimum(x, y), jnp.maximum(x, y)
+    return [order[rank] for rank in ranks]
+
+
+def comparators(count: int) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, whose exchange in turn sorts ``count`` numbers.
+
+    Odd-even merge sort for any count (Batcher 1968; Knuth, The Art of Computer
+    Programming 3, 5.2.2, algorithm M): about count log(count)^2 / 4 pairs.
+    """
+    pairs: list[tuple[int, int]] = []
+    power = 1 << max(count - 1, 0).bit_length() >> 1
+    p = power
+    while p > 0:
+        q, r, d = power, 0, p
+        while True:
+            pairs += [(i, i + d) for i in range(count - d) if i & p == r]
+            if q == p:
+                break
+            d, q, r = q - p, q // 2, p
+        p //= 2
+    return pairs
+
+
+def smallest_reaching(
+    rows: Array, weights: Array, masses: Sequence[Any]
+) -> list[Array]:
+    """The smallest entries with at least so much weight at or below them.
+
+    Bit by bit from the highest: is the weight below the candidate still too little?
+
+    Args:
+      rows: (B, P), finite.
+      weights: (B,), 0 = absent.
+      masses: numbers above 0 and not above the sum of weights.
+
+    Returns:
+      One (P,) for each mass.
+    """
+    bits = rows.dtype.itemsize * 8
+    integer = jnp.dtype(f"int{bits}")
+    top = jnp.array(1, integer) << (bits - 1)  # the sign bit, so the least integer
+    needed = jnp.stack([jnp.asarray(m).astype(rows.dtype) for m in masses])[:, None]
+
+    def ordered(x: Array) -> Array:
+        """Integers in the order of the floats they are the bits of, and back."""
+        return jnp.where(x < 0, x ^ ~top, x)
+
+    keys = ordered(lax.bitcast_convert_type(rows + 0.0, integer))  # -0 becomes 0
+
+    def step(index: Array, answer: Array) -> Array:
+        bit = jnp.array(1, integer) << (bits - 1 - index).astype(integer)
+        candidate = answer ^ bit  # the sign bit is set at first: clearing it goes up
+
+        def add(i: Array, below: Array) -> Array:
+            return below + jnp.where(keys[i][None, :] < candidate, weights[i], 0)
+
+        nothing = varying_like(jnp.zeros(answer.shape, rows.dtype), rows, weights)
+        below = lax.fori_loop(0, rows.shape[0], add, nothing)
+        return jnp.where(below < needed, candidate, answer)
+
+    start = jnp.full((len(masses), rows.shape[1]), top, integer)
+    start = varying_like(start, rows, weights)
+    found = ordered(lax.fori_loop(0, bits, step, start))
+    return list(lax.bitcast_convert_type(found, rows.dtype))
+
+
+def total(observe: Callable[[Any, Array], Any], rows: Array) -> Any:
+    """Sum over the rows of observe(i, row i): an array (P,), or a tuple of them."""
+    add = lambda i, carry: jax.tree.map(jnp.add, carry, observe(i, rows[i]))
+    return lax.fori_loop(1, rows.shape[0], add, observe(0, rows[0]), unroll=4)

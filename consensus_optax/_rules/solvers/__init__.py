@@ -1,0 +1,38 @@
+"""Small convex problems on a Gramian [B, B], in pure JAX.
+
+A bounded number of steps, no external solver and no fall-back: every solution comes
+with its residual, and with whether that is small. Gramians are brought to unit scale
+first, so residuals have no units. Gradients do not flow through a solver: what a rule
+decides is a constant to differentiation.
+
+G is symmetric and positive semidefinite up to rounding; rows and columns of absent
+rows are 0.
+"""
+
+from consensus_optax._rules.solvers._cone import dual_cone
+from consensus_optax._rules.solvers._fair import fair_division
+from consensus_optax._rules.solvers._simplex import over_simplex
+from consensus_optax._rules.solvers._solution import (
+    Solution,
+    SolverState,
+    cancels,
+    cosines,
+    product,
+    ratio,
+    unsolved,
+)
+from consensus_optax._rules.solvers._stationary import stationary_on_simplex
+
+__all__ = [
+    "Solution",
+    "SolverState",
+    "cancels",
+    "cosines",
+    "dual_cone",
+    "fair_division",
+    "over_simplex",
+    "product",
+    "ratio",
+    "stationary_on_simplex",
+    "unsolved",
+]

@@ -1,0 +1,175 @@
+"""Columns run block by block, so that nothing of the size of a stack is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from consensus_optax._rows.layers import layer
+from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._rows.verbs import AnyLeaf, present_rows
+from consensus_optax._rules.kinds import Roster
+from consensus_optax._typing import Array
+
+
+class _Part(NamedTuple):
+    """Coordinates that blocks are read from: one leaf, or small ones strung together.
+
+    Attributes:
+      read: place of a block to its entries, (B, length) with length <= width.
+      places: where blocks start, in units of ``read``; the last two may overlap.
+      unit: coordinates for each place.
+      size: coordinates in all.
+    """
+
+    read: Callable[[Array], Array]
+    places: np.ndarray
+    unit: int
+    size: int
+
+
+def _block_entries() -> int:
+    """Entries of a block: what stays in a core's cache, or what fills an accelerator.
+
+    It changes speed and memory alone.
+    """
+    return 1 << 19 if jax.default_backend() == "cpu" else 1 << 25
+
+
+def reduce_columns(
+    reduce: Callable[[Array, Array], Array], leaves: list[AnyLeaf], roster: Roster
+) -> list[Array]:
+    """reduce((B, block), weights) to (block,) over all coordinates of all leaves.
+
+    One loop serves the whole model, so a rule is compiled once however many leaves
+    there are; outer products are multiplied out one block at a time.
+    """
+    dtype, count = roster.weights.dtype, roster.weights.shape[0]
+    products = [leaf for leaf in leaves if is_outer_product(leaf)]
+    width = min(_block_entries() // count, sum(_row_size(leaf) for leaf in leaves))
+    width = max([width, 1, *(leaf.sides[2] for leaf in products)])
+    parts: list[_Part] = []
+    place: dict[int, int] = {}  # leaf to its first coordinate in the end
+    small = [i for i, leaf in enumerate(leaves) if _row_size(leaf) < width]
+    start = 0
+    for i in small:
+        place[i], start = start, start + _row_size(leaves[i])
+    if small:
+        flat = [present_rows(leaves[i], roster.present, dtype) for i in small]
+        flat = [leaf.reshape(count, -1) for leaf in flat]
+        flat += [jnp.zeros((count, max(width - start, 0)), dtype)]
+        parts += [_array_part(jnp.concatenate(flat, 1), width)]
+    for i in sorted(set(range(len(leaves))) - set(small)):
+        place[i] = sum(part.size for part in parts)
+        leaf = leaves[i]
+        if is_outer_product(leaf):
+            parts += [_outer_product_part(leaf, width)]
+        elif isinstance(leaf, jax.Array):
+            parts += [_array_part(leaf.reshape(count, -1), width)]
+        else:
+            mixed = present_rows(leaf, roster.present, dtype)
+            parts += [_array_part(mixed.reshape(count, -1), width)]
+    merged = _over_blocks(reduce, parts, leaves, roster, width)
+
+    def own(i: int, leaf: AnyLeaf) -> Array:
+        entries = merged[place[i] : place[i] + _row_size(leaf)]
+        if is_outer_product(leaf) and i not in small:
+            return leaf.restore(entries)
+        return entries.reshape(_row_shape(leaf))
+
+    return [own(i, leaf) for i, leaf in enumerate(leaves)]
+
+
+def _row_shape(leaf: AnyLeaf) -> tuple[int, ...]:
+    """Shape of one row."""
+    known = isinstance(leaf, jax.Array | OuterProduct)
+    return (leaf if known else leaf.leaf).shape[1:]
+
+
+def _row_size(leaf: AnyLeaf) -> int:
+    """Coordinates of one row."""
+    return int(np.prod(_row_shape(leaf)))
+
+
+def _places(size: int, length: int) -> np.ndarray:
+    """Starts of blocks of one length that cover a size, ascending."""
+    return np.minimum(np.arange(0, size, length), size - length).astype(np.int32)
+
+
+def _array_part(stack: Array, width: int) -> _Part:
+    """Blocks of (B, P)."""
+    size = stack.shape[1]
+    read = lambda start: lax.dynamic_slice_in_dim(stack, start, width, 1)
+    return _Part(read, _places(size, width), 1, size)
+
+
+def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
+    """Blocks of the (M, N) matrices that rows are: some of their M lines.
+
+    Layers lie one after the other, and a block is within one.
+    """
+    _, m, n = leaf.sides
+    num_layers = leaf.num_layers or 1
+    lines = min(width // n, m)
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+
+    def read(start: Array) -> Array:
+        one, start = layer(leaf, start // m), start % m
+        if leaf.is_look_up:
+            look_up = lambda a, d: jax.ops.segment_sum(d.astype(dtype), a, lines)
+            block = jax.vmap(look_up)(one.left - start, one.right)
+        else:
+            left = lax.dynamic_slice_in_dim(one.left, start, lines, 2)
+            block = jax.vmap(one.contract)(left, one.right)  # (B, lines, N)
+        return block.astype(leaf.dtype).reshape(block.shape[0], -1)
+
+    places = [number * m + _places(m, lines) for number in range(num_layers)]
+    return _Part(read, np.concatenate(places), n, num_layers * m * n)
+
+
+def _over_blocks(
+    reduce: Callable[[Array, Array], Array],
+    parts: list[_Part],
+    leaves: list[AnyLeaf],
+    roster: Roster,
+    width: int,
+) -> Array:
+    """All parts reduced, one after the other in one array.
+
+    Blocks shorter than ``width`` are filled up; what comes out beyond their end is
+    overwritten by the block that follows.
+    """
+    dtype = roster.weights.dtype
+
+    def reader(part: _Part) -> Callable[[Array], Array]:
+        def read(start: Array) -> Array:
+            block = jnp.where(roster.present[:, None], part.read(start), 0).astype(
+                dtype
+            )
+            return jnp.pad(block, ((0, 0), (0, width - block.shape[1])))
+
+        return read
+
+    readers = [reader(part) for part in parts]
+    owner = np.repeat(np.arange(len(parts)), [len(part.places) for part in parts])
+    places = np.concatenate([part.places for part in parts])
+    first = np.cumsum([0, *(part.size for part in parts)])
+    targets = first[owner] + places * np.array([part.unit for part in parts])[owner]
+
+    def turn(index: Array, merged: Array) -> Array:
+        start = jnp.asarray(places)[index]
+        block = lax.switch(jnp.asarray(owner, jnp.int32)[index], readers, start)
+        update = reduce(block, roster.weights)
+        where = jnp.asarray(targets)[index]
+        return lax.dynamic_update_slice_in_dim(merged, update, where, 0)
+
+    start = varying_like(
+        jnp.zeros(int(first[-1]) + width, dtype), leaves, roster.weights
+    )
+    return lax.fori_loop(0, len(places), turn, start)

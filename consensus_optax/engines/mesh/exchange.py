@@ -1,0 +1,198 @@
+"""Rows to coordinates and back: one all-to-all, one all-gather.
+
+Device n of N holds of every leaf the n-th of N equal parts, of all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._rules.coordinates import Coordinates
+from consensus_optax._typing import Array, AxisName
+
+
+class Spread(NamedTuple):
+    """How one parameter lies on the mesh axes that parameters are cut along.
+
+    Attributes:
+      shape: of the part that a device has.
+      axes: for every axis of the array the mesh axes that it is cut along, often none.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[tuple[str, ...], ...]
+
+    @property
+    def mesh_axes(self) -> tuple[str, ...]:
+        """All mesh axes that the parameter is cut along."""
+        return tuple(name for names in self.axes for name in names)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        count = lambda names: math.prod(lax.axis_size(name) for name in names)
+        pairs = zip(self.shape, self.axes, strict=True)
+        return tuple(size * count(names) for size, names in pairs)
+
+    def part(self, whole: Array) -> Array:
+        """The part that this device has of an array like the whole parameter."""
+        for axis, names in enumerate(self.axes):
+            if names:
+                start = lax.axis_index(names) * self.shape[axis]
+                whole = lax.dynamic_slice_in_dim(whole, start, self.shape[axis], axis)
+        return whole
+
+
+class Exchange(NamedTuple):
+    """Leaves as this device has them, and the mesh axes their rows are dealt along.
+
+    Attributes:
+      axis_name: one or several mesh axes, N devices.
+      spreads: of the parameters.
+    """
+
+    axis_name: AxisName
+    spreads: Sequence[Spread]
+
+    @property
+    def num_devices(self) -> int:
+        """N."""
+        return lax.axis_size(self.axis_name)
+
+    def deal(self, leaves: Sequence[Array]) -> list[Array]:
+        """Rows (L, ...) of this device to its coordinates of all rows, (N L, width)."""
+
+        def send(strung: Array) -> Array:  # (L, N, W)
+            by_device = strung.swapaxes(0, 1)
+            dealt = lax.all_to_all(by_device, self.axis_name, 0, 0, tiled=True)
+            return dealt.reshape(math.prod(dealt.shape[:2]), dealt.shape[2])  # (N L, W)
+
+        return self._strung(
+            [_in_parts(leaf, self.num_devices) for leaf in leaves], send
+        )
+
+    def collect(self, blocks: Sequence[Array]) -> list[Array]:
+        """Blocks of coordinates (width,) to whole leaves, the same on every device."""
+        send = lambda strung: lax.all_gather(strung, self.axis_name, to="invarying")
+        gathered = self._strung(blocks, send)  # (N, width)
+        shapes = [spread.shape for spread in self.spreads]
+        pairs = zip(gathered, shapes, strict=True)
+        return [x.reshape(-1)[: math.prod(shape)].reshape(shape) for x, shape in pairs]
+
+    def collect_rows(self, own: Array) -> Array:
+        """What there is for every row, on the last axis, of all rows."""
+        axis = own.ndim - 1
+        return lax.all_gather(
+            own, self.axis_name, axis=axis, tiled=True, to="invarying"
+        )
+
+    def own_rows(self, of_all: Array) -> Array:
+        """The inverse: this device's share of what there is for every row."""
+        count = of_all.shape[-1] // self.num_devices
+        start = lax.axis_index(self.axis_name) * count
+        return lax.dynamic_slice_in_dim(of_all, start, count, -1)
+
+    def own_block(self, leaf: Array) -> Array:
+        """The coordinates of one leaf that this device holds, (width,)."""
+        parts = _in_parts(leaf[None], self.num_devices)[0]
+        device = lax.axis_index(self.axis_name)
+        return lax.dynamic_index_in_dim(parts, device, keepdims=False)
+
+    @property
+    def cut_along(self) -> tuple[str, ...]:
+        """Mesh axes that any parameter is cut along."""
+        every = (name for spread in self.spreads for name in spread.mesh_axes)
+        return tuple(dict.fromkeys(every))
+
+    def of_rows(self) -> Coordinates:
+        """Whole rows are at hand, as far as the parameters are."""
+        return self._coordinates((), lambda index, leaf: leaf)
+
+    def of_blocks(self) -> Coordinates:
+        """An N-th of the coordinates, padded, is at hand."""
+        axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
+
+        def unpadded(index: int, block: Array) -> Array:
+            start = lax.axis_index(self.axis_name) * block.shape[0]
+            size = math.prod(self.spreads[index].shape)
+            return jnp.where(start + jnp.arange(block.shape[0]) < size, block, 0)
+
+        def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
+            del leaf
+            spread = self.spreads[index]
+            return self.own_block(spread.part(make(spread.whole)))
+
+        return self._coordinates(axes, unpadded)._replace(draw=draw)
+
+    def _coordinates(
+        self, axes: tuple[str, ...], unpadded: Callable[[int, Array], Array]
+    ) -> Coordinates:
+        """Sums over the devices of ``axes`` and those with parts of the parameters."""
+        cut = self.cut_along
+        total: Callable[[Any], Any] = lambda tree: tree
+        if everywhere := (*axes, *cut):
+            total = lambda tree: lax.psum(tree, everywhere)
+
+        def counted(leaves: list[Array]) -> list[Array]:
+            if not cut:
+                return leaves
+            others = [set(cut) - set(spread.mesh_axes) for spread in self.spreads]
+            pairs = zip(leaves, others, strict=True)
+            return [jnp.where(_is_first(names), leaf, 0) for leaf, names in pairs]
+
+        def sums(leaves: Sequence[Array]) -> list[Array]:
+            own = [jnp.sum(unpadded(index, leaf)) for index, leaf in enumerate(leaves)]
+            return list(total(jnp.stack(counted(own))))
+
+        sizes = lambda leaves: [math.prod(spread.whole) for spread in self.spreads]
+        return Coordinates(total, sums, sizes, alike=not cut, counted=counted)
+
+    def _strung(
+        self, arrays: Sequence[Array], send: Callable[[Array], Array]
+    ) -> list[Array]:
+        """Sends alike arrays strung together along the last axis: few launches."""
+        sent: dict[int, Array] = {}
+        kinds: list[Hashable] = [
+            (array.dtype, spread.mesh_axes)
+            for array, spread in zip(arrays, self.spreads, strict=True)
+        ]
+        for kind in dict.fromkeys(kinds):
+            chosen = [i for i, other in enumerate(kinds) if other == kind]
+            strung = jnp.concatenate([arrays[i] for i in chosen], -1)
+            result = _as_bits(send, strung)
+            start = 0
+            for i in chosen:
+                end = start + arrays[i].shape[-1]
+                sent[i], start = result[..., start:end], end
+        return [sent[i] for i in range(len(arrays))]
+
+
+def _as_bits(send: Callable[[Array], Array], array: Array) -> Array:
+    """Sends half-precision numbers as integers, for XLA may send them in float32."""
+    if array.dtype.itemsize >= 4 or not jnp.issubdtype(array.dtype, jnp.floating):
+        return send(array)
+    bits = lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    return lax.bitcast_convert_type(send(bits), array.dtype)
+
+
+def _is_first(axes: set[str]) -> Array:
+    """Whether this device is the first along mesh axes that all hold the same."""
+    first = jnp.ones((), bool)
+    for name in sorted(axes):
+        first &= lax.axis_index(name) == 0
+    return first
+
+
+def _in_parts(leaf: Array, count: int) -> Array:
+    """(L, ...) cut into N equal parts, the last ones padded, (L, N, width)."""
+    size = math.prod(leaf.shape[1:])
+    width = -(-size // count)
+    rows = leaf.reshape(leaf.shape[0], size)
+    padding = ((0, 0), (0, count * width - size))
+    padded = rows if size == count * width else jnp.pad(rows, padding)
+    return padded.reshape(leaf.shape[0], count, width)

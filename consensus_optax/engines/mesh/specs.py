@@ -1,0 +1,104 @@
+"""Meshes and partition specs: where a reducer runs, and how parameters lie there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from consensus_optax._typing import Array, Tree
+from consensus_optax.engines.mesh.exchange import Spread
+
+
+def is_inside(axes: tuple[str, ...]) -> bool:
+    """Whether this is traced inside a ``shard_map`` over these mesh axes."""
+    return set(axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def mesh_of(mesh: Any, axes: tuple[str, ...]) -> Any:
+    """The mesh given, or that of the context.
+
+    Raises:
+      ValueError: it does not have the axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if not set(axes) <= set(mesh.axis_names):
+        raise ValueError(
+            f"Mesh axes {axes} are not there: call this inside a `jax.shard_map` over "
+            "them, or give `mesh=`, or use `jax.set_mesh`; the mesh here has axes "
+            f"{tuple(mesh.axis_names)}."
+        )
+    return mesh
+
+
+def specs_of(params: Tree, given: Tree) -> list[PartitionSpec]:
+    """One spec for every floating parameter, with one entry for every array axis.
+
+    Args:
+      params: arrays.
+      given: a tree of specs that may be a prefix of theirs; None for what is known of
+        arrays along explicit axes.
+    """
+    if given is None:
+        specs = jax.tree.map(_explicit_spec, params)
+    else:
+        specs = jax.tree.broadcast(given, params)
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(specs), strict=True)
+    return [
+        PartitionSpec(*spec, *[None] * (len(param.shape) - len(spec)))
+        for param, spec in pairs
+        if jnp.issubdtype(param.dtype, jnp.floating)
+    ]
+
+
+def check_inside(specs: list[PartitionSpec], axes: tuple[str, ...]) -> None:
+    """Inside ``shard_map`` a device must have what its rows are gradients of."""
+    if any(set(axes) & set(names) for spec in specs for names in _names(spec)):
+        raise ValueError(
+            "`param_specs` must not name the axes of the rows inside `jax.shard_map`; "
+            f"got {specs} with rows along {axes}. Gather the parameters first."
+        )
+
+
+def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
+    """The spec less some mesh axes."""
+    kept = [tuple(name for name in names if name not in axes) for names in _names(spec)]
+    return PartitionSpec(*(names or None for names in kept))
+
+
+def spread_of(shape: tuple[int, ...], spec: PartitionSpec) -> Spread:
+    """How a parameter lies of which a device has a part of this shape."""
+    return Spread(shape, tuple(_names(spec)))
+
+
+def place(tree: Tree, specs: Tree, mesh: Any) -> Tree:
+    """Brings arrays to their specs, of which the tree may be a prefix."""
+    explicit = AxisType.Explicit in mesh.axis_types
+    hidden = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if explicit and kind is not AxisType.Explicit
+    ]
+
+    def put(leaf: Array, spec: PartitionSpec) -> Array:
+        sharding = NamedSharding(mesh, without(spec, tuple(hidden)))
+        if explicit:
+            return jax.sharding.reshard(leaf, sharding)
+        return lax.with_sharding_constraint(leaf, sharding)
+
+    return jax.tree.map(put, tree, jax.tree.broadcast(specs, tree))
+
+
+def _explicit_spec(param: Any) -> PartitionSpec:
+    """What the type of an array says of its place."""
+    sharding = jax.typeof(param).sharding if isinstance(param, jax.Array) else None
+    return PartitionSpec() if sharding is None else sharding.spec
+
+
+def _names(spec: PartitionSpec) -> list[tuple[str, ...]]:
+    """For every array axis the mesh axes that it is cut along."""
+    as_tuple = lambda names: (names,) if isinstance(names, str) else tuple(names or ())
+    return [as_tuple(names) for names in spec]

@@ -1,0 +1,1 @@
+"""Rows that are computed a few at a time, and a source of them."""

@@ -1,0 +1,37 @@
+"""Per-example normalization."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+from consensus_optax.row_transforms._row_scaling import row_scaling
+
+
+def normalize_examples() -> optax.GradientTransformationExtraArgs:
+    r"""Scales every row to norm 1 over the whole model, so that each has one vote.
+
+    .. math:: g_i \leftarrow g_i / \|g_i\|
+
+    Guarantees: every row has norm 1 (to rounding) or is zero; outer products stay
+    factored.
+    Edge cases: a zero row stays zero. A row whose norm is not finite becomes nan as a
+    whole, so that the reducer excludes and counts it.
+
+    Returns:
+      An example transformation, (B, \*shape) to (B, \*shape), ahead of a reducer in
+      ``optax.chain``.
+
+    Cost: the rows' norms; arrays are read twice and written once, of factored rows
+    one factor is.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, consensus_optax as co
+      >>> rule = optax.chain(co.normalize_examples(), co.mean())
+      >>> rows, params = jnp.array([[2., 0.], [0., 9.]]), jnp.zeros(2)
+      >>> rule.update(rows, rule.init(params), params)[0].tolist()
+      [0.5, 0.5]
+    """
+    return row_scaling(
+        lambda norms, step: jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 1)
+    )

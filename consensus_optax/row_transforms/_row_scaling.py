@@ -1,0 +1,66 @@
+"""What clipping and normalizing share: every row times a number made of its norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from consensus_optax._rows import verbs
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.stack import as_rows
+from consensus_optax._typing import Array, Tree
+
+
+class RowScalingState(NamedTuple):
+    """State of an example transformation that scales rows.
+
+    Attributes:
+      step: () int32, updates made so far.
+      scaled_share: () float32, share of rows that the last step made shorter.
+    """
+
+    step: Array
+    scaled_share: Array
+
+
+def row_scaling(
+    factor: Callable[[Array, Array], Array],
+) -> optax.GradientTransformationExtraArgs:
+    """An example transformation: row i times factor(norms, step)[i].
+
+    A row whose norm is not finite (bad entries, or the norm overflows) becomes nan
+    altogether, so that the reducer excludes and counts it: a factor of 0 would turn an
+    overflowing row into a sound row of zeros.
+    """
+
+    def init(params: Tree) -> RowScalingState:
+        del params
+        return RowScalingState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(
+        updates: Tree, state: Any, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, RowScalingState]:
+        del extra
+        step = jnp.asarray(optax.safe_increment(state.step))
+        rows, dtype = as_rows(updates, params)
+        if not rows:
+            return updates, state._replace(step=step)
+        norms = jnp.sqrt(sum(verbs.squared_norms(leaf, dtype) for leaf in rows))
+        factors = jnp.where(jnp.isfinite(norms), factor(norms, state.step), jnp.nan)
+        scaled = jax.tree.map(
+            lambda leaf: (
+                verbs.scale(leaf, factors)
+                if jnp.issubdtype(leaf.dtype, jnp.floating)
+                else leaf
+            ),
+            updates,
+            is_leaf=is_outer_product,
+        )
+        share = jnp.mean((factors < 1).astype(jnp.float32))
+        return scaled, RowScalingState(step, share)
+
+    return optax.GradientTransformationExtraArgs(init, update)

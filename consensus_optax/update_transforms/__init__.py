@@ -1,0 +1,18 @@
+"""Update transformations: one update in, one out, after a reducer.
+
+One method per file. Imports ``_running``, ``_rules``, ``_rows`` and below.
+"""
+
+from consensus_optax.update_transforms._ema_agreement import ema_agreement
+from consensus_optax.update_transforms._median_of_three_steps import (
+    median_of_three_steps,
+)
+from consensus_optax.update_transforms._skip_if_empty import skip_if_empty
+from consensus_optax.update_transforms._temporal_and_mask import temporal_and_mask
+
+__all__ = [
+    "ema_agreement",
+    "median_of_three_steps",
+    "skip_if_empty",
+    "temporal_and_mask",
+]

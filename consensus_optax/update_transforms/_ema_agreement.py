@@ -1,0 +1,125 @@
+"""A gate on the update by its agreement with its own past."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from consensus_optax import _check
+from consensus_optax._rows import verbs
+from consensus_optax._rows.stack import check_reduced
+from consensus_optax._typing import Array, Threshold, Tree
+
+
+class EmaAgreementState(NamedTuple):
+    """State of :func:`ema_agreement`.
+
+    Attributes:
+      step: () int32, updates made so far.
+      ema: moving average of the incoming updates, like the parameters, float32 at
+        least.
+      suppressed: () float32, share of leaves that the last step set to zero.
+    """
+
+    step: Array
+    ema: Tree
+    suppressed: Array
+
+
+def ema_agreement(
+    decay: Threshold = 0.9, threshold: Threshold = 0.99, scope: str = "leaf"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Zeroes the update where it turns away from its own moving average.
+
+    .. math::
+        u \leftarrow u\,[1 - \cos(u, m) \le \tau], \quad
+        m \leftarrow \beta m + (1 - \beta) u_{\text{incoming}}
+
+    Guarantees: every leaf passes unchanged or is exactly zero; the first update passes.
+    Edge cases: an incoming leaf that is all zero (empty consensus) passes and leaves
+    its average as it is; one with a non-finite entry is set to zero, counts as
+    suppressed and leaves its average as it is.
+
+    Args:
+      decay: beta in [0, 1): a number, array or schedule of the step.
+      threshold: largest cosine distance that passes, in [0, 2]; likewise.
+      scope: ``"leaf"``: each parameter by itself; ``"model"``: all or nothing.
+
+    Returns:
+      A temporal transformation, placed after the reducer in ``optax.chain``.
+
+    Raises:
+      ValueError: a static argument is out of range; when traced, rows come in, which
+        no reducer has reduced.
+
+    Cost: one array like the parameters kept; two inner products.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> gate, params = ema_agreement(), jnp.zeros(2)
+      >>> state = gate.init(params)
+      >>> _, state = gate.update(jnp.array([1., 0.]), state, params)
+      >>> gate.update(jnp.array([-1., 0.]), state, params)[0].tolist()
+      [0.0, 0.0]
+    """
+    _check.interval("decay", decay, 0, 1, open_high=True)
+    _check.interval("threshold", threshold, 0, 2)
+    _check.one_of("scope", scope, ("leaf", "model"))
+
+    def init(params: Tree) -> EmaAgreementState:
+        zeros = lambda p: jnp.zeros(p.shape, verbs.decision_dtype(p))
+        return EmaAgreementState(
+            jnp.zeros((), jnp.int32),
+            jax.tree.map(zeros, params),
+            jnp.zeros((), jnp.float32),
+        )
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, EmaAgreementState]:
+        del params, extra
+        check_reduced(updates, state.ema)
+        incoming, treedef = jax.tree.flatten(updates)
+        averages = treedef.flatten_up_to(state.ema)
+        step = jnp.asarray(optax.safe_increment(state.step))
+        if not incoming:
+            return updates, state._replace(step=step)
+        wide = [u.astype(m.dtype) for u, m in zip(incoming, averages, strict=True)]
+        products = jnp.stack(
+            [
+                jnp.stack([jnp.vdot(u, m), jnp.vdot(u, u), jnp.vdot(m, m)])
+                for u, m in zip(wide, averages, strict=True)
+            ]
+        )  # (leaves, 3)
+        if scope == "model":
+            products = jnp.broadcast_to(products.sum(0, keepdims=True), products.shape)
+        inner, length, past = products.T
+        scale = jnp.sqrt(length) * jnp.sqrt(past)
+        cosine = inner / jnp.where(scale > 0, scale, 1)
+        limit = _check.value_at(threshold, state.step, cosine.dtype)
+        beta = _check.value_at(decay, state.step, cosine.dtype)
+        finite = jnp.isfinite(length)
+        moving = finite & (length > 0)
+        passes = finite & ((scale == 0) | (1 - cosine <= limit))
+        gated = [
+            jnp.where(passes[i], u, jnp.zeros_like(u)) for i, u in enumerate(incoming)
+        ]
+        averages = [
+            jnp.where(
+                moving[i], beta.astype(m.dtype) * m + (1 - beta).astype(m.dtype) * u, m
+            )
+            for i, (u, m) in enumerate(zip(wide, averages, strict=True))
+        ]
+        return jax.tree.unflatten(treedef, gated), EmaAgreementState(
+            step,
+            jax.tree.unflatten(treedef, averages),
+            jnp.mean(~passes, dtype=jnp.float32),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
