@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
 
 # Scores that differ by less are one: two rows in the same position come out equal to
@@ -58,4 +59,4 @@ def nearest_sums(squares: Array, count: Array | int) -> Array:
 def shares_of(masses: Array) -> Array:
     """Masses (>= 0) divided by their sum; all 0 if they are."""
     total = masses.sum()
-    return masses / jnp.where(total > 0, total, 1)
+    return masses / positive_or_one(total)

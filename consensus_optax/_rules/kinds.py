@@ -6,12 +6,14 @@ rules and n engines are m + n pieces of code.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from consensus_optax._rows.statistics import Statistic
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.coordinates import ALL, Coordinates
 from consensus_optax._typing import Array, Tree
 
@@ -41,7 +43,7 @@ class Roster(NamedTuple):
     def shares(self) -> Array:
         """(B,) weights divided by their sum; all 0 if no row is there."""
         total = self.weights.sum()
-        return self.weights / jnp.where(total > 0, total, 1)
+        return self.weights / positive_or_one(total)
 
     @property
     def order(self) -> Array:
@@ -106,6 +108,22 @@ class Columns(NamedTuple):
     """
 
     reduce: Callable[[Array, Array], Array]
+
+
+class Reads(enum.StrEnum):
+    """What a weighting or a mixing may read of the rows; compares equal to its word."""
+
+    GRAMIAN = "gramian"
+    CENTERED = "centered"
+    AFFINE = "affine"
+    SIGNS = "signs"
+    NORMS = "norms"
+    NOTHING = "nothing"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether products of pairs of rows are read, not of each row alone."""
+        return self not in (Reads.NORMS, Reads.NOTHING)
 
 
 class Weighting(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
 from consensus_optax._running.reducer import Reducer, reducer
@@ -94,7 +95,7 @@ def nearest_mean(rows: Array, weights: Array, num_dropped: Array, if_all: int) -
 
     moved, mass, num_inside, edge_moved, edge_mass, num_edge = total(observe, distances)
     places = (count - num_dropped).astype(rows.dtype) - num_inside
-    share = places / jnp.where(num_edge > 0, num_edge, 1)
+    share = places / positive_or_one(num_edge)
     moved, mass = moved + share * edge_moved, mass + share * edge_mass
-    mean = center + moved / jnp.where(mass > 0, mass, 1)
+    mean = center + moved / positive_or_one(mass)
     return jnp.where(count > 0, mean, 0)

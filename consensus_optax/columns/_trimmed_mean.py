@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
 from consensus_optax._running.reducer import Reducer, reducer
@@ -72,8 +73,8 @@ def trimmed_mean(trim: int) -> Reducer:
 
         below, at_low, above, at_high = total(rank, rows)
         dropped = most(count).astype(rows.dtype)
-        share_low = 1 - (dropped - below) / jnp.where(at_low > 0, at_low, 1)
-        share_high = 1 - (dropped - above) / jnp.where(at_high > 0, at_high, 1)
+        share_low = 1 - (dropped - below) / positive_or_one(at_low)
+        share_high = 1 - (dropped - above) / positive_or_one(at_high)
 
         def weigh(i: Any, row: Array) -> tuple[Array, Array]:
             """A row's share of the mean, and what it adds to the lower end."""
@@ -85,7 +86,7 @@ def trimmed_mean(trim: int) -> Reducer:
 
         moved, mass = total(weigh, rows)
         # Where both ends are one number all that is kept is that number.
-        mean = jnp.where(low < high, low + moved / jnp.where(mass > 0, mass, 1), low)
+        mean = jnp.where(low < high, low + moved / positive_or_one(mass), low)
         return jnp.where(count > 0, mean, 0)
 
     def most(count: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
 from consensus_optax._running.reducer import Reducer, reducer
@@ -71,7 +72,7 @@ def winsorized_mean(quantile: float) -> Reducer:
         low, high = order_statistics(rows, weights > 0, ends)
         moved = total(lambda i, row: weights[i] * jnp.clip(row, low, high), rows)
         mass = weights.sum()
-        return jnp.where(mass > 0, moved / jnp.where(mass > 0, mass, 1), 0)
+        return jnp.where(mass > 0, moved / positive_or_one(mass), 0)
 
     return reducer(Columns(reduce))
 

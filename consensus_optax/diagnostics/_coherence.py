@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
 from consensus_optax.diagnostics._gramian import present
 
@@ -36,7 +37,7 @@ def coherence(gramian: Array, weights: Array | None = None) -> Array:
       (1.0, 4.0)
     """
     together, apart = _squares(gramian, weights)
-    return jnp.where(apart > 0, together / jnp.where(apart > 0, apart, 1), 0)
+    return jnp.where(apart > 0, together / positive_or_one(apart), 0)
 
 
 def gradient_diversity(gramian: Array, weights: Array | None = None) -> Array:
@@ -68,7 +69,7 @@ def gradient_diversity(gramian: Array, weights: Array | None = None) -> Array:
       0.25
     """
     together, apart = _squares(gramian, weights)
-    inverse = apart / jnp.where(together > 0, together, 1)
+    inverse = apart / positive_or_one(together)
     cancelled = jnp.where(apart > 0, jnp.inf, 0).astype(inverse.dtype)
     return jnp.where(together > 0, inverse, cancelled)
 
@@ -77,7 +78,7 @@ def _squares(gramian: Array, weights: Array | None) -> tuple[Array, Array]:
     """Squared norm of the weighted sum, and the sum of the weighted squared norms."""
     gramian, weights = present(gramian, weights)
     scale = jnp.abs(gramian).max()
-    gramian = gramian / jnp.where(scale > 0, scale, 1)
+    gramian = gramian / positive_or_one(scale)
     product = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
     together = product(product(weights, gramian), weights)
     apart = product(weights**2, gramian.diagonal())

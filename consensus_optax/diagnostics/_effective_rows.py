@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
 
 
@@ -28,6 +29,6 @@ def effective_rows(weights: Array) -> Array:
       2.0
     """
     scale = jnp.abs(weights).max()
-    weights = weights / jnp.where(scale > 0, scale, 1)
+    weights = weights / positive_or_one(scale)
     squares = jnp.sum(weights**2)
-    return jnp.sum(weights) ** 2 / jnp.where(squares > 0, squares, 1)
+    return jnp.sum(weights) ** 2 / positive_or_one(squares)

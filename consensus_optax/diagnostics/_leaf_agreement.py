@@ -15,6 +15,7 @@ from consensus_optax._rows.statistics import (
     WEIGHTED_SIGN,
     WEIGHTED_SUM,
 )
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, Tree
 from consensus_optax.diagnostics._coherence import coherence
 from consensus_optax.diagnostics._gramian import gramian
@@ -96,6 +97,6 @@ def _agreement(leaf: Any, weights: Array, order: Array, measure: str) -> Array:
     else:
         statistics = (WEIGHTED_SUM, WEIGHTED_MAGNITUDE)
         total, size = verbs.fold(leaf, statistics, weights, order)
-        share = jnp.abs(total) / jnp.where(size > 0, size, 1)
+        share = jnp.abs(total) / positive_or_one(size)
     mean = jnp.sum(share) / max(share.size, 1)
     return jnp.where(weights.any(), mean, 0)

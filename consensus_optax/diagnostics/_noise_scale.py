@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
 from consensus_optax.diagnostics._gramian import present
 
@@ -68,7 +69,7 @@ def noise_scale(
     gramian, weights = present(gramian, weights)
     count = jnp.sum(weights > 0).astype(gramian.dtype)
     total = weights.sum()
-    shares = weights / jnp.where(total > 0, total, 1)
+    shares = weights / positive_or_one(total)
     product = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
     of_mean = product(product(shares, gramian), shares)
     of_rows = product(shares, gramian.diagonal())

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows.statistics import NEGATIVE_SUM, POSITIVE_SUM
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
@@ -64,11 +65,11 @@ def graddrop(leak: Threshold, key: Array) -> Reducer:
         step_key = jax.random.fold_in(key, roster.step)
         share = _check.value_at(leak, roster.step, roster.weights.dtype)
         mass = roster.weights.sum()
-        count = roster.present.sum().astype(mass.dtype) / jnp.where(mass > 0, mass, 1)
+        count = roster.present.sum().astype(mass.dtype) / positive_or_one(mass)
         update = []
         for index, (above, below) in enumerate(zip(*merged, strict=True)):
             total, size = above + below, above - below
-            chance = (1 + total / jnp.where(size > 0, size, 1)) / 2
+            chance = (1 + total / positive_or_one(size)) / 2
             leaf_key = jax.random.fold_in(step_key, index)
             uniform = functools.partial(jax.random.uniform, leaf_key, dtype=jnp.float32)
             draw = roster.coordinates.draw(index, total, uniform)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
 
@@ -22,7 +23,7 @@ def mean_and_variance(
     the difference of two sums of squares is known to eight units in the last place.
     """
     mass = roster.weights.sum()
-    mass = jnp.where(mass > 0, mass, 1)
+    mass = positive_or_one(mass)
     mean, second = total / mass, squares / mass
     spread = second - mean * mean
     spread = jnp.where(spread > 8 * jnp.finfo(spread.dtype).eps * second, spread, 0)

@@ -10,6 +10,7 @@ from consensus_optax._rows.statistics import (
     WEIGHTED_SQUARES,
     WEIGHTED_SUM,
 )
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
@@ -79,7 +80,7 @@ def sand_mask(
 
     def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
         total = roster.weights.sum()
-        total = jnp.where(total > 0, total, 1)
+        total = positive_or_one(total)
         sharpness = _check.value_at(k, roster.step, total.dtype)
         sharpness /= _check.value_at(gamma, roster.step, total.dtype)
         tau = _check.value_at(threshold, roster.step, total.dtype)
@@ -105,6 +106,5 @@ def _normalized(masks: list[Array], roster: Roster) -> list[Array]:
     sums, sizes = roster.coordinates.sums(masks), roster.coordinates.sizes(masks)
     shares = [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]
     return [
-        mask / jnp.where(share > 0, share, 1)
-        for mask, share in zip(masks, shares, strict=True)
+        mask / positive_or_one(share) for mask, share in zip(masks, shares, strict=True)
     ]

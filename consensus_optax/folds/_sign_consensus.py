@@ -18,6 +18,7 @@ from consensus_optax._rows.statistics import (
     WEIGHTED_SIGN,
     WEIGHTED_SUM,
 )
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
@@ -144,7 +145,7 @@ def sign_consensus(
 
 def _or_one(number: Array) -> Array:
     """A divisor: the number where it is positive, else 1."""
-    return jnp.where(number > 0, number, 1)
+    return positive_or_one(number)
 
 
 def _rescaled(update: list[Array], roster: Roster, rescale: bool) -> list[Array]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows.statistics import WEIGHTED_MAGNITUDE, WEIGHTED_SIGN
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
@@ -62,7 +63,7 @@ def sign_vote(magnitude: str = "unit") -> Reducer:
 
     def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
         total = roster.weights.sum()
-        total = jnp.where(total > 0, total, 1)
+        total = positive_or_one(total)
         if magnitude == "vote":
             return [vote / total for vote in merged[0]]
         signs = [jnp.sign(vote) for vote in merged[0]]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows.statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
@@ -74,7 +75,7 @@ def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
                 update.append(jnp.where(signal >= (1 - _SLACK) * tau * noise, mean, 0))
             else:
                 both = signal + tau * noise
-                share = jnp.where(both > 0, signal / jnp.where(both > 0, both, 1), 1)
+                share = jnp.where(both > 0, signal / positive_or_one(both), 1)
                 update.append(mean * share)
         return update
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Mixing, Roster
 from consensus_optax._typing import Array
 
@@ -66,6 +67,6 @@ def bucketing(bucket_size: int, key: Array) -> Mixing:
         inside = (places // bucket_size)[None, :] == buckets[:, None]
         masses = jnp.where(inside, roster.weights[None, :], 0)  # (B', B)
         total = masses.sum(1)
-        return masses / jnp.where(total > 0, total, 1)[:, None], total
+        return masses / positive_or_one(total)[:, None], total
 
     return Mixing(mix, reads="nothing")

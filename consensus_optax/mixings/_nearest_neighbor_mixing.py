@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import (
     among_smallest,
     num_present,
@@ -75,6 +76,6 @@ def nearest_neighbor_mixing(num_byzantine: int) -> Mixing:
         )
         matrix = jax.vmap(near)(squares) * roster.weights[None, :]
         total = matrix.sum(1, keepdims=True)
-        return matrix / jnp.where(total > 0, total, 1), roster.weights
+        return matrix / positive_or_one(total), roster.weights
 
     return Mixing(mix, reads="affine")

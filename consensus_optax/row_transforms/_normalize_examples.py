@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax.row_transforms._row_scaling import row_scaling
 
 
@@ -33,5 +34,5 @@ def normalize_examples() -> optax.GradientTransformationExtraArgs:
       [0.5, 0.5]
     """
     return row_scaling(
-        lambda norms, step: jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 1)
+        lambda norms, step: jnp.where(norms > 0, 1 / positive_or_one(norms), 1)
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax.tasks._task import Array, Examples
 
 
@@ -81,4 +82,4 @@ def _cells(targets: Array) -> tuple[int, ...]:
 
 def _mean(values: jax.Array, weights: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     total = weights.sum(axes)
-    return (values * weights).sum(axes) / jnp.where(total > 0, total, 1)
+    return (values * weights).sum(axes) / positive_or_one(total)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax._gradients.per_example import per_example_value_and_grad
+from consensus_optax._rules.arithmetic import positive_or_one
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], jax.Array]
@@ -214,4 +215,4 @@ def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
         return values.mean()
     total = weights.sum()
     sum_present = jnp.where(weights > 0, values * weights, 0).sum()
-    return sum_present / jnp.where(total > 0, total, 1)
+    return sum_present / positive_or_one(total)

@@ -11,6 +11,7 @@ import optax
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import check_reduced
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, Threshold, Tree
 
 
@@ -101,7 +102,7 @@ def ema_agreement(
             products = jnp.broadcast_to(products.sum(0, keepdims=True), products.shape)
         inner, length, past = products.T
         scale = jnp.sqrt(length) * jnp.sqrt(past)
-        cosine = inner / jnp.where(scale > 0, scale, 1)
+        cosine = inner / positive_or_one(scale)
         limit = _check.value_at(threshold, state.step, cosine.dtype)
         beta = _check.value_at(decay, state.step, cosine.dtype)
         finite = jnp.isfinite(length)

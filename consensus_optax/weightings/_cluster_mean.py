@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Tree
@@ -114,7 +115,7 @@ def _shares(members: Array, roster: Roster) -> Array:
     """(k, B): coefficients of the rows in the mean of every cluster."""
     mass = jnp.where(members, roster.weights[None, :], 0)
     total = mass.sum(1, keepdims=True)
-    return mass / jnp.where(total > 0, total, 1)
+    return mass / positive_or_one(total)
 
 
 def _farthest_first(pairwise: Array, roster: Roster, num_clusters: int) -> Array:

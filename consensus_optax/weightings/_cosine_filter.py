@@ -10,6 +10,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
@@ -134,14 +135,14 @@ def cosine_filter(
             length = jnp.sqrt(jnp.maximum(running.coefficients @ running.products, 0))
             scale = length * norms[m]
             examined = roster.present[m] & (m != first) & (scale > 0)
-            cosine = running.products[m] / jnp.where(scale > 0, scale, 1)
+            cosine = running.products[m] / positive_or_one(scale)
             share = jnp.where(examined, gate(cosine, roster.step), 0)
             if average == "halving":
                 mass = running.mass
                 move = share / 2
             else:
                 mass = running.mass + share * roster.weights[m]
-                move = share * roster.weights[m] / jnp.where(mass > 0, mass, 1)
+                move = share * roster.weights[m] / positive_or_one(mass)
             one_hot = jax.nn.one_hot(m, norms.shape[0], dtype=norms.dtype)
             return _Running(
                 coefficients=(1 - move) * running.coefficients + move * one_hot,
@@ -183,7 +184,7 @@ def cosine_filter(
         norms, products = jnp.sqrt(gramian.diagonal()), gramian[-1, :-1]
         scale = norms[:-1] * norms[-1]
         examined = roster.present & (scale > 0)
-        cosine = products / jnp.where(scale > 0, scale, 1)
+        cosine = products / positive_or_one(scale)
         share = jnp.where(examined, gate(cosine, roster.step), 0)
         share = jnp.where(roster.present & (norms[-1] == 0), 1, share)
         if average == "halving":

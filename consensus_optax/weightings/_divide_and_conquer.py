@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import among_smallest, num_present, shares_of
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.reducer import Reducer, reducer
@@ -87,7 +88,7 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
         gramian = products - means[:, None] - means[None, :] + mean
         gramian = jnp.where(one[:, None] * one[None, :] > 0, gramian, 0)
         trace = jnp.trace(gramian)
-        gramian = gramian / jnp.where(trace > 0, trace, 1)
+        gramian = gramian / positive_or_one(trace)
         _, vectors = jnp.linalg.eigh(gramian)  # ascending
         scores = jnp.where(trace > 0, vectors[:, -1] ** 2, 1)
         dropped = jnp.array(drops, jnp.int32)[jnp.clip((n - 1) // 2, 0, f)]

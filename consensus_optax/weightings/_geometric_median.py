@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import num_present, shares_of, squared_distances
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.reducer import Reducer, reducer
@@ -123,7 +124,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         def step(_: Array, z: Array) -> Array:
             pull = pulls(z)
             total = pull.sum()
-            return pull / jnp.where(total > 0, total, 1)
+            return pull / positive_or_one(total)
 
         start = shares_of(roster.weights * near.astype(roster.weights.dtype))
         z = lax.fori_loop(0, iterations, step, start)

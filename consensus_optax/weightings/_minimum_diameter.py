@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import num_present, shares_of, squared_distances
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.reducer import Reducer, reducer
@@ -100,7 +101,7 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
         tightest = diameters <= diameters.min() * (1 + _SAME)
         masses = jnp.where(present[None, :] & ~out, roster.weights[None, :], 0)
         sums = masses.sum(1, keepdims=True)
-        means = masses / jnp.where(sums > 0, sums, 1)
+        means = masses / positive_or_one(sums)
         return shares_of(jnp.where(tightest[:, None], means, 0).sum(0)), state
 
     return reducer(Weighting(weigh, reads="affine"))

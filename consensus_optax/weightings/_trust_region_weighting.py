@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, stationary_on_simplex, unsolved
 from consensus_optax._running.reducer import Reducer, reducer
@@ -127,7 +128,7 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
         # An orthonormal basis of the span, columns of basis.T J, in units of the
         # longest direction, so that nothing overflows.
         size = jnp.max(jnp.abs(gramian.diagonal()))
-        scale = jnp.where(size > 0, size, 1)
+        scale = positive_or_one(size)
         squares, vectors = jnp.linalg.eigh(gramian / scale)
         spans = squares > 1e-6 * squares[-1]
         lengths = jnp.sqrt(jnp.where(spans, squares, 1))
@@ -180,7 +181,7 @@ def _over_simplex(radius: Threshold) -> Weighting:
 def _steps(values: Array, slope: Array, shift: Array) -> Array:
     """The stationary step along every axis, with the curvature shifted."""
     shifted = values + shift
-    return jnp.where(shifted > 0, slope / jnp.where(shifted > 0, shifted, 1), 0)
+    return jnp.where(shifted > 0, slope / positive_or_one(shifted), 0)
 
 
 def _shift(values: Array, slope: Array, limit: Array) -> Array:

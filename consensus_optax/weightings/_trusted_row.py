@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
@@ -61,10 +62,10 @@ def trusted_row(index: int = 0) -> Reducer:
         trusted = norms[index]
         known = (norms > 0) & (trusted > 0) & (jnp.arange(size) != index)
         lengths = jnp.where(known, norms, 1)
-        cosines = gramian[index] / lengths / jnp.where(trusted > 0, trusted, 1)
+        cosines = gramian[index] / lengths / positive_or_one(trusted)
         trust = jnp.where(known, jnp.maximum(cosines, 0), 0) * roster.weights
         total = trust.sum()
-        shares = trust / jnp.where(total > 0, total, 1)
+        shares = trust / positive_or_one(total)
         return shares * trusted / lengths, state
 
     return reducer(Weighting(weigh))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, Tree
 
 product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -48,7 +49,7 @@ def solution(weights: Array, residual: Array) -> Solution:
 
 def ratio(x: Array, y: Array) -> Array:
     """The quotient x / y, and 0 where y is not positive."""
-    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+    return jnp.where(y > 0, x / positive_or_one(y), 0)
 
 
 def cosines(gramian: Array) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from jax import lax
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import as_stack
+from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Weighting
 from consensus_optax._running.products import border, over_leaves
 from consensus_optax._typing import Array
@@ -177,7 +178,7 @@ def _recentered(gramian: Array, weights: Array) -> Array:
     """The Gramian of rows less their weighted mean; a bordering row has no weight."""
     extra = gramian.shape[0] - weights.shape[0]
     total = weights.sum()
-    shares = jnp.pad(weights / jnp.where(total > 0, total, 1), (0, extra))
+    shares = jnp.pad(weights / positive_or_one(total), (0, extra))
     present = jnp.pad(weights > 0, (0, extra), constant_values=True)
     with_mean = jnp.matmul(gramian, shares, precision=lax.Precision.HIGHEST)
     mean = jnp.vdot(shares, with_mean, precision=lax.Precision.HIGHEST)
