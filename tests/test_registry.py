@@ -18,7 +18,7 @@ def test_every_public_reducer_with_defaults_is_found():
 
 def test_every_other_reducer_is_listed_with_what_it_needs():
     found = _registry.needing_arguments()
-    assert {"project_conflicts(key)", "ema_weights(rule, num_rows)"} <= set(found)
+    assert {"pcgrad(key)", "ema_weights(rule, num_rows)"} <= set(found)
     names = {name.partition("(")[0] for name in found}
     assert not names & set(_registry.factories())
     assert "reducer" not in names
@@ -59,7 +59,7 @@ def test_arguments_are_passed():
 
 
 def test_arguments_may_be_random_keys():
-    text = "project_conflicts(key(3)), graddrop(leak=0.5, key=key(0))"
+    text = "pcgrad(key(3)), graddrop(leak=0.5, key=key(0))"
     rules = _registry.parse_rules(text)
     assert all(isinstance(rule, co.Reducer) for rule in rules.values())
 

@@ -27,6 +27,8 @@ def sand_mask(
 ) -> Reducer:
     r"""SAND-mask: the mean, softly masked by agreement in sign over variance.
 
+    Also known as: SAND-mask.
+
     .. math:: m_p = \max\Big(0, \tanh \frac{k\,(a_p - \tau)}{\gamma\, s_p^2}\Big), \quad
         a_p = \Big|\sum_i \omega_i \mathrm{sign}(g_{ip})\Big|, \quad
         u_p = \frac{m_p\, \bar g_p}{\mathrm{mean}_{\mathrm{leaf}}(m)}

@@ -18,6 +18,8 @@ _SLACK = 1e-5  # one row alone in a coordinate has r = 1 exactly: no rounding de
 def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
     r"""Signal-to-noise gate: the mean where it exceeds its own standard error.
 
+    Also known as: GSNR, M-SVAG.
+
     .. math:: r_p = \frac{\bar g_p^2}{s_p^2 / N}, \qquad
         u_p = \bar g_p\,[r_p \ge \tau] \ \text{(hard)} \quad\text{or}\quad
         \bar g_p\,\frac{r_p}{r_p + \tau} \ \text{(soft)}

@@ -16,6 +16,8 @@ from consensus_optax._typing import Array
 def adasum(scope: str = "leaf") -> Reducer:
     r"""AdaSum: pairs of rows summed less what they have in common, in a binary tree.
 
+    Also known as: AdaSum, adaptive summation.
+
     .. math:: \mathrm{AdaSum}(a, b) = \Big(1 - \frac{\langle a, b\rangle}{2 \|a\|^2}
         \Big) a + \Big(1 - \frac{\langle a, b\rangle}{2 \|b\|^2}\Big) b
 

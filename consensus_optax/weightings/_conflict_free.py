@@ -18,6 +18,8 @@ from consensus_optax.weightings._spectrum import spectrum
 def conflict_free(preference: Preference | None = None) -> Reducer:
     r"""ConFIG: the direction with one cosine to all rows, as long as the rows agree.
 
+    Also known as: ConFIG.
+
     .. math:: u = \Big(\sum_i w_i \langle g_i, d\rangle\Big)\, d, \qquad
         d = \frac{U^+ p}{\|U^+ p\|}, \qquad U_i = g_i / \|g_i\|
 

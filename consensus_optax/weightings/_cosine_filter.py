@@ -52,6 +52,8 @@ def cosine_filter(
 ) -> Reducer:
     r"""Gradient Agreement Filtering (GAF): skip rows whose cosine distance is large.
 
+    Also known as: GAF, gradient agreement filtering.
+
     In the order of the rows, from :math:`g = g_1`, for m = 2..B:
 
     .. math:: g \leftarrow (g + g_m) / 2 \quad\text{if}\quad 1 - \cos(g, g_m) \le \tau

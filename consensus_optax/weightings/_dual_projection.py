@@ -18,6 +18,8 @@ def dual_projection(
 ) -> Reducer:
     r"""DualProj (GEM): the closest vector to the mean that opposes no row.
 
+    Also known as: DualProj, GEM.
+
     .. math:: u = J^T v, \qquad v = \arg\min_{v \ge p} v^T H v, \qquad
         H = G / \mathrm{tr}\,G + \epsilon I
 

@@ -29,6 +29,8 @@ class EmaWeightsState(NamedTuple):
 def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer:
     r"""CR-MOGM: any weighting with an exponential moving average of its weights.
 
+    Also known as: CR-MOGM.
+
     .. math:: \lambda_t = \beta \lambda_{t-1} + (1 - \beta) \hat\lambda_t, \qquad
         u_t = J_t^T \lambda_t
 
@@ -45,7 +47,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
     ``weights``: as for the rule.
 
     Args:
-      rule: a reducer made of a weighting, such as ``co.min_norm()``.
+      rule: a reducer made of a weighting, such as ``co.mgda()``.
       num_rows: B, since the state holds one average a row.
       decay: :math:`\beta` in [0, 1]: a number, array or schedule.
 
@@ -63,7 +65,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co
-      >>> rule, params = ema_weights(co.min_norm(), num_rows=2), jnp.zeros(2)
+      >>> rule, params = ema_weights(co.mgda(), num_rows=2), jnp.zeros(2)
       >>> state = rule.init(params)
       >>> for rows in ([[2., 0.], [0., 1.]], [[1., 0.], [0., 1.]]):
       ...     update, state = rule.update(jnp.array(rows), state, params)

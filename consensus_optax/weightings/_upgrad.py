@@ -18,6 +18,8 @@ def upgrad(
 ) -> Reducer:
     r"""UPGrad: each row is projected so that it opposes no row; then the mean.
 
+    Also known as: UPGrad, Jacobian descent.
+
     .. math:: u = J^T \sum_i v_i, \qquad
         v_i = \arg\min_{v \ge p_i e_i} v^T H v, \qquad
         H = G / \mathrm{tr}\,G + \epsilon I

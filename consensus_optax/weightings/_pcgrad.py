@@ -23,8 +23,10 @@ class _Rotation(NamedTuple):
     products: Array
 
 
-def project_conflicts(key: Array) -> Reducer:
+def pcgrad(key: Array) -> Reducer:
     r"""PCGrad: takes out of each row what opposes the others, in random order; the sum.
+
+    Also known as: PCGrad, gradient surgery, project conflicts.
 
     .. math:: h \leftarrow g_i; \quad \text{for } j \ne i \text{ in random order:} \quad
         h \leftarrow h - \frac{\min(\langle h, g_j\rangle, 0)}{\|g_j\|^2}\, g_j; \qquad
@@ -54,7 +56,7 @@ def project_conflicts(key: Array) -> Reducer:
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> rule, params = project_conflicts(jax.random.key(0)), jnp.zeros(2)
+      >>> rule, params = pcgrad(jax.random.key(0)), jnp.zeros(2)
       >>> rows = jnp.array([[1., 0.], [-1., 1.]])
       >>> print(rule.update(rows, rule.init(params), params)[0])
       [0.5 1.5]
