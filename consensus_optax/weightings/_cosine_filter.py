@@ -69,8 +69,8 @@ def cosine_filter(
 
     Edge cases: nothing accepted (so also a single row): zero, not ready, as in the
     authors' code, which then makes no optimizer step; use :func:`skip_if_empty`.
-    A zero row, or a running gradient of zero, has no direction: rejected. (The
-    authors' code accepts, since ``nan > threshold`` is False.)
+    A zero row, or a running gradient of zero, has no direction: rejected. (Torch's
+    cosine is 0 there, so the authors' code accepts it from a threshold of 1 on.)
     With ``"previous"`` no row comes first, so a single row may pass; at the first step,
     and after a step in which none did, there is nothing to compare with: all pass.
 
