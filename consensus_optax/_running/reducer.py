@@ -19,14 +19,16 @@ class ReducerState(NamedTuple):
 
     Attributes:
       step: () int32, updates made so far.
-      ready: () bool, False where nothing was agreed on and the update is zero.
+      consensus_ready: () bool, False where nothing was agreed on and the update is
+        zero. (``ready`` is what optax's ``accumulate_avg_updates`` says, and
+        ``aggregating.process`` looks for one such field alone.)
       num_present: () int32, rows that counted.
       num_nonfinite: () int32, rows excluded for an inf or a nan.
       rule_state: the rule's own state.
     """
 
     step: Array
-    ready: Array
+    consensus_ready: Array
     num_present: Array
     num_nonfinite: Array
     rule_state: Any
@@ -55,7 +57,7 @@ def reducer(rule: Rule) -> Reducer:
       - a row of weight 0 is the same as no row;
       - sums, inner products and votes are in float32 at least (float64 with float64
         parameters), the update has the parameters' dtypes;
-      - nothing agreed on: the update is exactly zero and ``ready`` is False.
+      - nothing agreed on: the update is exactly zero and ``consensus_ready`` is False.
 
     Args:
       rule: a :class:`Fold`, :class:`Columns`, :class:`Weighting` or :class:`Among`.
@@ -88,7 +90,7 @@ def reducer(rule: Rule) -> Reducer:
         zero = lambda dtype: jnp.zeros((), dtype)
         return ReducerState(
             step=zero(jnp.int32),
-            ready=zero(jnp.bool_),
+            consensus_ready=zero(jnp.bool_),
             num_present=zero(jnp.int32),
             num_nonfinite=zero(jnp.int32),
             rule_state=init_rule(rule, params),
@@ -121,7 +123,7 @@ def next_state(outcome: Outcome, roster: Roster, num_nonfinite: Array) -> Reduce
     """The state after a step, whichever engine made it."""
     return ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
-        ready=outcome.ready,
+        consensus_ready=outcome.ready,
         num_present=jnp.sum(roster.present, dtype=jnp.int32),
         num_nonfinite=num_nonfinite,
         rule_state=outcome.state,
