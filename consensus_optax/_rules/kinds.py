@@ -90,6 +90,11 @@ class Fold(NamedTuple):
     resolve: Callable[[list[list[Array]], Roster], list[Array]]
     matters: Callable[..., Array] | None = None
 
+    @property
+    def reads_signs(self) -> bool:
+        """Whether signs of rows do in place of rows."""
+        return all(statistic.of_signs for statistic in self.statistics)
+
 
 class Columns(NamedTuple):
     r"""A rule that looks at all rows of one coordinate: (B, ...) to (...).
@@ -143,8 +148,8 @@ class Weighting(NamedTuple):
         Entries of absent rows are 0; a row whose squared norm overflows is absent.
       remembers: whether the previous update (zero at first) joins as one row more, at
         the end: products are then (B + 1, B + 1), w is (B + 1,).
-      scope: ``"model"``: one decision; ``"leaf"``: one for every leaf from its own
-        products, all fields of the state with a leading axis over leaves.
+      per_leaf: False: one decision; True: one for every leaf from its own products, all
+        fields of the state with a leading axis over leaves.
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co
@@ -159,8 +164,8 @@ class Weighting(NamedTuple):
     weigh: Callable[[Any, Roster, Any], tuple[Array, Any]]
     init: Callable[[Tree, Any], Any] = _no_state
     reads: str = "gramian"
-    scope: str = "model"
     remembers: bool = False
+    per_leaf: bool = False
 
 
 class Among(NamedTuple):

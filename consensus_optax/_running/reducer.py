@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 from optax.experimental import aggregating
 
-from consensus_optax._rows.stack import as_stack, present_weights
+from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import Outcome, init_rule, run
+from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
 
 
@@ -107,9 +109,10 @@ def reducer(rule: Rule) -> Reducer:
             step = jnp.asarray(optax.safe_increment(state.step))
             return stack.rebuild([]), state._replace(step=step)
         weights, num_nonfinite = present_weights(stack, weights)
-        roster = Roster(weights, state.step, extra)
-        outcome = run(rule, stack.leaves, roster, state.rule_state)
-        return stack.rebuild(outcome.update), next_state(outcome, roster, num_nonfinite)
+        seen = Seen(Roster(weights, state.step, extra), num_nonfinite)
+        outcome, source = run(rule, Memory(stack.leaves, seen), state.rule_state)
+        update, new = finished(stack, outcome, source.seen)
+        return stack.rebuild(update), new
 
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
@@ -117,15 +120,33 @@ def reducer(rule: Rule) -> Reducer:
     return face
 
 
-def next_state(outcome: Outcome, roster: Roster, num_nonfinite: Array) -> ReducerState:
-    """The state after a step, whichever engine made it."""
-    return ReducerState(
+def finished(
+    stack: Stack, outcome: Outcome, seen: Seen
+) -> tuple[list[Array], ReducerState]:
+    """The update's floating leaves and the state after a step.
+
+    An update that overflows in a parameter's narrower dtype is none.
+    """
+    roster, ready, update = seen.roster, outcome.ready, outcome.update
+    reach = lambda dtype: jnp.finfo(dtype).maxexp
+    cast = [
+        leaf.astype(param.dtype)
+        for leaf, param in zip(update, stack.params, strict=True)
+        if reach(param.dtype) < reach(stack.dtype)
+    ]
+    if cast:
+        num_bad = sum(jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in cast)
+        fits = roster.coordinates.total(num_bad) == 0
+        ready &= fits
+        update = [jnp.where(fits, leaf, 0) for leaf in update]
+    state = ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
-        ready=outcome.ready,
+        ready=ready,
         num_present=jnp.sum(roster.present, dtype=jnp.int32),
-        num_nonfinite=num_nonfinite,
+        num_nonfinite=seen.num_nonfinite,
         rule_state=outcome.state,
     )
+    return update, state
 
 
 def rule_of(name: str, given: Any) -> Rule:

@@ -71,7 +71,7 @@ def adasum(scope: str = "leaf") -> Reducer:
             nodes = _less(left, common, gramian) + _less(right, common, gramian)
         return _less(nodes, jnp.zeros_like(nodes[:, 0]), gramian)[0], state
 
-    return reducer(Weighting(weigh, scope=scope))
+    return reducer(Weighting(weigh, per_leaf=scope == "leaf"))
 
 
 def _inner(x: Array, gramian: Array, y: Array) -> Array:

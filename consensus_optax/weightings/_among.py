@@ -40,8 +40,8 @@ def among(selector: Reducer, rule: Reducer) -> Reducer:
     chosen, then = rule_of("selector", selector), rule_of("rule", rule)
     if not isinstance(chosen, Weighting):
         found = f"a {type(chosen).__name__}"
-    elif chosen.scope == "leaf" or chosen.remembers:
-        found = f"one with scope={chosen.scope!r}, remembers={chosen.remembers}"
+    elif chosen.per_leaf or chosen.remembers:
+        found = f"one with per_leaf={chosen.per_leaf}, remembers={chosen.remembers}"
     else:
         return reducer(Among(chosen, then))
     raise ValueError(

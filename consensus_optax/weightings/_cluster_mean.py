@@ -108,7 +108,7 @@ def cluster_mean(
         rejected = jnp.where(kept, 0, sizes).sum(dtype=jnp.int32)
         return weights, ClusterMeanState(sizes, rejected)
 
-    return reducer(Weighting(weigh, init, reads="affine", scope=scope))
+    return reducer(Weighting(weigh, init, reads="affine", per_leaf=scope == "leaf"))
 
 
 def _shares(members: Array, roster: Roster) -> Array:

@@ -206,5 +206,7 @@ def cosine_filter(
         )
 
     if reference == "previous":
-        return reducer(Weighting(weigh_by_previous, init, scope=scope, remembers=True))
-    return reducer(Weighting(weigh, init, scope=scope))
+        return reducer(
+            Weighting(weigh_by_previous, init, per_leaf=scope == "leaf", remembers=True)
+        )
+    return reducer(Weighting(weigh, init, per_leaf=scope == "leaf"))

@@ -112,4 +112,4 @@ def l2_filter(
         return weights, L2FilterState(*(x.astype(jnp.float32) for x in numbers))
 
     reads = "centered" if reference == "mean" else "affine"
-    return reducer(Weighting(weigh, init, reads=reads, scope=scope))
+    return reducer(Weighting(weigh, init, reads=reads, per_leaf=scope == "leaf"))

@@ -87,4 +87,4 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
         )
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, scope=scope))
+    return reducer(Weighting(weigh, init, per_leaf=scope == "leaf"))

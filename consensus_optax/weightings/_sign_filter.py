@@ -100,4 +100,4 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
         weights = mass / jnp.where(accepted.any(), mass.sum(), 1)
         return weights, SignFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, reads="signs", scope=scope))
+    return reducer(Weighting(weigh, init, reads="signs", per_leaf=scope == "leaf"))

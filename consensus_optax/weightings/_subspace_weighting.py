@@ -160,4 +160,4 @@ def subspace_weighting(
         weights = jnp.where(norms > 0, weights, 0)
         return weights, state._replace(fell_back=fell_back)
 
-    return reducer(Weighting(weigh, init, scope=scope))
+    return reducer(Weighting(weigh, init, per_leaf=scope == "leaf"))

@@ -26,7 +26,7 @@ def _kind(rule):
             signs = all(statistic.of_signs for statistic in s)
             return "fold", len(s), signs, rule.matters is None
         case Weighting():
-            return "weighting", rule.reads, rule.scope, rule.remembers
+            return "weighting", rule.reads, rule.per_leaf, rule.remembers
         case Among():
             return "among", _kind(rule.selector), _kind(rule.rule)
         case After():
