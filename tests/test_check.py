@@ -23,17 +23,17 @@ GRAMMAR = [
         "got 'median'",
     ),
     (lambda: co.sign_consensus(rescale=1), "`rescale` must be True or False"),
-    (lambda: co.cosine_filter(-0.1), "`threshold` must be in [0, 2]; got -0.1"),
-    (lambda: co.cosine_filter(np.nan), "`threshold` must be in [0, 2]; got nan"),
+    (lambda: co.cosine_filter(-0.1), "`max_distance` must be in [0, 2]; got -0.1"),
+    (lambda: co.cosine_filter(np.nan), "`max_distance` must be in [0, 2]; got nan"),
     (
         lambda: co.cosine_filter("0.9"),
-        "`threshold` must be a number in [0, 2] or a schedule; got '0.9'",
+        "`max_distance` must be a number in [0, 2] or a schedule; got '0.9'",
     ),
     (
         lambda: co.cosine_filter(np.ones(2)),
-        "`threshold` must be a number in [0, 2] or a schedule; got array([1., 1.])",
+        "`max_distance` must be a number in [0, 2] or a schedule; got array([1., 1.])",
     ),
-    (lambda: co.cosine_filter(True), "`threshold` must be a number in [0, 2]"),
+    (lambda: co.cosine_filter(True), "`max_distance` must be a number in [0, 2]"),
     (lambda: co.cosine_filter(average="median"), "`average` must be one of 'halving'"),
     (lambda: co.cosine_filter(scope="row"), "`scope` must be one of 'model', 'leaf'"),
     (
@@ -46,10 +46,13 @@ GRAMMAR = [
     ),
     (lambda: co.subspace_weighting(0.5, 0), "`num_rows` must be at least 1; got 0"),
     (lambda: co.subspace_weighting(0.5, 4.0), "`num_rows` must be an integer; got 4.0"),
-    (lambda: co.subspace_weighting(rescale="norm"), "`rescale` must be one of 'none'"),
+    (lambda: co.subspace_weighting(length="norm"), "`length` must be one of 'unit'"),
     (lambda: co.clip_examples(-1), "`max_norm` must be in [0, inf]; got -1.0"),
     (lambda: co.ema_agreement(decay=1.0), "`decay` must be in [0, 1); got 1.0"),
-    (lambda: co.ema_agreement(threshold=3.0), "`threshold` must be in [0, 2]; got 3.0"),
+    (
+        lambda: co.ema_agreement(max_distance=3.0),
+        "`max_distance` must be in [0, 2]; got 3.0",
+    ),
     (lambda: co.ema_agreement(scope="all"), "`scope` must be one of 'leaf', 'model'"),
     (
         lambda: co.per_example_grad(len, group_size=0),

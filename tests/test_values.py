@@ -27,7 +27,7 @@ VALUES = {
     "by leaf": (co.cosine_filter(scope="leaf"), [0, 0, 0]),
     "subspace_weighting": (co.subspace_weighting(), A @ UNITS / A.sum()),
     "rescaled to the mean norm": (
-        co.subspace_weighting(rescale="mean_norm"),
+        co.subspace_weighting(length="mean_norm"),
         A @ UNITS / A.sum() * (FIRST + SECOND) / 2,
     ),
     "among": (co.among(co.cosine_filter(1.79), co.sign_consensus()), [0, 1, 0.5]),

@@ -14,7 +14,7 @@ from consensus_optax.weightings._cosine_filter import CosineFilterState
 from consensus_optax.weightings._pairs import cosines, off_diagonal
 
 
-def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reducer:
+def neighbor_filter(max_distance: Threshold = 0.97, scope: str = "model") -> Reducer:
     r"""Pairwise GAF: the row with most neighbours, averaged with its neighbours.
 
     .. math:: N_i = \{j : 1 - \cos(g_i, g_j) \le \tau\}, \quad
@@ -34,7 +34,7 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
     ``weights``: votes in the count of neighbours, and what the mean is weighted by.
 
     Args:
-      threshold: largest cosine distance of neighbours, in [0, 2]. A number, array or
+      max_distance: largest cosine distance of neighbours, in [0, 2]. A number, array or
         schedule.
       scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
 
@@ -58,7 +58,7 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
       >>> update.tolist(), float(state.rule_state.accepted)
       ([1.0, 0.5], 1.0)
     """
-    _check.interval("threshold", threshold, 0, 2)
+    _check.interval("max_distance", max_distance, 0, 2)
     _check.one_of("scope", scope, ("model", "leaf"))
 
     def init(params: Tree, dtype: Any) -> CosineFilterState:
@@ -69,7 +69,7 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
         del state
         cosine, moving = cosines(gramian)
         pairs = off_diagonal(moving & roster.present)
-        limit = _check.value_at(threshold, roster.step, cosine.dtype)
+        limit = _check.value_at(max_distance, roster.step, cosine.dtype)
         near = pairs & (1 - cosine <= limit)
         votes = jnp.where(near, roster.shares[None, :], 0).sum(1)
         closeness = jnp.where(near, roster.shares[None, :] * cosine, 0).sum(1)

@@ -29,7 +29,7 @@ class SignFilterState(NamedTuple):
     agreement_min: Array
 
 
-def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
+def sign_filter(min_agreement: Threshold = 0.5, scope: str = "model") -> Reducer:
     r"""Sign-agreement filter: the mean of the rows whose signs are those of the others.
 
     .. math:: a_{ij} = \frac12 \Big(1 + \frac{\langle \mathrm{sign}\,g_i,
@@ -49,7 +49,7 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
     ``weights``: votes, and what the mean is weighted by.
 
     Args:
-      threshold: least mean share of agreeing signs, in [0, 1]. A number, array or
+      min_agreement: least mean share of agreeing signs, in [0, 1]. A number, array or
         schedule.
       scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
 
@@ -73,7 +73,7 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
       [2.0, 3.0, 4.0]
     """
-    _check.interval("threshold", threshold, 0, 1)
+    _check.interval("min_agreement", min_agreement, 0, 1)
     _check.one_of("scope", scope, ("model", "leaf"))
 
     def init(params: Tree, dtype: Any) -> SignFilterState:
@@ -88,7 +88,7 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
         total = votes.sum(1)
         judged = total > 0
         share = (votes * (1 + cosine) / 2).sum(1) / jnp.where(judged, total, 1)
-        least = _check.value_at(threshold, roster.step, share.dtype)
+        least = _check.value_at(min_agreement, roster.step, share.dtype)
         accepted = judged & (share >= least - _SLACK)
         mass = jnp.where(accepted, roster.weights, 0)
         count = jnp.maximum(judged.sum(dtype=share.dtype), 1)

@@ -34,7 +34,7 @@ class SubspaceState(NamedTuple):
 def subspace_weighting(
     momentum: Threshold = 0.0,
     num_rows: int | None = None,
-    rescale: str = "none",
+    length: str = "unit",
     scope: str = "model",
     shift_negative: bool = False,
 ) -> Reducer:
@@ -48,8 +48,8 @@ def subspace_weighting(
 
     with :math:`\epsilon = 10^{-8}` and m = sort(a) at first. The update is a
     *normalized* step (norm at most 1 when no coefficient is negative): a learning rate
-    for SGD does not carry over, one for Adam does; ``rescale="mean_norm"`` gives it
-    the rows' mean norm.
+    for SGD does not carry over, one for Adam does; ``length="mean_norm"`` gives it the
+    rows' mean norm.
 
     Use ``momentum=0.99`` (the authors' training runs) when batches are small and the
     coefficients noisy, with a fixed number of workers; 0 (their class's default)
@@ -71,7 +71,7 @@ def subspace_weighting(
     Args:
       momentum: decay beta of the average of sorted coefficients, in [0, 1).
       num_rows: B, needed with momentum, since the average has that length.
-      rescale: ``"none"``, or ``"mean_norm"`` to multiply by the rows' mean norm.
+      length: of a row in the sum: ``"unit"``, or ``"mean_norm"``, that of all rows.
       scope: ``"model"``: one set of coefficients; ``"leaf"``: one for each parameter.
       shift_negative: subtract the least coefficient if it is negative, so that no row
         counts against its direction; with ``scope="leaf"`` and no momentum this is the
@@ -97,7 +97,7 @@ def subspace_weighting(
       [0.5 0.5]
     """
     _check.interval("momentum", momentum, 0, 1, open_high=True)
-    _check.one_of("rescale", rescale, ("none", "mean_norm"))
+    _check.one_of("length", length, ("unit", "mean_norm"))
     _check.one_of("scope", scope, ("model", "leaf"))
     _check.flag("shift_negative", shift_negative)
     averaged = not (isinstance(momentum, int | float) and momentum == 0)
@@ -155,7 +155,7 @@ def subspace_weighting(
         weights = jnp.where(
             fell_back, roster.shares, votes / jnp.where(fell_back, 1, total)
         ) / (norms + _EPS)
-        if rescale == "mean_norm":
+        if length == "mean_norm":
             weights *= roster.shares @ norms
         weights = jnp.where(norms > 0, weights, 0)
         return weights, state._replace(fell_back=fell_back)

@@ -59,7 +59,7 @@ WEIGHTINGS = [
             laws.weights_say_presence_only,
         ),
         empty=NOTHING_ACCEPTED,
-        thresholds=("threshold",),
+        thresholds=("max_distance",),
     ),
     Row(
         co.cosine_filter,
@@ -69,9 +69,9 @@ WEIGHTINGS = [
             laws.stays_in_the_hull,
             laws.equal_rows_give_that_row,
         ),
-        options={"threshold": 0.6, "average": "mean"},
+        options={"max_distance": 0.6, "average": "mean"},
         empty=NOTHING_ACCEPTED,
-        thresholds=("threshold",),
+        thresholds=("max_distance",),
     ),
     Row(
         co.cosine_filter,
@@ -79,7 +79,7 @@ WEIGHTINGS = [
         (laws.scales_with_the_rows, laws.equal_rows_give_that_row),
         options={"scope": "leaf"},
         empty=NOTHING_ACCEPTED,
-        thresholds=("threshold",),
+        thresholds=("max_distance",),
     ),
     Row(
         co.cosine_filter,
@@ -89,9 +89,9 @@ WEIGHTINGS = [
             laws.stays_in_the_hull,
             laws.equal_rows_give_that_row,
         ),
-        options={"threshold": 0.9, "temperature": 0.2},
+        options={"max_distance": 0.9, "temperature": 0.2},
         empty=("zero", "one row"),
-        thresholds=("threshold", "temperature"),
+        thresholds=("max_distance", "temperature"),
     ),
     Row(
         co.subspace_weighting,
@@ -118,7 +118,7 @@ WEIGHTINGS = [
             laws.one_row_gives_that_row,
             laws.weights_are_counts,
         ),
-        options={"rescale": "mean_norm"},
+        options={"length": "mean_norm"},
         empty=("zero",),
     ),
     Row(
