@@ -74,8 +74,9 @@ def test_rules_may_be_made_of_rules():
     [
         (
             "sign_consensu",
-            "unknown rule 'sign_consensu'; did you mean 'sign_consensus'",
+            "unknown rule 'sign_consensu'; did you mean `sign_consensus`",
         ),
+        ("GAF", "unknown rule 'GAF'; did you mean `cosine_filter`"),
         ("zzz", "unknown rule 'zzz'; known: "),
         ("", "no rules given"),
         ("mean,,sign_consensus", "cannot read the rules"),

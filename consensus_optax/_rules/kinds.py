@@ -182,10 +182,16 @@ class Mixing(NamedTuple):
       mix: (products, roster) to (matrix, weights): new row i is sum_j matrix[i, j] g_j,
         with weight weights[i]; (B', B) and (B',). Columns of absent rows are not read.
       reads: as in :class:`Weighting`.
+      text: how it prints.
     """
 
     mix: Callable[[Any, Roster], tuple[Array, Array]]
     reads: str = "gramian"
+    text: str = "Mixing(...)"
+
+    def __repr__(self) -> str:
+        """The call that made it."""
+        return self.text
 
 
 class After(NamedTuple):

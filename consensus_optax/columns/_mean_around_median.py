@@ -10,13 +10,17 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.columns._median import halfway, middle_ranks
 
 
+@named
 def mean_around_median(num_byzantine: int) -> Reducer:
     r"""MeaMed: in every coordinate the mean of the n - f entries nearest the median.
+
+    Also known as: MeaMed.
 
     .. math:: u_p = \frac{1}{n - f} \sum_{i \in N_p} g_{ip}
 

@@ -10,12 +10,16 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def trimmed_mean(trim: int) -> Reducer:
     r"""Coordinate-wise trimmed mean: without the extremes of every coordinate.
+
+    Also known as: CwTM, coordinate-wise trimmed mean.
 
     .. math:: u_p = \frac{1}{n - 2f} \sum_{k=f+1}^{n-f} g_{(k) p}
 

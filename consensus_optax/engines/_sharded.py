@@ -16,6 +16,7 @@ from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, next_state, rule_of
 from consensus_optax._running.run import map_previous
 from consensus_optax._typing import Array, AxisName, Tree
@@ -34,6 +35,7 @@ from consensus_optax.engines.mesh.specs import (
 from consensus_optax.engines.microbatches.batches import Seen
 
 
+@named
 def sharded(
     reducer: Reducer,
     axis_name: AxisName,

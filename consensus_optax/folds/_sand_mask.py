@@ -12,6 +12,7 @@ from consensus_optax._rows.statistics import (
 )
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
@@ -19,6 +20,7 @@ from consensus_optax.folds._moments import mean_and_variance
 _SLACK = 1e-6  # an agreement of 0.6 is not above a threshold of 0.6, however it rounds
 
 
+@named
 def sand_mask(
     k: Threshold = 10.0,
     gamma: Threshold = 1.0,

@@ -8,6 +8,7 @@ from consensus_optax import _check
 from consensus_optax._rows.statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
@@ -15,6 +16,7 @@ from consensus_optax.folds._moments import mean_and_variance
 _SLACK = 1e-5  # one row alone in a coordinate has r = 1 exactly: no rounding decides
 
 
+@named
 def signal_to_noise(min_ratio: Threshold = 1.0, gate: str = "hard") -> Reducer:
     r"""Signal-to-noise gate: the mean where it exceeds its own standard error.
 

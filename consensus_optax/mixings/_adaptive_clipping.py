@@ -7,11 +7,15 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import Mixing, Roster
+from consensus_optax._running.named import named
 from consensus_optax._typing import Array
 
 
+@named
 def adaptive_clipping(num_byzantine: int) -> Mixing:
     r"""Adaptive robust clipping (ARC): the k longest rows become as long as the next.
+
+    Also known as: ARC, adaptive robust clipping.
 
     .. math:: g_i \leftarrow g_i \min\left(1, \frac{c}{\|g_i\|}\right), \qquad
         k = \left\lfloor 2 \frac{f}{n} (n - f) \right\rfloor

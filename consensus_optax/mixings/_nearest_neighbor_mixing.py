@@ -15,11 +15,15 @@ from consensus_optax._rules.distances import (
     squared_distances,
 )
 from consensus_optax._rules.kinds import Mixing, Roster
+from consensus_optax._running.named import named
 from consensus_optax._typing import Array
 
 
+@named
 def nearest_neighbor_mixing(num_byzantine: int) -> Mixing:
     r"""Nearest-neighbor mixing (NNM): rows become means of their neighbourhoods.
+
+    Also known as: NNM.
 
     .. math:: g_i \leftarrow \frac{1}{n - f} \sum_{j \in N_i} g_j
 

@@ -37,6 +37,8 @@ def temporal_and_mask(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Temporal AND-mask: a coordinate passes while its sign persists over the steps.
 
+    Also known as: temporal AND-mask.
+
     .. math:: s \leftarrow \beta s + (1 - \beta)\,\mathrm{sign}(u), \qquad
         u \leftarrow u \, \Big[\frac{|s|}{1 - \beta^t} \ge \tau\Big]
 

@@ -9,10 +9,12 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def adasum(scope: str = "leaf") -> Reducer:
     r"""AdaSum: pairs of rows summed less what they have in common, in a binary tree.
 

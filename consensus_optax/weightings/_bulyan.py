@@ -14,13 +14,17 @@ from consensus_optax._rules.distances import (
     squared_distances,
 )
 from consensus_optax._rules.kinds import Among, Columns, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.columns._mean_around_median import nearest_mean
 
 
+@named
 def bulyan(num_byzantine: int) -> Reducer:
     r"""Bulyan of Krum: select n - 2f rows one by one, then average around the median.
+
+    Also known as: Bulyan of Krum.
 
     .. math:: u_p = \frac{1}{\theta - 2f} \sum_{i \in N_p} g_{ip}, \qquad
         \theta = n - 2f

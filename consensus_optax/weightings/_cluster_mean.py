@@ -11,6 +11,7 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Tree
 from consensus_optax.weightings._pairs import distances, medoid
@@ -28,10 +29,13 @@ class ClusterMeanState(NamedTuple):
     rejected: Array
 
 
+@named
 def cluster_mean(
     num_clusters: int = 2, min_size: int = 2, iterations: int = 10, scope: str = "model"
 ) -> Reducer:
     r"""Mean of k-means clusters, small clusters rejected as outliers.
+
+    Also known as: k-means consensus.
 
     .. math:: u = \frac{1}{|K|} \sum_{c \in K} \mu_c, \qquad
         K = \{c : |C_c| \ge \texttt{min\_size}\}, \quad

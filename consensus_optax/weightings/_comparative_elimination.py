@@ -9,12 +9,16 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.distances import among_smallest, num_present, shares_of
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def comparative_elimination(num_byzantine: int) -> Reducer:
     r"""Comparative gradient elimination (CGE): mean of the n - f shortest rows.
+
+    Also known as: CGE, comparative gradient elimination.
 
     .. math:: u = \frac{1}{n - f} \sum_{i \in S} g_i
 

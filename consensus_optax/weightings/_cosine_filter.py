@@ -12,6 +12,7 @@ from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -43,6 +44,7 @@ class _Running(NamedTuple):
     examined: Array
 
 
+@named
 def cosine_filter(
     max_distance: Threshold = 0.97,
     average: str = "halving",

@@ -11,12 +11,16 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import among_smallest, num_present, shares_of
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Reducer:
     r"""Divide and conquer (DnC): drop the rows that stand out most, average the others.
+
+    Also known as: DnC.
 
     .. math:: s_i = \langle g_i - \bar g, v \rangle^2, \qquad
         u = \frac{1}{|S|} \sum_{i \in S} g_i

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, dual_cone, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
 
+@named
 def dual_projection(
     preference: Preference | None = None, regularization: Threshold = 1e-4
 ) -> Reducer:

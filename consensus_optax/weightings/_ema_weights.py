@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer, rule_of
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -26,6 +27,7 @@ class EmaWeightsState(NamedTuple):
     rule_state: Any
 
 
+@named
 def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer:
     r"""CR-MOGM: any weighting with an exponential moving average of its weights.
 

@@ -15,12 +15,16 @@ from consensus_optax._rules.distances import (
     squared_distances,
 )
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
     r"""Krum, Multi-Krum: mean of the rows nearest to their n - f - 2 nearest others.
+
+    Also known as: Multi-Krum.
 
     .. math:: s_i = \sum_{j \in N_i} \|g_i - g_j\|^2, \qquad
         u = \frac1m \sum_{i \in S} g_i

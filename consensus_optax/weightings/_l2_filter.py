@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._pairs import distances, lower_median, medoid
@@ -27,6 +28,7 @@ class L2FilterState(NamedTuple):
     distance_max: Array
 
 
+@named
 def l2_filter(
     max_distance: Threshold = 2.0,
     reference: str = "medoid",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from consensus_optax._rules.kinds import Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 
 
+@named
 def mean() -> Reducer:
     r"""The mean of the rows, the baseline of every comparison.
+
+    Also known as: average, averaging, FedAvg.
 
     .. math:: u = \sum_i w_i g_i / \sum_i w_i
 

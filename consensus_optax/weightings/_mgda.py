@@ -6,10 +6,12 @@ import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, cancels, over_simplex, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def mgda() -> Reducer:
     r"""MGDA: the shortest convex combination of the rows.
 

@@ -14,6 +14,7 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import num_present, shares_of, squared_distances
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
@@ -22,8 +23,11 @@ _SUBSETS_AT_ONCE = 256
 _SAME = 1e-5  # diameters that differ by less are one, as rounding makes them differ
 
 
+@named
 def minimum_diameter(num_byzantine: int) -> Reducer:
     r"""Minimum-diameter averaging (MDA): the mean of the tightest n - f rows.
+
+    Also known as: MDA, minimum-diameter averaging.
 
     .. math:: u = \frac{1}{n - f} \sum_{i \in S} g_i, \qquad
         S = \arg\min_{|S| = n - f}\ \max_{i, j \in S} \|g_i - g_j\|

@@ -8,14 +8,18 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._cosine_filter import CosineFilterState
 from consensus_optax.weightings._pairs import cosines, off_diagonal
 
 
+@named
 def neighbor_filter(max_distance: Threshold = 0.97, scope: str = "model") -> Reducer:
     r"""Pairwise GAF: the row with most neighbours, averaged with its neighbours.
+
+    Also known as: pairwise GAF.
 
     .. math:: N_i = \{j : 1 - \cos(g_i, g_j) \le \tau\}, \quad
         c = \arg\max_i \sum_{j \in N_i} w_j, \quad

@@ -7,12 +7,16 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def normalized_mean() -> Reducer:
     r"""The mean of unit-normalized rows, over the whole model.
+
+    Also known as: uniform mean of unit rows.
 
     .. math:: u = \sum_i w_i \frac{g_i}{\|g_i\|} / \sum_i w_i
 

@@ -11,6 +11,7 @@ from jax import lax
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._preference import relative_weights
@@ -23,6 +24,7 @@ class _Rotation(NamedTuple):
     products: Array
 
 
+@named
 def pcgrad(key: Array) -> Reducer:
     r"""PCGrad: takes out of each row what opposes the others, in random order; the sum.
 

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._cosine_filter import CosineFilterState, gate
 
 
+@named
 def previous_update_filter(
     max_distance: Threshold = 0.97,
     scope: str = "model",
@@ -21,7 +23,7 @@ def previous_update_filter(
 ) -> Reducer:
     r"""GAF against the past: the mean of the rows that point where the last update did.
 
-    Also known as: GAF with the previous update as reference.
+    Also known as: temporal GAF.
 
     .. math:: A = \{i : 1 - \cos(g_i, u_{t-1}) \le \tau\}, \qquad
         u_t = \sum_{i \in A} w_i g_i \Big/ \sum_{i \in A} w_i

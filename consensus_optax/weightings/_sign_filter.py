@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._pairs import cosines, off_diagonal
@@ -29,8 +30,11 @@ class SignFilterState(NamedTuple):
     agreement_min: Array
 
 
+@named
 def sign_filter(min_agreement: Threshold = 0.5, scope: str = "model") -> Reducer:
     r"""Sign-agreement filter: the mean of the rows whose signs are those of the others.
+
+    Also known as: sign-agreement filter.
 
     .. math:: a_{ij} = \frac12 \Big(1 + \frac{\langle \mathrm{sign}\,g_i,
         \mathrm{sign}\,g_j\rangle}{\|\mathrm{sign}\,g_i\| \|\mathrm{sign}\,g_j\|}\Big),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -31,6 +32,7 @@ class SubspaceState(NamedTuple):
     fell_back: Array
 
 
+@named
 def subspace_weighting(
     momentum: Threshold = 0.0,
     num_rows: int | None = None,
@@ -39,6 +41,8 @@ def subspace_weighting(
     shift_negative: bool = False,
 ) -> Reducer:
     r"""Adaptive Consensus (AdaCons): rows weighted by how they agree with the sum.
+
+    Also known as: AdaCons, adaptive consensus.
 
     .. math::
         a_i = \frac{\langle \bar g, g_i\rangle}{\|g_i\| + \epsilon}, \quad
