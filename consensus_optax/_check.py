@@ -102,7 +102,7 @@ def count(name: str, value: Any, minimum: int = 1) -> None:
         fail(name, f"at least {minimum}", value)
 
 
-def enough_rows(name: str, value: int, count: int, minimum: int, bound: str) -> None:
+def enough_rows(name: str, value: float, count: int, minimum: int, bound: str) -> None:
     """Checks, when traced, that a stack of ``count`` rows is what a bound asks for."""
     if count < minimum:
         raise ValueError(

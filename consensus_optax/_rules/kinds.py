@@ -162,6 +162,11 @@ class Weighting(NamedTuple):
     scope: str = "model"
     remembers: bool = False
 
+    def present(self, roster: Roster) -> Array:
+        """Whose weight counts, (B,), or (B + 1,) bool: the previous update's always."""
+        extra = int(self.remembers)
+        return jnp.pad(roster.present, (0, extra), constant_values=True)
+
 
 class Among(NamedTuple):
     """A rule on the rows to which a weighting gives a positive weight.

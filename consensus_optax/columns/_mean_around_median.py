@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.distances import num_present, rows_and_bad
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
 from consensus_optax._running.named import named
@@ -62,12 +63,7 @@ def mean_around_median(num_byzantine: int) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
     def reduce(rows: Array, weights: Array) -> Array:
-        minimum = 2 * num_byzantine + 1
-        _check.enough_rows(
-            "num_byzantine", num_byzantine, rows.shape[0], minimum, "n > 2f"
-        )
-        count = jnp.sum(weights > 0, dtype=jnp.int32)
-        bad = jnp.clip((count - 1) // 2, 0, num_byzantine)
+        _, bad = rows_and_bad(weights > 0, num_byzantine)
         return nearest_mean(rows, weights, bad, num_byzantine)
 
     return reducer(Columns(reduce))
@@ -79,7 +75,7 @@ def nearest_mean(rows: Array, weights: Array, num_dropped: Array, if_all: int) -
     ``if_all`` is that number where all rows are present, known when traced.
     """
     present = weights > 0
-    count = jnp.sum(present, dtype=jnp.int32)
+    count = num_present(present)
     center = halfway(*order_statistics(rows, present, middle_ranks))
     distances = jnp.abs(rows - center[None, :])
 

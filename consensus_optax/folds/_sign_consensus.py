@@ -34,7 +34,7 @@ def sign_consensus(
 ) -> Reducer:
     r"""Consensus training: keep a coordinate only where all rows agree in sign.
 
-    Also known as: consensus training, AND-mask, minmod.
+    Also known as: consensus training, AND-mask, minmod limiter.
 
     .. math:: u_p = s_p \min_{i:\, \mathrm{sign}(g_{ip}) = s_p} |g_{ip}|
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.kinds import Mixing, Roster
+from consensus_optax._rules.kinds import Mixing, Reads, Roster
 from consensus_optax._running.named import named
 from consensus_optax._typing import Array
 
@@ -73,4 +73,4 @@ def bucketing(bucket_size: int, key: Array) -> Mixing:
         total = masses.sum(1)
         return masses / positive_or_one(total)[:, None], total
 
-    return Mixing(mix, reads="nothing")
+    return Mixing(mix, reads=Reads.NOTHING)

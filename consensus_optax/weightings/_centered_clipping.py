@@ -10,7 +10,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
@@ -103,4 +103,4 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
         v, clipped = lax.fori_loop(0, iterations, step, begin)
         return v, CenteredClippingState(clipped.astype(jnp.float32))
 
-    return reducer(Weighting(weigh, init, reads="affine", remembers=True))
+    return reducer(Weighting(weigh, init, reads=Reads.AFFINE, remembers=True))

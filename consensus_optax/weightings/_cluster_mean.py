@@ -10,7 +10,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Tree
@@ -112,7 +112,7 @@ def cluster_mean(
         rejected = jnp.where(kept, 0, sizes).sum(dtype=jnp.int32)
         return weights, ClusterMeanState(sizes, rejected)
 
-    return reducer(Weighting(weigh, init, reads="affine", scope=scope))
+    return reducer(Weighting(weigh, init, reads=Reads.AFFINE, scope=scope))
 
 
 def _shares(members: Array, roster: Roster) -> Array:

@@ -99,9 +99,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
                 f"rule anew."
             )
         weights, inner_state = inner.weigh(products, roster, state.rule_state)
-        present = (
-            jnp.append(roster.present, True) if inner.remembers else roster.present
-        )
+        present = inner.present(roster)
         weights = jnp.where(present, weights, 0)
         sound = jnp.all(jnp.isfinite(weights)) & jnp.any(weights != 0)
         beta = _check.value_at(decay, roster.step, weights.dtype)

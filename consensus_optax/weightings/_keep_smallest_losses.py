@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
@@ -70,7 +70,7 @@ def keep_smallest_losses(num_kept: Threshold) -> Reducer:
         mass = jnp.where(kept, roster.weights, 0)
         return mass / jnp.where(kept.any(), mass.sum(), 1), state
 
-    return reducer(Weighting(weigh, reads="nothing"))
+    return reducer(Weighting(weigh, reads=Reads.NOTHING))
 
 
 def row_values(roster: Roster) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
@@ -113,5 +113,5 @@ def l2_filter(
         )
         return weights, L2FilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    reads = "centered" if reference == "mean" else "affine"
+    reads = Reads.CENTERED if reference == "mean" else Reads.AFFINE
     return reducer(Weighting(weigh, init, reads=reads, scope=scope))

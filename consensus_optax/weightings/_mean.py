@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consensus_optax._rules.kinds import Weighting
+from consensus_optax._rules.kinds import Reads, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 
@@ -37,5 +37,5 @@ def mean() -> Reducer:
       [2.5, 3.5]
     """
     return reducer(
-        Weighting(lambda _, roster, state: (roster.shares, state), reads="nothing")
+        Weighting(lambda _, roster, state: (roster.shares, state), reads=Reads.NOTHING)
     )

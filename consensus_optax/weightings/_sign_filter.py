@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
@@ -104,4 +104,4 @@ def sign_filter(min_agreement: Threshold = 0.5, scope: str = "model") -> Reducer
         weights = mass / jnp.where(accepted.any(), mass.sum(), 1)
         return weights, SignFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, reads="signs", scope=scope))
+    return reducer(Weighting(weigh, init, reads=Reads.SIGNS, scope=scope))
