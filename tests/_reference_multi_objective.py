@@ -77,7 +77,7 @@ def shortest(rows):
     return best, best @ G @ best <= 1e-14 * (best @ lengths) ** 2
 
 
-def min_norm(rows, weights):
+def mgda(rows, weights):
     del weights
     best, cancel = shortest(rows)
     return [0.0] * len(rows[0]) if cancel else combined(best, rows)
@@ -130,7 +130,7 @@ def preferred(preference, weights):
     return [p * w for p, w in zip(preference, relative(weights), strict=True)]
 
 
-def conflict_averse(c):
+def cagrad(c):
     def rule(rows, weights):
         center = combined(mean_weights(weights), rows)
         k = c * norm(center)
@@ -171,7 +171,7 @@ def stationary(G, b, k):
     return None if x.sum() <= 0 or (x < 0).any() else x / x.sum()
 
 
-def project_conflicts(key, step=0):
+def pcgrad(key, step=0):
     def rule(rows, weights):
         step_key = jax.random.fold_in(key, step)
         total = [0.0] * len(rows[0])
@@ -200,7 +200,7 @@ def singular(matrix):
     return U[:, kept], s[kept]
 
 
-def impartial(rows, weights):
+def imtl_g(rows, weights):
     del weights
     U, s = singular(rows)
     lengths = np.array([norm(g) for g in rows])
@@ -210,7 +210,7 @@ def impartial(rows, weights):
     return combined(v / v.sum(), rows)
 
 
-def aligned(scale="min", preference=None):
+def aligned_mtl(scale="min", preference=None):
     def rule(rows, weights):
         U, s = singular(rows)
         p = np.array(preferred(preference, weights))
@@ -277,7 +277,7 @@ def gains(rows, counts, alpha):
     return v * unit ** (1 / (1 + beta)) / d
 
 
-def fair(alpha):
+def fairgrad(alpha):
     def rule(rows, weights):
         kept = [i for i, g in enumerate(rows) if any(g)]
         moving, counts = [rows[i] for i in kept], relative(weights)
@@ -287,9 +287,9 @@ def fair(alpha):
     return rule
 
 
-def nash(max_norm):
+def nash_mtl(max_norm):
     def rule(rows, weights):
-        update = fair(1.0)(rows, weights)
+        update = fairgrad(1.0)(rows, weights)
         length = norm(update)
         if max_norm is not None and length > max_norm:
             update = [x / length * max_norm for x in update]

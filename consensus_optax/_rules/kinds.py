@@ -167,6 +167,11 @@ class Weighting(NamedTuple):
     remembers: bool = False
     per_leaf: bool = False
 
+    def present(self, roster: Roster) -> Array:
+        """Whose weight counts, (B,), or (B + 1,) bool: the previous update's always."""
+        extra = int(self.remembers)
+        return jnp.pad(roster.present, (0, extra), constant_values=True)
+
 
 class Among(NamedTuple):
     """A rule on the rows to which a weighting gives a positive weight.
@@ -187,10 +192,16 @@ class Mixing(NamedTuple):
       mix: (products, roster) to (matrix, weights): new row i is sum_j matrix[i, j] g_j,
         with weight weights[i]; (B', B) and (B',). Columns of absent rows are not read.
       reads: as in :class:`Weighting`.
+      text: how it prints.
     """
 
     mix: Callable[[Any, Roster], tuple[Array, Array]]
     reads: str = "gramian"
+    text: str = "Mixing(...)"
+
+    def __repr__(self) -> str:
+        """The call that made it."""
+        return self.text
 
 
 class After(NamedTuple):

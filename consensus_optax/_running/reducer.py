@@ -9,7 +9,9 @@ import optax
 from optax.experimental import aggregating
 
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
+from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._running.checked import check_rule
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import Outcome, init_rule, run
 from consensus_optax._running.source import Seen
@@ -34,7 +36,18 @@ class ReducerState(NamedTuple):
     rule_state: Any
 
 
-Aggregator = aggregating.Aggregator  # optax's name, which may still move
+class Aggregator(aggregating.Aggregator):  # optax's name, which may still move
+    """A pair (init, update), as of optax, that prints as the call that made it.
+
+    Attributes:
+      text: that call.
+    """
+
+    text: str = "reducer(...)"
+
+    def __repr__(self) -> str:
+        """The call that made it."""
+        return self.text
 
 
 class Reducer(Aggregator):
@@ -60,7 +73,7 @@ def reducer(rule: Rule) -> Reducer:
       - nothing agreed on: the update is exactly zero and ``ready`` is False.
 
     Args:
-      rule: a :class:`Fold`, :class:`Columns`, :class:`Weighting` or :class:`Among`.
+      rule: a :class:`Fold`, :class:`Columns` or :class:`Weighting`.
 
     Returns:
       A :class:`Reducer`, first (or after example transformations) in ``optax.chain``.
@@ -69,8 +82,9 @@ def reducer(rule: Rule) -> Reducer:
       arguments are passed to the rule.
 
     Raises:
-      ValueError: in ``update``, when traced: a leaf is not (B,) + its parameter's
-        shape, ``params`` is missing, or ``weights`` is not (B,).
+      ValueError: a field of the rule is not what it must be; in ``update``, when
+        traced: a leaf is not (B,) + its parameter's shape, ``params`` is missing, or
+        ``weights`` is not (B,).
 
     Cost: that of the rule; the test for non-finite entries reads the rows once.
 
@@ -85,6 +99,7 @@ def reducer(rule: Rule) -> Reducer:
       >>> updates.tolist()
       [-2.0, -3.0]
     """
+    check_rule("rule", rule)
 
     def init(params: Tree) -> ReducerState:
         zero = lambda dtype: jnp.zeros((), dtype)
@@ -116,7 +131,7 @@ def reducer(rule: Rule) -> Reducer:
 
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
-    face.rule = rule
+    face.rule, face.text = rule, f"reducer({type(rule).__name__}(...))"
     return face
 
 
@@ -142,7 +157,7 @@ def finished(
     state = ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
         ready=ready,
-        num_present=jnp.sum(roster.present, dtype=jnp.int32),
+        num_present=num_present(roster.present),
         num_nonfinite=seen.num_nonfinite,
         rule_state=outcome.state,
     )

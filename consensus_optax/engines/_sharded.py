@@ -17,6 +17,7 @@ from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._rules.kinds import Fold, Roster, Rule
 from consensus_optax._running.memory import Memory
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Aggregator, Reducer, finished, rule_of
 from consensus_optax._running.run import floating_leaves, map_previous, run
 from consensus_optax._running.source import Seen
@@ -72,6 +73,7 @@ class Sharded(Aggregator):
         return Shared.of(exchange, local, [leaf.dtype for leaf in leaves], ("values",))
 
 
+@named
 def sharded(
     reducer: Reducer,
     axis_name: AxisName,

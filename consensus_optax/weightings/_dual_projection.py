@@ -7,16 +7,20 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, dual_cone, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
 
+@named
 def dual_projection(
     preference: Preference | None = None, regularization: Threshold = 1e-4
 ) -> Reducer:
     r"""DualProj (GEM): the closest vector to the mean that opposes no row.
+
+    Also known as: DualProj, GEM.
 
     .. math:: u = J^T v, \qquad v = \arg\min_{v \ge p} v^T H v, \qquad
         H = G / \mathrm{tr}\,G + \epsilon I

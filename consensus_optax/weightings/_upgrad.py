@@ -7,16 +7,20 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, dual_cone, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
 
+@named
 def upgrad(
     preference: Preference | None = None, regularization: Threshold = 1e-4
 ) -> Reducer:
     r"""UPGrad: each row is projected so that it opposes no row; then the mean.
+
+    Also known as: UPGrad, Jacobian descent.
 
     .. math:: u = J^T \sum_i v_i, \qquad
         v_i = \arg\min_{v \ge p_i e_i} v^T H v, \qquad

@@ -15,7 +15,7 @@ from tests.zoo.weightings import WEIGHTINGS
 ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *MULTI_OBJECTIVE, *OWN]
 # One row of every factory, and of every way in which it may read rows: what depends on
 # no other option is asked of these alone.
-_way = lambda row: (row.factory, *map(row.options.get, ("scope", "reference")))
+_way = lambda row: (row.factory, row.per_leaf, row.options.get("reference"))
 FACTORIES = list({_way(row): row for row in reversed(ZOO)}.values())[::-1]
 
 

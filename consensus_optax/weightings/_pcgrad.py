@@ -11,6 +11,7 @@ from jax import lax
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._preference import relative_weights
@@ -23,8 +24,11 @@ class _Rotation(NamedTuple):
     products: Array
 
 
-def project_conflicts(key: Array) -> Reducer:
+@named
+def pcgrad(key: Array) -> Reducer:
     r"""PCGrad: takes out of each row what opposes the others, in random order; the sum.
+
+    Also known as: PCGrad, gradient surgery, project conflicts.
 
     .. math:: h \leftarrow g_i; \quad \text{for } j \ne i \text{ in random order:} \quad
         h \leftarrow h - \frac{\min(\langle h, g_j\rangle, 0)}{\|g_j\|^2}\, g_j; \qquad
@@ -54,7 +58,7 @@ def project_conflicts(key: Array) -> Reducer:
 
     Examples:
       >>> import jax, jax.numpy as jnp
-      >>> rule, params = project_conflicts(jax.random.key(0)), jnp.zeros(2)
+      >>> rule, params = pcgrad(jax.random.key(0)), jnp.zeros(2)
       >>> rows = jnp.array([[1., 0.], [-1., 1.]])
       >>> print(rule.update(rows, rule.init(params), params)[0])
       [0.5 1.5]

@@ -14,12 +14,16 @@ from consensus_optax._rules.solvers import (
     ratio,
     unsolved,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
-def conflict_averse(c: Threshold = 0.5) -> Reducer:
+@named
+def cagrad(c: Threshold = 0.5) -> Reducer:
     r"""CAGrad: in a ball around the mean, the step whose least gain is largest.
+
+    Also known as: CAGrad, conflict-averse.
 
     .. math:: u = \arg\max_{\|d - \bar g\| \le c \|\bar g\|} \min_i \langle g_i, d
         \rangle = \bar g + c \|\bar g\| \frac{J^T \lambda}{\|J^T \lambda\|}, \qquad
@@ -55,7 +59,7 @@ def conflict_averse(c: Threshold = 0.5) -> Reducer:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = conflict_averse(1.0), jnp.zeros(2)
+      >>> rule, params = cagrad(1.0), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 2.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print([round(float(x), 3) for x in update], state.rule_state.converged)

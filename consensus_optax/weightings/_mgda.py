@@ -6,12 +6,16 @@ import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, cancels, over_simplex, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
-def min_norm() -> Reducer:
+@named
+def mgda() -> Reducer:
     r"""MGDA: the shortest convex combination of the rows.
+
+    Also known as: MGDA, min-norm.
 
     .. math:: u = J^T \lambda, \qquad
         \lambda = \arg\min_{\lambda \ge 0,\ \sum_i \lambda_i = 1} \lambda^T G \lambda
@@ -41,7 +45,7 @@ def min_norm() -> Reducer:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = min_norm(), jnp.zeros(2)
+      >>> rule, params = mgda(), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print([round(float(x), 3) for x in update], state.rule_state.converged)
