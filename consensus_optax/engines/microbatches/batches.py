@@ -112,10 +112,12 @@ class Microbatches(NamedTuple):
     def of_devices(self, blocks: Array) -> Array:
         """(k, N m, ...), rows of N devices, to (N B, ...), device after device."""
         count, size = self.indices.shape
-        apart = blocks.reshape(count, -1, size, *blocks.shape[2:])
+        num_rows, shape = self.arranged.num_rows, blocks.shape[2:]
+        devices = blocks.shape[1] // size
+        apart = blocks.reshape(count, devices, size, *shape)
         in_order = jnp.moveaxis(apart, 0, 2)  # (N, m, k, ...)
-        rows = in_order.reshape(in_order.shape[0], -1, *blocks.shape[2:])
-        return rows[:, : self.arranged.num_rows].reshape(-1, *blocks.shape[2:])
+        rows = in_order.reshape(devices, size * count, *shape)[:, :num_rows]
+        return rows.reshape(devices * num_rows, *shape)
 
     def scan(
         self, step: Callable[[Any, Block], tuple[Any, Any]], carry: Any
