@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Memory(NamedTuple):
       seen: which they are. Its coordinates say which are at hand, and sum over all.
     """
 
-    leaves: list[AnyLeaf]
+    leaves: Sequence[AnyLeaf]
     seen: Seen
 
     def inner(self, asked: Asked) -> tuple[Any, Memory]:
@@ -81,9 +81,7 @@ class Memory(NamedTuple):
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """Leaves that are computed when they are read."""
         order = self.seen.roster.order
-        leaves: list[AnyLeaf] = [
-            verbs.Mixed(matrix, leaf, order) for leaf in self.leaves
-        ]
+        leaves = [verbs.Mixed(matrix, leaf, order) for leaf in self.leaves]
         return Memory(leaves, self.seen.among(weights))
 
     def multiplied_out(

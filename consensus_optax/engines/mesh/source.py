@@ -123,7 +123,7 @@ class Shared(NamedTuple):
     def _dealt(self, signs: bool = False) -> Memory:
         """All rows of this device's coordinates, leaf by leaf (B, width)."""
         blocks, local = self.local.multiplied_out(self.exchange.deal, signs)
-        return Memory([*blocks], self._after(local)._in_blocks)
+        return Memory(blocks, self._after(local)._in_blocks)
 
     @property
     def _in_blocks(self) -> Seen:

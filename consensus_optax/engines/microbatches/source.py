@@ -166,7 +166,7 @@ class Computed(NamedTuple):
 
     def _held(self) -> Memory:
         leaves, source = self.multiplied_out(lambda leaves: leaves, signs=False)
-        return Memory([*leaves], source.seen)
+        return Memory(leaves, source.seen)
 
     def _after(self, kept: Any) -> Computed:
         """The source when a pass has left behind what is known of its blocks."""
