@@ -171,20 +171,21 @@ def stationary(G, b, k):
     return None if x.sum() <= 0 or (x < 0).any() else x / x.sum()
 
 
+def others_of(key, step, i, count):
+    """The other rows, in the random order in which row i meets them."""
+    row_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
+    draw = lambda j: float(jax.random.uniform(jax.random.fold_in(row_key, j)))
+    return sorted([j for j in range(count) if j != i], key=draw)
+
+
 def pcgrad(key, step=0):
     def rule(rows, weights):
-        step_key = jax.random.fold_in(key, step)
         total = [0.0] * len(rows[0])
         for i, w in enumerate(relative(weights)):
-            row_key = jax.random.fold_in(step_key, i)
-            draws = [
-                float(jax.random.uniform(jax.random.fold_in(row_key, j), (), "float32"))
-                for j in range(len(rows))
-            ]
             h = list(rows[i])
-            for j in sorted(range(len(rows)), key=lambda j: draws[j]):
+            for j in others_of(key, step, i, len(rows)):
                 against = dot(h, rows[j])
-                if j != i and against < 0:
+                if against < 0:
                     part = against / dot(rows[j], rows[j])
                     h = [x - part * y for x, y in zip(h, rows[j], strict=True)]
             total = [t + w * x for t, x in zip(total, h, strict=True)]

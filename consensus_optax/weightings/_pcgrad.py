@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -15,13 +14,7 @@ from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._preference import relative_weights
-
-
-class _Rotation(NamedTuple):
-    """Every row's combination of rows so far, and its products with all rows."""
-
-    weights: Array
-    products: Array
+from consensus_optax.weightings._surgery import Rotation, random_orders
 
 
 @named
@@ -66,29 +59,17 @@ def pcgrad(key: Array) -> Reducer:
 
     def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         size = roster.weights.shape[0]
-        step_key = jax.random.fold_in(key, roster.step)
-        places = jnp.cumsum(roster.present) - 1  # an absent row changes no draw
-
-        def draws(i: Array) -> Array:
-            row_key = jax.random.fold_in(step_key, i)
-            pair_keys = jax.vmap(lambda j: jax.random.fold_in(row_key, j))(places)
-            draw = lambda key: jax.random.uniform(key, (), jnp.float32)
-            return jax.vmap(draw)(pair_keys)
-
-        order = jnp.argsort(jax.vmap(draws)(places), 1)  # (B, B), every row its own
+        order = random_orders(key, roster)
         indices = jnp.arange(size)
         squares = gramian.diagonal()
 
-        def project(k: Array, rotation: _Rotation) -> _Rotation:
+        def project(k: Array, rotation: Rotation) -> Rotation:
             others = order[:, k]  # (B,)
             against = jnp.minimum(rotation.products[indices, others], 0)
             taken = jnp.where(others != indices, ratio(against, squares[others]), 0)
-            return _Rotation(
-                rotation.weights.at[indices, others].add(-taken),
-                rotation.products - taken[:, None] * gramian[others],
-            )
+            return rotation.plus(-taken, others, gramian)
 
-        start = _Rotation(jnp.eye(size, dtype=gramian.dtype), gramian)
+        start = Rotation(jnp.eye(size, dtype=gramian.dtype), gramian)
         start = varying_like(start, gramian, roster.weights)
         end = lax.fori_loop(0, size, project, start)
         return product(relative_weights(roster), end.weights), state

@@ -139,13 +139,8 @@ def subspace_weighting(
     def weigh(
         gramian: Array, roster: Roster, state: SubspaceState
     ) -> tuple[Array, SubspaceState]:
-        count = roster.weights.shape[0]
-        if num_rows is not None and count != num_rows:
-            raise ValueError(
-                f"`num_rows` must be the number of rows of the stack; got {num_rows}, "
-                f"but the rows are {count}. Pad with rows of weight 0, or make the "
-                f"rule anew."
-            )
+        if num_rows is not None:
+            _check.rows_expected(num_rows, roster.weights.shape[0])
         norms = jnp.sqrt(gramian.diagonal())
         coefficients = (gramian @ roster.shares) / (norms + _EPS)
         if averaged:
