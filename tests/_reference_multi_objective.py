@@ -106,22 +106,24 @@ def regularized(rows, epsilon):
     return G / (np.trace(G) or 1.0) + epsilon * np.eye(len(rows))
 
 
-def dual_projection(epsilon=1e-4, preference=None):
-    def rule(rows, weights):
-        p = preferred(preference, weights)
-        return combined(projected(regularized(rows, epsilon), np.array(p)), rows)
+def projections(rows, epsilon, lower):
+    """The sum of the projections, or zero where more than half of them is missing."""
+    H, lower = regularized(rows, epsilon), np.array(lower)
+    each = np.array([projected(H, u) for u in lower])
+    image = each @ gramian(rows)
+    if (image * lower).sum() > 2 * (image * each).sum():
+        return [0.0] * len(rows[0])
+    return combined(each.sum(0), rows)
 
-    return rule
+
+def dual_projection(epsilon=1e-4, preference=None):
+    lower = lambda weights: [preferred(preference, weights)]
+    return lambda rows, weights: projections(rows, epsilon, lower(weights))
 
 
 def upgrad(epsilon=1e-4, preference=None):
-    def rule(rows, weights):
-        H, total = regularized(rows, epsilon), np.zeros(len(rows))
-        for i, p in enumerate(preferred(preference, weights)):
-            total += projected(H, p * np.eye(len(rows))[i])
-        return combined(total, rows)
-
-    return rule
+    lower = lambda weights: np.diag(preferred(preference, weights))
+    return lambda rows, weights: projections(rows, epsilon, lower(weights))
 
 
 def preferred(preference, weights):

@@ -9,7 +9,7 @@ from jax import lax
 
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import product, ratio
+from consensus_optax._rules.solvers import cancels, product, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
@@ -33,7 +33,8 @@ def pcgrad(key: Array) -> Reducer:
     if there are two; the order of the rows is irrelevant in distribution. With three
     rows or more the update may oppose some.
     Edge cases: one row: that row. All equal: N times that row. A zero row takes
-    nothing out. Two opposite rows: zero.
+    nothing out. Two opposite rows, or what else cancels to 7e-4 of the rows (1e-4 in
+    float64): zero, not ready.
     ``weights``: sample counts of the sum, relative to the mean weight; a row takes
     part in all projections whatever its weight, and once.
 
@@ -72,6 +73,7 @@ def pcgrad(key: Array) -> Reducer:
         start = Rotation(jnp.eye(size, dtype=gramian.dtype), gramian)
         start = varying_like(start, gramian, roster.weights)
         end = lax.fori_loop(0, size, project, start)
-        return product(relative_weights(roster), end.weights), state
+        weights = product(relative_weights(roster), end.weights)
+        return jnp.where(cancels(gramian, weights), 0, weights), state
 
     return reducer(Weighting(weigh))

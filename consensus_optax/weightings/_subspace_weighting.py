@@ -150,7 +150,10 @@ def subspace_weighting(
             coefficients = coefficients - jnp.minimum(least, 0)
         votes = roster.shares * coefficients
         total, spread = votes.sum(), jnp.abs(votes).sum()
-        fell_back = ~(total > _LEAST_SUM * spread)
+        # What the coefficients are differences of: rounding is no agreement.
+        terms = (jnp.abs(gramian) @ roster.shares) / (norms + _EPS)
+        rounding = 8 * jnp.finfo(norms.dtype).eps * (roster.shares @ terms)
+        fell_back = ~(total > _LEAST_SUM * spread + rounding)
         weights = jnp.where(
             fell_back, roster.shares, votes / jnp.where(fell_back, 1, total)
         ) / (norms + _EPS)
