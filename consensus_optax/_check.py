@@ -111,6 +111,15 @@ def enough_rows(name: str, value: float, count: int, minimum: int, bound: str) -
         )
 
 
+def rows_expected(num_rows: int, count: int) -> None:
+    """Checks, when traced, that a stack has as many rows as a state was made for."""
+    if count != num_rows:
+        raise ValueError(
+            f"`num_rows` must be the number of rows of the stack; got {num_rows}, but "
+            f"the rows are {count}. Pad with rows of weight 0, or make the rule anew."
+        )
+
+
 def value_at(threshold: Threshold, step: Array, dtype: Any) -> Array:
     """The number that a threshold or schedule has at this step, in the given dtype."""
     value = threshold(step) if callable(threshold) else threshold

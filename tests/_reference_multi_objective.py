@@ -2,14 +2,12 @@
 
 As in tests/_reference.py: rows (a list of N lists of P floats) and weights (N positive
 floats) to a list of P floats. A program over weights is solved for every set of
-weights that may be positive, and the answer is the one that meets all conditions. No
-JAX but for the numbers that PCGrad draws.
+weights that may be positive, and the answer is the one that meets all conditions.
 """
 
 import itertools
 import math
 
-import jax
 import numpy as np
 
 from tests._reference_agreement import dot, norm
@@ -106,22 +104,24 @@ def regularized(rows, epsilon):
     return G / (np.trace(G) or 1.0) + epsilon * np.eye(len(rows))
 
 
-def dual_projection(epsilon=1e-4, preference=None):
-    def rule(rows, weights):
-        p = preferred(preference, weights)
-        return combined(projected(regularized(rows, epsilon), np.array(p)), rows)
+def projections(rows, epsilon, lower):
+    """The sum of the projections, or zero where more than half of them is missing."""
+    H, lower = regularized(rows, epsilon), np.array(lower)
+    each = np.array([projected(H, u) for u in lower])
+    image = each @ gramian(rows)
+    if (image * lower).sum() > 2 * (image * each).sum():
+        return [0.0] * len(rows[0])
+    return combined(each.sum(0), rows)
 
-    return rule
+
+def dual_projection(epsilon=1e-4, preference=None):
+    lower = lambda weights: [preferred(preference, weights)]
+    return lambda rows, weights: projections(rows, epsilon, lower(weights))
 
 
 def upgrad(epsilon=1e-4, preference=None):
-    def rule(rows, weights):
-        H, total = regularized(rows, epsilon), np.zeros(len(rows))
-        for i, p in enumerate(preferred(preference, weights)):
-            total += projected(H, p * np.eye(len(rows))[i])
-        return combined(total, rows)
-
-    return rule
+    lower = lambda weights: np.diag(preferred(preference, weights))
+    return lambda rows, weights: projections(rows, epsilon, lower(weights))
 
 
 def preferred(preference, weights):
@@ -169,28 +169,6 @@ def stationary(G, b, k):
         return None
     x = (middle + math.sqrt(root)) * a - e
     return None if x.sum() <= 0 or (x < 0).any() else x / x.sum()
-
-
-def pcgrad(key, step=0):
-    def rule(rows, weights):
-        step_key = jax.random.fold_in(key, step)
-        total = [0.0] * len(rows[0])
-        for i, w in enumerate(relative(weights)):
-            row_key = jax.random.fold_in(step_key, i)
-            draws = [
-                float(jax.random.uniform(jax.random.fold_in(row_key, j), (), "float32"))
-                for j in range(len(rows))
-            ]
-            h = list(rows[i])
-            for j in sorted(range(len(rows)), key=lambda j: draws[j]):
-                against = dot(h, rows[j])
-                if j != i and against < 0:
-                    part = against / dot(rows[j], rows[j])
-                    h = [x - part * y for x, y in zip(h, rows[j], strict=True)]
-            total = [t + w * x for t, x in zip(total, h, strict=True)]
-        return total
-
-    return rule
 
 
 def singular(matrix):

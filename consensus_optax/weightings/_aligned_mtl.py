@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import ratio
+from consensus_optax._rules.solvers import cancels, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
@@ -85,6 +85,7 @@ def aligned_mtl(preference: Preference | None = None, scale: str = "min") -> Red
         largest = jnp.max(jnp.where(kept, stretch, 0)) * jnp.sum(wanted)
         rounding = 8 * jnp.finfo(weights.dtype).eps * largest
         nothing = jnp.max(jnp.abs(weights)) <= rounding
+        nothing |= cancels(gramian, weights)
         return jnp.where(nothing, 0, weights), state
 
     return reducer(Weighting(weigh))

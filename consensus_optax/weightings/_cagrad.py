@@ -9,8 +9,10 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import (
     SolverState,
     cancels,
+    length_of,
     over_simplex,
     product,
+    proven,
     ratio,
     unsolved,
 )
@@ -32,14 +34,15 @@ def cagrad(c: Threshold = 0.5) -> Reducer:
 
     Differences from the authors' code:
       1. theirs divides the update by 1 + c^2 (an option there); the learning rate can;
-      2. where :math:`J^T \lambda` is 0 to rounding (7e-4 of the rows it is made of in
-         float32, 1e-4 in float64) the update is zero; theirs adds 1e-8 to a divisor;
+      2. where :math:`J^T \lambda` or u is 0 to rounding (7e-4 of the rows it is made of
+         in float32, 1e-4 in float64) the update is zero; theirs adds 1e-8 to a divisor;
       3. a zero row, which no step helps, is left out of the least gain.
 
     Guarantees: :math:`\|u - \bar g\| \le c \|\bar g\|`; with c >= 1 no row is opposed;
     the order of the rows is irrelevant; scaling all rows scales it.
     Edge cases: c = 0: the mean. One row, or all equal: (1 + c) times that row. Rows
-    that cancel: zero, not ready.
+    that cancel, also some of them alone (a Pareto-stationary point): zero, not ready,
+    unless c is so near 1 that a step across the others is left.
     ``weights``: sample counts of the mean: a row of weight 2 is two equal rows.
 
     Args:
@@ -77,9 +80,9 @@ def cagrad(c: Threshold = 0.5) -> Reducer:
         radius = relative * jnp.sqrt(mean_square)
         moving = roster.present & (gramian.diagonal() > 0)
         worst, new_state = over_simplex(gramian, moving, with_mean, radius)
-        length = jnp.sqrt(jnp.maximum(product(worst, product(gramian, worst)), 0))
-        weights = roster.shares + ratio(radius, length) * worst
-        still = cancels(gramian, worst) | cancels(gramian, roster.shares)
-        return jnp.where(still & (relative > 0), 0, weights), new_state
+        weights = roster.shares + ratio(radius, length_of(gramian, worst)) * worst
+        cancel = cancels(gramian, worst)  # so no step has a gain for every row
+        nothing = (relative > 0) & (cancel | cancels(gramian, weights))
+        return jnp.where(nothing, 0, weights), proven(new_state, cancel)
 
     return reducer(Weighting(weigh, unsolved))

@@ -91,13 +91,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
     def weigh(
         products: Any, roster: Roster, state: EmaWeightsState
     ) -> tuple[Array, EmaWeightsState]:
-        count = roster.weights.shape[0]
-        if count != num_rows:
-            raise ValueError(
-                f"`num_rows` must be the number of rows of the stack; got {num_rows}, "
-                f"but the rows are {count}. Pad with rows of weight 0, or make the "
-                f"rule anew."
-            )
+        _check.rows_expected(num_rows, roster.weights.shape[0])
         weights, inner_state = inner.weigh(products, roster, state.rule_state)
         present = inner.present(roster)
         weights = jnp.where(present, weights, 0)

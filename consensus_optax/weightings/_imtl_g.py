@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import ratio
+from consensus_optax._rules.solvers import cancels, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
@@ -63,6 +63,7 @@ def imtl_g() -> Reducer:
         # Rounding of a sum of terms that are divided by the least eigenvalue.
         largest = given.pseudo_inverse_norm() * lengths.sum()
         sound = jnp.abs(total) > 8 * jnp.finfo(v.dtype).eps * largest
+        sound &= ~cancels(gramian, v)
         return jnp.where(sound, v / jnp.where(sound, total, 1), 0), state
 
     return reducer(Weighting(weigh))

@@ -5,7 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import SolverState, cancels, over_simplex, unsolved
+from consensus_optax._rules.solvers import (
+    SolverState,
+    cancels,
+    over_simplex,
+    proven,
+    unsolved,
+)
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
@@ -31,7 +37,7 @@ def mgda() -> Reducer:
     hull of the rows; their order is irrelevant; scaling all rows scales it.
     Edge cases: one row, or all equal: that row. A zero row, or rows that cancel (u is
     shorter than 7e-4 of the rows it is made of in float32, 1e-4 in float64): zero, not
-    ready, lest an optimizer take rounding for a direction.
+    ready, lest an optimizer take rounding for a direction; residual 0.
     ``weights``: 0 = absent; other values do not matter.
 
     Returns:
@@ -59,6 +65,6 @@ def mgda() -> Reducer:
         weights, new_state = over_simplex(gramian, roster.present)
         still = jnp.any(roster.present & (gramian.diagonal() <= 0))
         nothing = still | cancels(gramian, weights)
-        return jnp.where(nothing, 0, weights), new_state
+        return jnp.where(nothing, 0, weights), proven(new_state, nothing)
 
     return reducer(Weighting(weigh, unsolved))

@@ -136,13 +136,8 @@ def subspace_weighting(
     def weigh(
         gramian: Array, roster: Roster, state: SubspaceState
     ) -> tuple[Array, SubspaceState]:
-        count = roster.weights.shape[0]
-        if num_rows is not None and count != num_rows:
-            raise ValueError(
-                f"`num_rows` must be the number of rows of the stack; got {num_rows}, "
-                f"but the rows are {count}. Pad with rows of weight 0, or make the "
-                f"rule anew."
-            )
+        if num_rows is not None:
+            _check.rows_expected(num_rows, roster.weights.shape[0])
         norms = jnp.sqrt(gramian.diagonal())
         coefficients = (gramian @ roster.shares) / (norms + _EPS)
         if averaged:
@@ -152,7 +147,10 @@ def subspace_weighting(
             coefficients = coefficients - jnp.minimum(least, 0)
         votes = roster.shares * coefficients
         total, spread = votes.sum(), jnp.abs(votes).sum()
-        fell_back = ~(total > _LEAST_SUM * spread)
+        # What the coefficients are differences of: rounding is no agreement.
+        terms = (jnp.abs(gramian) @ roster.shares) / (norms + _EPS)
+        rounding = 8 * jnp.finfo(norms.dtype).eps * (roster.shares @ terms)
+        fell_back = ~(total > _LEAST_SUM * spread + rounding)
         weights = jnp.where(
             fell_back, roster.shares, votes / jnp.where(fell_back, 1, total)
         ) / (norms + _EPS)

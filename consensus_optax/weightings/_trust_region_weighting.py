@@ -138,6 +138,10 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
         lengths = jnp.sqrt(jnp.where(spans, squares, 1))
         basis = jnp.where(spans[None, :], vectors / lengths[None, :], 0)  # (B, B)
         slope = product(basis.T, product(gramian / scale, roster.shares))
+        # Rounding is no direction to go to the boundary in.
+        terms = product(jnp.abs(basis.T), product(jnp.abs(gramian), roster.shares))
+        known = jnp.abs(slope) > 8 * jnp.finfo(slope.dtype).eps * terms / scale
+        slope = jnp.where(known, slope, 0)
         curvature = product(product(basis.T, hessian / scale), basis)
         # What is no direction of the span gets the largest curvatures, the last ones.
         above = 2 * jnp.abs(curvature).sum(1).max() + 1
