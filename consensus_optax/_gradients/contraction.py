@@ -35,9 +35,11 @@ from consensus_optax._gradients.jaxprs import (
     ends,
     evaluate,
     is_kept,
+    placed,
     walk_back,
 )
 from consensus_optax._gradients.scans import lift, rewrite
+from consensus_optax._rows.explicit import joined_spec, reshaped, spec_of
 from consensus_optax._rows.layers import LayersFirst
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 
@@ -64,6 +66,7 @@ def unfinished(
     outputs = _evaluated(closed, args, wanted, _keep)
     value_tree, rows_tree = map(jax.tree.structure, shapes)
     values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
+    rows = map(placed, rows, wanted)
     whole = lambda x: x.materialize() if is_kept(x) else x
     value = jax.tree.unflatten(value_tree, map(whole, values))
     return value, jax.tree.unflatten(rows_tree, map(_worth, rows)), ended
@@ -135,7 +138,7 @@ def _rewrite(eqn: Any, scope: Scope) -> list[Any] | None:
 def _product(eqn: Any, lhs: Any, rhs: Any) -> list[Any] | None:
     """A contraction whose one batch axis leads: the example axis."""
     (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
-    if len(lhs_batch) != 1 or eqn.params.get("out_sharding") is not None:
+    if len(lhs_batch) != 1:
         return None
     if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return None
@@ -162,7 +165,10 @@ def _as_factor(
     shape = tuple(operand.shape[axis] for axis in free)
     terms = math.prod(operand.shape[axis] for axis in summed)
     moved = operand.transpose(batch, *summed, *free)
-    return moved.reshape(operand.shape[batch], terms, math.prod(shape)), shape
+    ends = (1, 1 + len(summed), moved.ndim)
+    spec = joined_spec(moved, ends)
+    wanted = (moved.shape[0], terms, math.prod(shape))
+    return reshaped(moved, wanted, spec), shape
 
 
 def _look_up(eqn: Any, table: Any, indices: Any, updates: Any) -> list[Any] | None:
@@ -183,10 +189,15 @@ def _look_up(eqn: Any, table: Any, indices: Any, updates: Any) -> list[Any] | No
     ):
         return None
     num_rows, height, width = table.shape
-    left = indices.reshape(num_rows, -1)
+    terms = math.prod(updates.shape[1:-1])
+    last = updates.ndim - 1
+    left = reshaped(
+        indices, (num_rows, terms), joined_spec(indices, (1, indices.ndim))
+    )
     if eqn.params["mode"] == lax.GatherScatterMode.CLIP:
         left = jnp.clip(left, 0, height - 1)
-    right = updates.reshape(num_rows, -1, width)
+    spec = joined_spec(updates, (1, last, last + 1))
+    right = reshaped(updates, (num_rows, terms, width), spec)
     return [OuterProduct(left, right, row_shape=(height, width), dtype=table.dtype)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,12 @@ CALLS = {
     "closed_call": "call_jaxpr",
     "remat2": "jaxpr",
 }
-MOVES = ("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type")
+# Which change no number, but what JAX knows of the devices that hold it.
+PLACES = ("copy", "pvary", "sharding_constraint", "reshard")
+MOVES = (
+    *("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type"),
+    *PLACES,
+)
 
 NOTHING = object()  # a sum to which nothing has been added yet
 
@@ -101,6 +107,18 @@ def is_kept(value: Any) -> bool:
     return isinstance(value, OuterProduct | LayersFirst)
 
 
+def placed(leaf: Any, var: Any) -> Any:
+    """A kept value, to be multiplied out as its variable lies on explicit mesh axes."""
+    spec = tuple(var.aval.sharding.spec)
+    if isinstance(leaf, LayersFirst):
+        return LayersFirst(_with_spec(leaf.leaf, (spec[0], *spec[2:])))
+    return _with_spec(leaf, spec[1:]) if isinstance(leaf, OuterProduct) else leaf
+
+
+def _with_spec(leaf: OuterProduct, spec: tuple[Any, ...]) -> OuterProduct:
+    return dataclasses.replace(leaf, spec=spec if any(spec) else ())
+
+
 def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
     """Variables that may hold an outer product on their way to a wanted variable."""
     producers, marked, stack = _producers(jaxpr), set(), list(wanted)
@@ -110,7 +128,7 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
             continue
         marked.add(var)
         eqn = producers[var]
-        if eqn.primitive.name in (*MOVES, "add_any", "copy"):
+        if eqn.primitive.name in (*MOVES, "add_any"):
             stack.extend(eqn.invars)
     return marked
 
@@ -122,7 +140,7 @@ def ends(jaxpr: Any, var: Any) -> list[str]:
         return ["input"]
     eqn = producers[var]
     name = eqn.primitive.name
-    if name in (*MOVES, "copy"):
+    if name in MOVES:
         return ends(jaxpr, eqn.invars[0])
     if name == "add_any":
         return [end for operand in eqn.invars for end in ends(jaxpr, operand)]
@@ -155,7 +173,7 @@ def evaluate(
     def number(var: Any) -> Any:
         """A value as an array; one that was kept as a product is multiplied once."""
         if not isinstance(var, core.Literal) and is_kept(values[var]):
-            values[var] = values[var].materialize()
+            values[var] = placed(values[var], var).materialize()
         return read(var)
 
     scope = Scope(read, number, _zeros(jaxpr, zeros or set()), marked)
@@ -165,7 +183,8 @@ def evaluate(
             if eqn.primitive.name in CALLS and _may_open(eqn):
                 outs = _open(eqn, scope, keep)
             else:
-                outs = keep(eqn, scope)
+                with eqn.ctx.manager:  # the mesh of its place in the program
+                    outs = keep(eqn, scope)
         if outs is None:
             outs = _evaluate_one(jaxpr, eqn, number)
         values.update(zip(eqn.outvars, outs, strict=True))
@@ -249,4 +268,6 @@ def _zeros(jaxpr: Any, zeros: set[Any]) -> set[Any]:
             literal = isinstance(operand, core.Literal)
             if (operand.val == 0) if literal else (operand in zeros):
                 zeros.update(eqn.outvars)
+        elif eqn.primitive.name in PLACES and is_in(eqn.invars[0], zeros):
+            zeros.update(eqn.outvars)
     return zeros

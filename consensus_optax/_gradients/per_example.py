@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._gradients.contraction import unfinished, with_products
+from consensus_optax._rows.explicit import whole_along_rows
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
 
@@ -206,7 +207,7 @@ def arranger(
         given = Arranged(tuple(arranged), tuple(in_axes), num_rows)
         for position in differentiated:
             arranged[position] = given.varying(arranged[position])
-        return given._replace(args=tuple(arranged))
+        return given._replace(args=tuple(whole_along_rows(arranged, in_axes)))
 
     return arrange
 

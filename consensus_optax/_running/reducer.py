@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from optax.experimental import aggregating
 
-from consensus_optax._rows.stack import as_stack, present_weights
+from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.run import Outcome, init_rule, run
 from consensus_optax._typing import Array, Tree
 
@@ -104,12 +105,18 @@ def reducer(rule: Rule) -> Reducer:
     ) -> tuple[Tree, ReducerState]:
         stack = as_stack(updates, params)
         if not stack.leaves:  # say, one label of optax.partition without parameters
-            step = jnp.asarray(optax.safe_increment(state.step))
-            return stack.rebuild([]), state._replace(step=step)
+            count = jnp.asarray(optax.safe_increment(state.step))
+            return stack.rebuild([]), state._replace(step=count)
+        update, state = on_any_mesh(step, stack, weights, state, extra)
+        return stack.rebuild(update), state
+
+    def step(
+        stack: Stack, weights: Array | None, state: Any, extra: dict[str, Any]
+    ) -> tuple[list[Array], ReducerState]:
         weights, num_nonfinite = present_weights(stack, weights)
         roster = Roster(weights, state.step, extra)
         outcome = run(rule, stack.leaves, roster, state.rule_state)
-        return stack.rebuild(outcome.update), next_state(outcome, roster, num_nonfinite)
+        return outcome.update, next_state(outcome, roster, num_nonfinite)
 
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
