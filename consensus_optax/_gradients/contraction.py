@@ -18,6 +18,7 @@ is evaluated with those that end a gradient written as products of patches.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -26,11 +27,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from consensus_optax._gradients.convolution import as_product
 from consensus_optax._gradients.jaxprs import (
     MOVES,
     NOTHING,
+    PLACES,
     Scope,
     ends,
     evaluate,
@@ -39,7 +42,7 @@ from consensus_optax._gradients.jaxprs import (
     walk_back,
 )
 from consensus_optax._gradients.scans import lift, rewrite
-from consensus_optax._rows.explicit import joined_spec, reshaped, spec_of
+from consensus_optax._rows.explicit import concatenated, reshaped
 from consensus_optax._rows.layers import LayersFirst
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 
@@ -165,10 +168,8 @@ def _as_factor(
     shape = tuple(operand.shape[axis] for axis in free)
     terms = math.prod(operand.shape[axis] for axis in summed)
     moved = operand.transpose(batch, *summed, *free)
-    ends = (1, 1 + len(summed), moved.ndim)
-    spec = joined_spec(moved, ends)
     wanted = (moved.shape[0], terms, math.prod(shape))
-    return reshaped(moved, wanted, spec), shape
+    return reshaped(moved, wanted, (1, 1 + len(summed), moved.ndim)), shape
 
 
 def _look_up(eqn: Any, table: Any, indices: Any, updates: Any) -> list[Any] | None:
@@ -191,13 +192,10 @@ def _look_up(eqn: Any, table: Any, indices: Any, updates: Any) -> list[Any] | No
     num_rows, height, width = table.shape
     terms = math.prod(updates.shape[1:-1])
     last = updates.ndim - 1
-    left = reshaped(
-        indices, (num_rows, terms), joined_spec(indices, (1, indices.ndim))
-    )
+    left = reshaped(indices, (num_rows, terms), (1, indices.ndim))
     if eqn.params["mode"] == lax.GatherScatterMode.CLIP:
         left = jnp.clip(left, 0, height - 1)
-    spec = joined_spec(updates, (1, last, last + 1))
-    right = reshaped(updates, (num_rows, terms, width), spec)
+    right = reshaped(updates, (num_rows, terms, width), (1, last, last + 1))
     return [OuterProduct(left, right, row_shape=(height, width), dtype=table.dtype)]
 
 
@@ -216,8 +214,7 @@ def _sum(x: Any, y: Any) -> list[Any] | None:
     if layout(x) != layout(y):
         return None
     x, y = x.with_dense_left(), y.with_dense_left()
-    left = jnp.concatenate([x.left, y.left.astype(x.left.dtype)], -2)
-    right = jnp.concatenate([x.right, y.right.astype(x.right.dtype)], -2)
+    left, right = concatenated(x.left, y.left), concatenated(x.right, y.right)
     return [OuterProduct(left, right, *layout(x))]
 
 
@@ -226,16 +223,18 @@ def _move(eqn: Any, leaf: Any) -> list[Any] | None:
     if not is_kept(leaf):
         return None
     params, shape = eqn.params, eqn.outvars[0].aval.shape
+    if eqn.primitive.name == "reshard":
+        return [_resharded(leaf, params["dst_sharding"])]
     if isinstance(leaf, LayersFirst):
         if eqn.primitive.name == "transpose":
             rows = leaf.transposed(params["permutation"])
             return None if rows is None else [rows]
-        if eqn.primitive.name not in ("copy", "convert_element_type"):
+        if eqn.primitive.name not in (*PLACES, "copy", "convert_element_type"):
             return None
         moved = _move(eqn, leaf.leaf)
         return moved and [LayersFirst(*moved)]
     match eqn.primitive.name:
-        case "copy":
+        case name if name in (*PLACES, "copy"):
             return [leaf]
         case "convert_element_type":
             dtype = params["new_dtype"]
@@ -256,3 +255,17 @@ def _move(eqn: Any, leaf: Any) -> list[Any] | None:
             if params["dimensions"] is not None:
                 return None
     return [leaf.reshaped(shape[1:])] if shape and shape[0] == leaf.shape[0] else None
+
+
+def _resharded(leaf: Any, sharding: Any) -> Any:
+    """Factors that enter or leave a part of a program with other kinds of mesh axes."""
+    if isinstance(leaf, LayersFirst):
+        spec = PartitionSpec(*sharding.spec[1:])
+        return LayersFirst(_resharded(leaf.leaf, sharding.update(spec=spec)))
+    rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+
+    def move(factor: Any) -> Any:
+        same = jax.typeof(factor).sharding.mesh == sharding.mesh
+        return factor if same else jax.sharding.reshard(factor, rows)
+
+    return dataclasses.replace(leaf, left=move(leaf.left), right=move(leaf.right))

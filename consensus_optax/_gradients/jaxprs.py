@@ -22,7 +22,7 @@ CALLS = {
     "remat2": "jaxpr",
 }
 # Which change no number, but what JAX knows of the devices that hold it.
-PLACES = ("copy", "pvary", "sharding_constraint", "reshard")
+PLACES = ("pvary", "sharding_constraint", "reshard")
 MOVES = (
     *("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type"),
     *PLACES,
@@ -82,7 +82,7 @@ class Scan(NamedTuple):
                 axes = [axes[axis] for axis in eqn.params["permutation"]]
             elif eqn.primitive.name == "add_any" and eqn.invars.count(var) == 1:
                 num_added += 1
-            else:
+            elif eqn.primitive.name not in PLACES:
                 return False
             (var,) = eqn.outvars
         places = [i for i, out in enumerate(self.body.outvars) if out is var]
@@ -128,7 +128,7 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
             continue
         marked.add(var)
         eqn = producers[var]
-        if eqn.primitive.name in (*MOVES, "add_any"):
+        if eqn.primitive.name in (*MOVES, "add_any", "copy"):
             stack.extend(eqn.invars)
     return marked
 
@@ -140,7 +140,7 @@ def ends(jaxpr: Any, var: Any) -> list[str]:
         return ["input"]
     eqn = producers[var]
     name = eqn.primitive.name
-    if name in MOVES:
+    if name in (*MOVES, "copy"):
         return ends(jaxpr, eqn.invars[0])
     if name == "add_any":
         return [end for operand in eqn.invars for end in ends(jaxpr, operand)]

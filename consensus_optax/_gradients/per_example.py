@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._gradients.contraction import unfinished, with_products
-from consensus_optax._rows.explicit import whole_along_rows
+from consensus_optax._rows.explicit import explained, whole_along_rows
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
 
@@ -57,6 +57,7 @@ def per_example_value_and_grad(
     _check.flag("materialize", materialize)
     value_and_grad = jax.value_and_grad(fun, argnums, has_aux=has_aux)
 
+    @explained
     def rows_of(*args: Any, **kwargs: Any) -> Any:
         of_row = functools.partial(value_and_grad, **kwargs)
         return value_and_rows(of_row, arrange(args), materialize)

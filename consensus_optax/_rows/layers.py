@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rows.explicit import joined
 from consensus_optax._rows.outer_product import OuterProduct
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
@@ -44,8 +45,7 @@ def joined_layers(stacked: OuterProduct) -> OuterProduct:
     length = stacked.right.shape[0]
 
     def join(factor: Array) -> Array:  # (L, B, ..., T, M)
-        factor = jnp.moveaxis(factor, 0, 1)
-        return factor.reshape(factor.shape[0], -1, *factor.shape[-2:])
+        return joined(jnp.moveaxis(factor, 0, 1), 1, factor.ndim - 2)
 
     def step(name: str, argument: tuple[int, ...]) -> Any:
         if name == "transpose":
@@ -65,9 +65,7 @@ def joined_terms(stacked: OuterProduct) -> OuterProduct:
     """The sum over an axis S that leads both factors: S T terms instead of T."""
 
     def join(factor: Array, place: int) -> Array:  # (S, B, ..., T, N), T at ``place``
-        factor = jnp.moveaxis(factor, 0, place - 1)
-        shape = factor.shape
-        return factor.reshape(*shape[: place - 1], -1, *shape[place + 1 :])
+        return joined(jnp.moveaxis(factor, 0, place - 1), place - 1, place + 1)
 
     place = stacked.right.ndim - 2
     left, right = join(stacked.left, place), join(stacked.right, place)
