@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,8 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from consensus_optax._rows.layers import LayersFirst
+from consensus_optax._gradients.sources import PLACES, sources
+from consensus_optax._rows.layers import LayersFirst, placed
 from consensus_optax._rows.outer_product import OuterProduct
 
 Read = Callable[[Any], Any]
@@ -21,13 +21,6 @@ CALLS = {
     "closed_call": "call_jaxpr",
     "remat2": "jaxpr",
 }
-# Which change no number, but what JAX knows of the devices that hold it.
-PLACES = ("pvary", "sharding_constraint", "reshard")
-MOVES = (
-    *("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type"),
-    *PLACES,
-)
-
 NOTHING = object()  # a sum to which nothing has been added yet
 
 
@@ -107,18 +100,6 @@ def is_kept(value: Any) -> bool:
     return isinstance(value, OuterProduct | LayersFirst)
 
 
-def placed(leaf: Any, var: Any) -> Any:
-    """A kept value, to be multiplied out as its variable lies on explicit mesh axes."""
-    spec = tuple(var.aval.sharding.spec)
-    if isinstance(leaf, LayersFirst):
-        return LayersFirst(_with_spec(leaf.leaf, (spec[0], *spec[2:])))
-    return _with_spec(leaf, spec[1:]) if isinstance(leaf, OuterProduct) else leaf
-
-
-def _with_spec(leaf: OuterProduct, spec: tuple[Any, ...]) -> OuterProduct:
-    return dataclasses.replace(leaf, spec=spec if any(spec) else ())
-
-
 def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
     """Variables that may hold an outer product on their way to a wanted variable."""
     producers, marked, stack = _producers(jaxpr), set(), list(wanted)
@@ -128,8 +109,7 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
             continue
         marked.add(var)
         eqn = producers[var]
-        if eqn.primitive.name in (*MOVES, "add_any", "copy"):
-            stack.extend(eqn.invars)
+        stack.extend(sources(eqn))
     return marked
 
 
@@ -140,10 +120,8 @@ def ends(jaxpr: Any, var: Any) -> list[str]:
         return ["input"]
     eqn = producers[var]
     name = eqn.primitive.name
-    if name in (*MOVES, "copy"):
-        return ends(jaxpr, eqn.invars[0])
-    if name == "add_any":
-        return [end for operand in eqn.invars for end in ends(jaxpr, operand)]
+    if found := sources(eqn):
+        return [end for operand in found for end in ends(jaxpr, operand)]
     if name in CALLS:
         inner, _ = _inner(eqn)
         return ends(inner, inner.outvars[eqn.outvars.index(var)])
@@ -173,7 +151,7 @@ def evaluate(
     def number(var: Any) -> Any:
         """A value as an array; one that was kept as a product is multiplied once."""
         if not isinstance(var, core.Literal) and is_kept(values[var]):
-            values[var] = placed(values[var], var).materialize()
+            values[var] = placed(values[var], var.aval.sharding.spec).materialize()
         return read(var)
 
     scope = Scope(read, number, _zeros(jaxpr, zeros or set()), marked)

@@ -21,10 +21,10 @@ from consensus_optax._typing import Array
 
 _EXPLAINED = (
     "This was raised with arrays along explicit mesh axes {}, where JAX may need to be "
-    "told how a result is cut (`out_sharding=`, `jax.sharding.reshard`). In the loss of "
-    "a row axes that cut the batch cut nothing, since it sees the examples of one row: "
-    "name other axes alone there. `jax.sharding.auto_axes`, or a mesh with "
-    "`AxisType.Auto`, leaves it to the compiler."
+    "told how a result is cut (`out_sharding=`, `jax.sharding.reshard`). The loss sees "
+    "the examples of one row, so in it an axis that cuts the batch cuts nothing: name "
+    "other axes alone. `jax.sharding.auto_axes`, or a mesh with `AxisType.Auto`, "
+    "leaves it to the compiler."
 )
 
 

@@ -7,7 +7,7 @@ keeps what is multiplied out as small as for layers written one after the other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +35,15 @@ class LayersFirst(NamedTuple):
         if exchanged[0] != 0:
             return None
         return self.leaf.transposed(tuple(axis - 1 for axis in exchanged[1:]))
+
+
+def placed(leaf: Any, spec: Sequence[Any]) -> Any:
+    """Rows that are multiplied out as an array of this spec on explicit mesh axes."""
+    if isinstance(leaf, LayersFirst):
+        return LayersFirst(placed(leaf.leaf, (spec[1], spec[0], *spec[2:])))
+    if not isinstance(leaf, OuterProduct):
+        return leaf
+    return dataclasses.replace(leaf, spec=tuple(spec[1:]) if any(spec[1:]) else ())
 
 
 def joined_layers(stacked: OuterProduct) -> OuterProduct:

@@ -120,7 +120,8 @@ def test_rows_on_a_mesh_are_those_of_one_device(name, way, axes, place):
     tolerance = 5e-5 if name == "scanned" and place in ("tp", "both") else 1e-5
     for key, array_ in arrays.items():
         assert_close(array_, expected(name)[key], tolerance)
-        assert array_.sharding.spec[0] == "data"
+        if axes == "explicit" or "shard_map" in way:  # else the compiler chooses
+            assert array_.sharding.spec[0] == "data"
         if axes == "explicit":  # what is multiplied out lies as its parameter does
             cut = [axis for axis in params[key].sharding.spec if axis == "model"]
             assert [axis for axis in array_.sharding.spec if axis == "model"] == cut
