@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from consensus_optax._rows.explicit import automatic, spec_of
 from consensus_optax._typing import Array
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ Step = tuple[str, tuple[int, ...]]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["left", "right"],
-    meta_fields=["row_shape", "steps", "dtype", "precision"],
+    meta_fields=["row_shape", "steps", "dtype", "precision", "spec"],
 )
 @dataclasses.dataclass(frozen=True)
 class OuterProduct:
@@ -45,6 +47,8 @@ class OuterProduct:
       steps: transpositions and reshapes from ``row_shape`` to the parameter's shape.
       dtype: dtype of the materialized rows.
       precision: precision of the contraction in the model's own backward pass.
+      spec: mesh axes that each axis of the parameter's shape is cut along; what is
+        multiplied out is cut so if they are explicit.
 
     Guarantees: ``materialize()`` equals the gradient that ``jax.vmap(jax.grad(fun))``
     computes, to rounding. The object is a pytree whose children are the two factors,
@@ -66,6 +70,7 @@ class OuterProduct:
     steps: tuple[Step, ...] = ()
     dtype: Any = np.dtype("float32")
     precision: Any = None
+    spec: tuple[Any, ...] = ()
 
     @property
     def is_look_up(self) -> bool:
@@ -147,8 +152,13 @@ class OuterProduct:
 
     def materialize(self) -> Array:
         """The rows multiplied out, shape (B, *parameter.shape) and ``dtype``."""
-        rows = jax.vmap(lambda a, d: self.restore(self.contract(a, d)))
-        return rows(self.left, self.right).astype(self.dtype)
+
+        def multiply(left: Array, right: Array) -> Array:
+            rows = jax.vmap(lambda a, d: self.restore(self.contract(a, d)))
+            return rows(left, right).astype(self.dtype)
+
+        spec = PartitionSpec(spec_of(self.right)[0], *self.spec)
+        return automatic(multiply, (self.left, self.right), spec)
 
     def reshaped(self, shape: tuple[int, ...]) -> OuterProduct:
         """The same rows in another shape, given without the example axis."""

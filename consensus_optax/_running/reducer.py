@@ -12,6 +12,7 @@ from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import Roster, Rule
 from consensus_optax._running.checked import check_rule
+from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import Outcome, init_rule, run
 from consensus_optax._running.source import Seen
@@ -121,13 +122,18 @@ def reducer(rule: Rule) -> Reducer:
     ) -> tuple[Tree, ReducerState]:
         stack = as_stack(updates, params)
         if not stack.leaves:  # say, one label of optax.partition without parameters
-            step = jnp.asarray(optax.safe_increment(state.step))
-            return stack.rebuild([]), state._replace(step=step)
+            count = jnp.asarray(optax.safe_increment(state.step))
+            return stack.rebuild([]), state._replace(step=count)
+        update, state = on_any_mesh(step, stack, weights, state, extra)
+        return stack.rebuild(update), state
+
+    def step(
+        stack: Stack, weights: Array | None, state: Any, extra: dict[str, Any]
+    ) -> tuple[list[Array], ReducerState]:
         weights, num_nonfinite = present_weights(stack, weights)
         seen = Seen(Roster(weights, state.step, extra), num_nonfinite)
         outcome, source = run(rule, Memory(stack.leaves, seen), state.rule_state)
-        update, new = finished(stack, outcome, source.seen)
-        return stack.rebuild(update), new
+        return finished(stack, outcome, source.seen)
 
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]

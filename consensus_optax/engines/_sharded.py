@@ -191,10 +191,13 @@ def sharded(
         of_state = jax.tree.map(lambda _: whole, state)
         of_rule = map_previous(lambda _: inner, rule, of_state.rule_state)
         of_state = of_state._replace(rule_state=of_rule)
-        of_rows = [PartitionSpec(axes, *spec) for spec in inner]
-        in_specs = (of_rows, by_row, by_row, whole, of_state)
-        pairs = zip(stack.leaves, inner, strict=True)
+        pairs = list(zip(stack.leaves, inner, strict=True))
         leaves = [_with_spec(leaf, spec) for leaf, spec in pairs]
+        of_rows = [
+            _row_spec(leaf, axes, spec)
+            for leaf, spec in zip(leaves, inner, strict=True)
+        ]
+        in_specs = (of_rows, by_row, by_row, whole, of_state)
         mapped = jax.shard_map(
             functools.partial(across, inner),
             mesh=where,
@@ -281,6 +284,12 @@ def _rounded(leaf: Leaf, wire: Any) -> Leaf:
     if wire.itemsize >= leaf.dtype.itemsize:
         return leaf
     return (leaf.materialize() if is_outer_product(leaf) else leaf).astype(wire)
+
+
+def _row_spec(leaf: Leaf, axes: tuple[str, ...], spec: PartitionSpec) -> PartitionSpec:
+    """Where rows lie; factors have other axes than their parameter."""
+    factored = is_outer_product(leaf)
+    return PartitionSpec(axes) if factored else PartitionSpec(axes, *spec)
 
 
 def _with_spec(leaf: Leaf, spec: PartitionSpec) -> Leaf:

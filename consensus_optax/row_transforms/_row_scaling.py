@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax._rows import verbs
+from consensus_optax._rows.explicit import of_each_row
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Tree
@@ -49,7 +51,9 @@ def row_scaling(
         rows, dtype = as_rows(updates, params)
         if not rows:
             return updates, state._replace(step=step)
-        norms = jnp.sqrt(sum(verbs.squared_norms(leaf, dtype) for leaf in rows))
+        squares = lambda rows: [verbs.squared_norms(leaf, dtype) for leaf in rows]
+        add = lambda rows: functools.reduce(jnp.add, squares(rows))
+        norms = jnp.sqrt(of_each_row(add, rows))
         factors = jnp.where(jnp.isfinite(norms), factor(norms, state.step), jnp.nan)
         scaled = jax.tree.map(
             lambda leaf: (
