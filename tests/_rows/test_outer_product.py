@@ -175,7 +175,7 @@ def test_maps_that_stop_at_a_leaf_find_no_arithmetic():
     for operation in refused:
         with pytest.raises(TypeError, match="a reducer is missing here"):
             operation()
-    with pytest.raises(AttributeError, match="no `mean`.*a reducer is missing here"):
+    with pytest.raises(AttributeError, match=r"no `mean`.*a reducer is missing here"):
         leaf.mean(0)
     assert_equal(leaf[1:3], DENSE["layers"][1:3])
     assert_equal(leaf[jnp.array([4])], DENSE["layers"][4:5])
