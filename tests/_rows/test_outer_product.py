@@ -135,6 +135,7 @@ BREAKS = {
     "one entry": lambda x: x[:, 0],
     "flat": lambda x: x.reshape(x.shape[0], -1),
     "transposed": lambda x: x.T,
+    "columns": lambda x: x[..., :2],
     "last axis": lambda x: x[..., None],
     "one axis": lambda x: x.reshape(-1),
     "new axis": lambda x: x[None],
@@ -162,6 +163,33 @@ def test_another_shape_is_refused(name, kind):
         clip.update(broken, clip.init(params))
     with pytest.raises(ValueError, match="a reducer is missing here"):
         broken[kind].materialize()
+
+
+def test_a_square_kernel_is_not_taken_for_its_transpose():
+    """The seal keeps its shape; what is left of the factors does not multiply to it."""
+    leaf = co.OuterProduct(jnp.ones((B, 1, 4)), jnp.ones((B, 1, 4)), (4, 4))
+    assert not each(lambda x: x.swapaxes(1, 2), leaf).is_intact
+
+
+def test_steps_of_many_models_at_once():
+    """Under vmap a leaf has its example axis first, and outside its models'."""
+    loss = lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2)
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+    weights, batches, reducer = draw(2, 8, 7), draw(2, B, 8), co.sign_consensus()
+
+    def reduced(rows, w):
+        return reducer.update(rows, reducer.init(w), w)[0]
+
+    every = jax.jit(jax.vmap(co.per_example_grad(loss)))(weights, batches)
+    assert every.seal.shape == (2, B, 8, 7)
+    updates = jax.jit(jax.vmap(reduced))(every, weights)
+    for model in range(2):
+        rows = co.per_example_grad(loss)(weights[model], batches[model])
+        wanted = reduced(rows, weights[model])
+        np.testing.assert_allclose(updates[model], wanted, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="a reducer is missing here"):
+        reduced(every, weights[0])
 
 
 def test_maps_that_stop_at_a_leaf_find_no_arithmetic():
