@@ -2,14 +2,12 @@
 
 As in tests/_reference.py: rows (a list of N lists of P floats) and weights (N positive
 floats) to a list of P floats. A program over weights is solved for every set of
-weights that may be positive, and the answer is the one that meets all conditions. No
-JAX but for the numbers that PCGrad draws.
+weights that may be positive, and the answer is the one that meets all conditions.
 """
 
 import itertools
 import math
 
-import jax
 import numpy as np
 
 from tests._reference_agreement import dot, norm
@@ -171,28 +169,6 @@ def stationary(G, b, k):
         return None
     x = (middle + math.sqrt(root)) * a - e
     return None if x.sum() <= 0 or (x < 0).any() else x / x.sum()
-
-
-def pcgrad(key, step=0):
-    def rule(rows, weights):
-        step_key = jax.random.fold_in(key, step)
-        total = [0.0] * len(rows[0])
-        for i, w in enumerate(relative(weights)):
-            row_key = jax.random.fold_in(step_key, i)
-            draws = [
-                float(jax.random.uniform(jax.random.fold_in(row_key, j), (), "float32"))
-                for j in range(len(rows))
-            ]
-            h = list(rows[i])
-            for j in sorted(range(len(rows)), key=lambda j: draws[j]):
-                against = dot(h, rows[j])
-                if j != i and against < 0:
-                    part = against / dot(rows[j], rows[j])
-                    h = [x - part * y for x, y in zip(h, rows[j], strict=True)]
-            total = [t + w * x for t, x in zip(total, h, strict=True)]
-        return total
-
-    return rule
 
 
 def singular(matrix):

@@ -10,6 +10,7 @@ import consensus_optax as co
 from tests import _reference_multi_objective as ref
 from tests._pinned import LARGE, SMALL, check, first_update
 from tests._pinned_multi_objective import NASH, PINNED
+from tests._reference_surgery import pcgrad
 
 KEY = jax.random.key(5)
 PAIRS = {
@@ -19,7 +20,7 @@ PAIRS = {
     "dual_projection": (co.dual_projection(), ref.dual_projection()),
     "cagrad": (co.cagrad(), ref.cagrad(0.5)),
     "cagrad, wide": (co.cagrad(2.0), ref.cagrad(2.0)),
-    "pcgrad": (co.pcgrad(KEY), ref.pcgrad(KEY)),
+    "pcgrad": (co.pcgrad(KEY), pcgrad(KEY)),
     "imtl_g": (co.imtl_g(), ref.imtl_g),
     "aligned_mtl": (co.aligned_mtl(), ref.aligned_mtl()),
     "aligned_mtl, median": (co.aligned_mtl(scale="median"), ref.aligned_mtl("median")),
@@ -248,7 +249,7 @@ def test_orders_of_projection_change_from_step_to_step():
         first, state = reducer.update(rows, reducer.init(params), params)
         second, _ = reducer.update(rows, state, params)
         assert np.abs(first - second).max() > 1e-3 * np.abs(first).max()
-        wanted = ref.pcgrad(key, step=1)(LARGE.tolist(), [1.0] * 10)
+        wanted = pcgrad(key, step=1)(LARGE.tolist(), [1.0] * 10)
         np.testing.assert_allclose(second, wanted, rtol=1e-4, atol=1e-3)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rows.explicit import apart, joined
 from consensus_optax._typing import Array
 
 # Positions of the result are slices of the program: an 11 x 11 kernel has 121.
@@ -37,7 +38,7 @@ def as_product(eqn: Any, image: Array, kernel: Array) -> Array | None:
         return None
     patches = _patches(params, image, kernel.shape, positions)  # (T, M)
     out, in_, *space = params["dimension_numbers"].rhs_spec
-    right = kernel.transpose(in_, *space, out).reshape(patches.shape[0], -1)
+    right = joined(kernel.transpose(in_, *space, out), 0, kernel.ndim - 1)
     result = lax.dot_general(
         patches,
         right,
@@ -45,7 +46,7 @@ def as_product(eqn: Any, image: Array, kernel: Array) -> Array | None:
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
-    result = result.reshape(*positions, shape[n_axis], shape[f_axis])
+    result = apart(result, 0, (*positions, shape[n_axis]))
     places = [0] * len(shape)
     for place, axis in enumerate((*axes, n_axis, f_axis)):
         places[axis] = place
@@ -82,5 +83,5 @@ def _patches(
         return seen.transpose(feature, *axes, batch)
 
     each = [patch(position) for position in itertools.product(*map(range, positions))]
-    terms = math.prod((image.shape[feature], *sides))
-    return jnp.stack(each, -2).reshape(terms, -1)
+    terms = joined(jnp.stack(each, -2), 0, 1 + len(sides))
+    return joined(terms, 1, 3)

@@ -9,7 +9,8 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from consensus_optax._rows.layers import LayersFirst
+from consensus_optax._gradients.sources import PLACES, sources
+from consensus_optax._rows.layers import LayersFirst, placed
 from consensus_optax._rows.outer_product import OuterProduct
 
 Read = Callable[[Any], Any]
@@ -20,8 +21,6 @@ CALLS = {
     "closed_call": "call_jaxpr",
     "remat2": "jaxpr",
 }
-MOVES = ("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type")
-
 NOTHING = object()  # a sum to which nothing has been added yet
 
 
@@ -76,7 +75,7 @@ class Scan(NamedTuple):
                 axes = [axes[axis] for axis in eqn.params["permutation"]]
             elif eqn.primitive.name == "add_any" and eqn.invars.count(var) == 1:
                 num_added += 1
-            else:
+            elif eqn.primitive.name not in PLACES:
                 return False
             (var,) = eqn.outvars
         places = [i for i, out in enumerate(self.body.outvars) if out is var]
@@ -110,8 +109,7 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
             continue
         marked.add(var)
         eqn = producers[var]
-        if eqn.primitive.name in (*MOVES, "add_any", "copy"):
-            stack.extend(eqn.invars)
+        stack.extend(sources(eqn))
     return marked
 
 
@@ -122,10 +120,8 @@ def ends(jaxpr: Any, var: Any) -> list[str]:
         return ["input"]
     eqn = producers[var]
     name = eqn.primitive.name
-    if name in (*MOVES, "copy"):
-        return ends(jaxpr, eqn.invars[0])
-    if name == "add_any":
-        return [end for operand in eqn.invars for end in ends(jaxpr, operand)]
+    if found := sources(eqn):
+        return [end for operand in found for end in ends(jaxpr, operand)]
     if name in CALLS:
         inner, _ = _inner(eqn)
         return ends(inner, inner.outvars[eqn.outvars.index(var)])
@@ -155,7 +151,7 @@ def evaluate(
     def number(var: Any) -> Any:
         """A value as an array; one that was kept as a product is multiplied once."""
         if not isinstance(var, core.Literal) and is_kept(values[var]):
-            values[var] = values[var].materialize()
+            values[var] = placed(values[var], var.aval.sharding.spec).materialize()
         return read(var)
 
     scope = Scope(read, number, _zeros(jaxpr, zeros or set()), marked)
@@ -165,7 +161,8 @@ def evaluate(
             if eqn.primitive.name in CALLS and _may_open(eqn):
                 outs = _open(eqn, scope, keep)
             else:
-                outs = keep(eqn, scope)
+                with eqn.ctx.manager:  # the mesh of its place in the program
+                    outs = keep(eqn, scope)
         if outs is None:
             outs = _evaluate_one(jaxpr, eqn, number)
         values.update(zip(eqn.outvars, outs, strict=True))
@@ -249,4 +246,6 @@ def _zeros(jaxpr: Any, zeros: set[Any]) -> set[Any]:
             literal = isinstance(operand, core.Literal)
             if (operand.val == 0) if literal else (operand in zeros):
                 zeros.update(eqn.outvars)
+        elif eqn.primitive.name in PLACES and is_in(eqn.invars[0], zeros):
+            zeros.update(eqn.outvars)
     return zeros

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._gradients.contraction import unfinished, with_products
+from consensus_optax._rows.explicit import explained, whole_along_rows
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
 
@@ -56,6 +57,7 @@ def per_example_value_and_grad(
     _check.flag("materialize", materialize)
     value_and_grad = jax.value_and_grad(fun, argnums, has_aux=has_aux)
 
+    @explained
     def rows_of(*args: Any, **kwargs: Any) -> Any:
         of_row = functools.partial(value_and_grad, **kwargs)
         return value_and_rows(of_row, arrange(args), materialize)
@@ -206,7 +208,7 @@ def arranger(
         given = Arranged(tuple(arranged), tuple(in_axes), num_rows)
         for position in differentiated:
             arranged[position] = given.varying(arranged[position])
-        return given._replace(args=tuple(arranged))
+        return given._replace(args=tuple(whole_along_rows(arranged, in_axes)))
 
     return arrange
 

@@ -7,13 +7,14 @@ keeps what is multiplied out as small as for layers written one after the other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rows.explicit import joined
 from consensus_optax._rows.outer_product import OuterProduct
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
@@ -36,6 +37,15 @@ class LayersFirst(NamedTuple):
         return self.leaf.transposed(tuple(axis - 1 for axis in exchanged[1:]))
 
 
+def placed(leaf: Any, spec: Sequence[Any]) -> Any:
+    """Rows that are multiplied out as an array of this spec on explicit mesh axes."""
+    if isinstance(leaf, LayersFirst):
+        return LayersFirst(placed(leaf.leaf, (spec[1], spec[0], *spec[2:])))
+    if not isinstance(leaf, OuterProduct):
+        return leaf
+    return dataclasses.replace(leaf, spec=tuple(spec[1:]) if any(spec[1:]) else ())
+
+
 def joined_layers(stacked: OuterProduct) -> OuterProduct:
     """Rows of L layers, from a product whose factors lead with L.
 
@@ -44,8 +54,7 @@ def joined_layers(stacked: OuterProduct) -> OuterProduct:
     length = stacked.right.shape[0]
 
     def join(factor: Array) -> Array:  # (L, B, ..., T, M)
-        factor = jnp.moveaxis(factor, 0, 1)
-        return factor.reshape(factor.shape[0], -1, *factor.shape[-2:])
+        return joined(jnp.moveaxis(factor, 0, 1), 1, factor.ndim - 2)
 
     def step(name: str, argument: tuple[int, ...]) -> Any:
         if name == "transpose":
@@ -65,9 +74,7 @@ def joined_terms(stacked: OuterProduct) -> OuterProduct:
     """The sum over an axis S that leads both factors: S T terms instead of T."""
 
     def join(factor: Array, place: int) -> Array:  # (S, B, ..., T, N), T at ``place``
-        factor = jnp.moveaxis(factor, 0, place - 1)
-        shape = factor.shape
-        return factor.reshape(*shape[: place - 1], -1, *shape[place + 1 :])
+        return joined(jnp.moveaxis(factor, 0, place - 1), place - 1, place + 1)
 
     place = stacked.right.ndim - 2
     left, right = join(stacked.left, place), join(stacked.right, place)

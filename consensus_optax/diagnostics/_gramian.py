@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from consensus_optax._rows import verbs
+from consensus_optax._rows.explicit import automatic
 from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Tree
 
@@ -38,8 +42,12 @@ def gramian(rows: Tree) -> Array:
     leaves, dtype = as_rows(rows, None)
     if not leaves:
         raise ValueError("`rows` must have a floating leaf; got none")
-    parts = [verbs.gramian(leaf, dtype) for leaf in leaves]
-    return sum(parts[1:], parts[0])
+
+    def total(leaves: list[Any]) -> Array:
+        parts = [verbs.gramian(leaf, dtype) for leaf in leaves]
+        return sum(parts[1:], parts[0])
+
+    return automatic(total, (leaves,), PartitionSpec())
 
 
 def present(gramian: Array, weights: Array | None) -> tuple[Array, Array]:

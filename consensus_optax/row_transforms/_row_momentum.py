@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
+from consensus_optax._rows.explicit import of_each_row
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Threshold, Tree
@@ -31,6 +33,8 @@ def row_momentum(
     decay: Threshold, num_rows: int
 ) -> optax.GradientTransformationExtraArgs:
     r"""Worker momentum: every row is replaced by the moving average of its own past.
+
+    Also known as: worker momentum.
 
     .. math:: m_i \leftarrow \beta m_i + (1 - \beta)\, g_i
 
@@ -96,9 +100,11 @@ def row_momentum(
         leaves, dtype = as_rows(updates, params)
         if not leaves:
             return updates, state._replace(step=step)
-        finite = jnp.ones(_checked_count(leaves, num_rows), bool)
-        for leaf in leaves:
-            finite &= verbs.finite_rows(leaf, dtype)
+        _check_count(leaves, num_rows)
+        are_finite = lambda rows: functools.reduce(
+            jnp.logical_and, (verbs.finite_rows(leaf, dtype) for leaf in rows)
+        )
+        finite = of_each_row(are_finite, leaves)
         moves = finite if weights is None else finite & (jnp.asarray(weights) > 0)
 
         def average(leaf: Any, old: Array) -> Array:
@@ -131,12 +137,11 @@ def _column(flags: Array, like: Array) -> Array:
     return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _checked_count(leaves: list[Any], num_rows: int) -> int:
-    """B, which must be that of the state."""
+def _check_count(leaves: list[Any], num_rows: int) -> None:
+    """Raises unless B is that of the state."""
     count = leaves[0].shape[0]
     if count != num_rows:
         raise ValueError(
             f"`num_rows` must be the number of rows of the stack; got {num_rows}, but "
             f"the rows are {count}. Pad with rows of weight 0."
         )
-    return count

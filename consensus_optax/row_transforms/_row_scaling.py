@@ -1,7 +1,8 @@
-"""What clipping and normalizing share: every row times a number made of its norm."""
+"""What clipping, normalizing and scaling share: every row times a number."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax._rows import verbs
+from consensus_optax._rows.explicit import of_each_row
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Tree
@@ -49,18 +51,21 @@ def row_scaling(
         rows, dtype = as_rows(updates, params)
         if not rows:
             return updates, state._replace(step=step)
-        norms = jnp.sqrt(sum(verbs.squared_norms(leaf, dtype) for leaf in rows))
+        squares = lambda rows: [verbs.squared_norms(leaf, dtype) for leaf in rows]
+        add = lambda rows: functools.reduce(jnp.add, squares(rows))
+        norms = jnp.sqrt(of_each_row(add, rows))
         factors = jnp.where(jnp.isfinite(norms), factor(norms, state.step), jnp.nan)
-        scaled = jax.tree.map(
-            lambda leaf: (
-                verbs.scale(leaf, factors)
-                if jnp.issubdtype(leaf.dtype, jnp.floating)
-                else leaf
-            ),
-            updates,
-            is_leaf=is_outer_product,
-        )
         share = jnp.mean((factors < 1).astype(jnp.float32))
-        return scaled, RowScalingState(step, share)
+        return scaled(updates, factors), RowScalingState(step, share)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scaled(updates: Tree, factors: Array) -> Tree:
+    """Row i of every floating leaf times factors[i]."""
+
+    def scale(leaf: Any) -> Any:
+        moves = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return verbs.scale(leaf, factors) if moves else leaf
+
+    return jax.tree.map(scale, updates, is_leaf=is_outer_product)

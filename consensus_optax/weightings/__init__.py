@@ -31,6 +31,8 @@ from consensus_optax.weightings._nash_mtl import nash_mtl
 from consensus_optax.weightings._neighbor_filter import neighbor_filter
 from consensus_optax.weightings._normalized_mean import normalized_mean
 from consensus_optax.weightings._pcgrad import pcgrad
+from consensus_optax.weightings._per_leaf import per_leaf
+from consensus_optax.weightings._previous_update_filter import previous_update_filter
 from consensus_optax.weightings._sign_filter import sign_filter
 from consensus_optax.weightings._span_hessian import span_hessian
 from consensus_optax.weightings._subspace_weighting import subspace_weighting
@@ -66,6 +68,8 @@ __all__ = [
     "neighbor_filter",
     "normalized_mean",
     "pcgrad",
+    "per_leaf",
+    "previous_update_filter",
     "sign_filter",
     "span_hessian",
     "subspace_weighting",

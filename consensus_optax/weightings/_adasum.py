@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
-def adasum(scope: str = "leaf") -> Reducer:
+@named
+def adasum() -> Reducer:
     r"""AdaSum: pairs of rows summed less what they have in common, in a binary tree.
 
     Also known as: AdaSum, adaptive summation.
@@ -34,15 +35,11 @@ def adasum(scope: str = "leaf") -> Reducer:
 
     ``weights``: only whether they are 0 matters.
 
-    Args:
-      scope: ``"leaf"``: every parameter by itself, as in the authors' code; or
-        ``"model"``.
+    Differs from the authors' code, which takes every parameter by itself: for that,
+    ``co.per_leaf(co.adasum())``.
 
     Returns:
       A :class:`Reducer`.
-
-    Raises:
-      ValueError: ``scope`` is neither.
 
     Cost: the Gramian and one copy of it, O(B^2) on these, one combination.
 
@@ -57,7 +54,6 @@ def adasum(scope: str = "leaf") -> Reducer:
       [1. 2.]
       [1. 0.]
     """
-    _check.one_of("scope", scope, ("leaf", "model"))
 
     def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         order = jnp.argsort(~roster.present, stable=True)  # the absent ones last
@@ -70,7 +66,7 @@ def adasum(scope: str = "leaf") -> Reducer:
         weights = nodes.weights * _shares(nodes, jnp.zeros_like(nodes.bounds))
         return jnp.zeros_like(weights).at[order].set(weights), state
 
-    return reducer(Weighting(weigh, scope=scope))
+    return reducer(Weighting(weigh))
 
 
 class _Nodes(NamedTuple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings import _preference
@@ -16,6 +17,7 @@ from consensus_optax.weightings._preference import Preference
 from consensus_optax.weightings._spectrum import spectrum
 
 
+@named
 def aligned_mtl(preference: Preference | None = None, scale: str = "min") -> Reducer:
     r"""Aligned-MTL: a weighted sum of rows whose stack was given equal singular values.
 

@@ -16,10 +16,12 @@ from consensus_optax._rules.solvers import (
     ratio,
     unsolved,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
+@named
 def cagrad(c: Threshold = 0.5) -> Reducer:
     r"""CAGrad: in a ball around the mean, the step whose least gain is largest.
 

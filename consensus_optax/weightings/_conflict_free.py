@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, cosines, product, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings import _preference
@@ -15,6 +16,7 @@ from consensus_optax.weightings._preference import Preference
 from consensus_optax.weightings._spectrum import spectrum
 
 
+@named
 def conflict_free(preference: Preference | None = None) -> Reducer:
     r"""ConFIG: the direction with one cosine to all rows, as long as the rows agree.
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, cancels, fair_division, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
 
+@named
 def fairgrad(alpha: Threshold = 2.0) -> Reducer:
     r"""FairGrad: the step whose gains are divided alpha-fairly among the rows.
 

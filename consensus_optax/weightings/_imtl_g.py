@@ -8,11 +8,13 @@ import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._spectrum import spectrum
 
 
+@named
 def imtl_g() -> Reducer:
     r"""IMTL-G: the step on whose line all rows have projections of one length.
 

@@ -12,10 +12,12 @@ from consensus_optax._rules.solvers import (
     proven,
     unsolved,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def mgda() -> Reducer:
     r"""MGDA: the shortest convex combination of the rows.
 

@@ -14,11 +14,13 @@ from consensus_optax._rules.solvers import (
     ratio,
     unsolved,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
 
+@named
 def nash_mtl(max_norm: Threshold | None = 1.0) -> Reducer:
     r"""Nash-MTL: the step that maximises the product of the rows' gains.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,14 @@ from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.blocks_of_rows import by_blocks
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, product, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._preference import relative_weights
+from consensus_optax.weightings._surgery import Rotation, random_orders
 
 
-class _Rotation(NamedTuple):
-    """Every row's combination of rows so far, and its products with all rows."""
-
-    weights: Array
-    products: Array
-
-
+@named
 def pcgrad(key: Array) -> Reducer:
     r"""PCGrad: takes out of each row what opposes the others, in random order; the sum.
 
@@ -67,32 +63,22 @@ def pcgrad(key: Array) -> Reducer:
 
     def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         size = roster.weights.shape[0]
-        step_key = jax.random.fold_in(key, roster.step)
-        places = jnp.cumsum(roster.present) - 1  # an absent row changes no draw
         counts, squares = relative_weights(roster), gramian.diagonal()
 
-        def draws(i: Array) -> Array:
-            row_key = jax.random.fold_in(step_key, i)
-            pair_keys = jax.vmap(lambda j: jax.random.fold_in(row_key, j))(places)
-            draw = lambda key: jax.random.uniform(key, (), jnp.float32)
-            return jax.vmap(draw)(pair_keys)
-
         def project_rows(rows: Array, there: Array) -> Array:
-            order = jnp.argsort(jax.vmap(draws)(places[rows]), 1)  # (b, B)
+            order = random_orders(key, roster, rows)  # (b, B)
             indices = jnp.arange(rows.shape[0])
 
-            def project(k: Array, rotation: _Rotation) -> _Rotation:
+            def project(k: Array, rotation: Rotation) -> Rotation:
                 others = order[:, k]  # (b,)
                 against = jnp.minimum(rotation.products[indices, others], 0)
                 taken = jnp.where(others != rows, ratio(against, squares[others]), 0)
-                return _Rotation(
-                    rotation.weights.at[indices, others].add(-taken),
-                    rotation.products - taken[:, None] * gramian[others],
-                )
+                return rotation.plus(-taken, others, gramian)
 
             itself = jax.nn.one_hot(rows, size, dtype=gramian.dtype)
-            start = _Rotation(itself, gramian[rows])
-            start = varying_like(start, gramian, roster.weights)
+            start = varying_like(
+                Rotation(itself, gramian[rows]), gramian, roster.weights
+            )
             end = lax.fori_loop(0, size, project, start)
             return product(jnp.where(there, counts[rows], 0), end.weights)
 

@@ -11,6 +11,7 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, stationary_on_simplex, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -45,8 +46,11 @@ class SimplexRegionState(NamedTuple):
     converged: Array
 
 
+@named
 def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
     r"""Second-order weights (trust region) in the subspace that the rows span.
+
+    Also known as: subspace trust region.
 
     .. math:: \min_a\; -\bar g^\top u + \tfrac12\, u^\top \nabla^2 f\, u
         \quad\text{for}\quad u = \sum_i a_i g_i, \quad \|u\| \le \Delta

@@ -17,12 +17,14 @@ from consensus_optax._rules.solvers import (
     kept,
     unsolved,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
 
+@named
 def upgrad(
     preference: Preference | None = None, regularization: Threshold = 1e-4
 ) -> Reducer:

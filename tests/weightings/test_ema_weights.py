@@ -83,7 +83,7 @@ def test_a_schedule_of_decays():
 
 def test_a_rule_that_remembers_and_one_by_leaf():
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
-    for rule in (co.centered_clipping(1.0), co.subspace_weighting(scope="leaf")):
+    for rule in (co.centered_clipping(1.0), co.per_leaf(co.subspace_weighting())):
         plain = rule.update(rows, rule.init(PARAMS), PARAMS)[0]
         reducer = co.ema_weights(rule, 3)
         got, state = reducer.update(rows, reducer.init(PARAMS), PARAMS)
