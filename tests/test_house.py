@@ -58,6 +58,7 @@ CROSS_CUTTING = {
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     "test_contract_leaves",
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
+    *["test_multi_objective_stationary", "test_multi_objective_memory"],
 }
 
 

@@ -72,9 +72,7 @@ def sand_mask(
     <https://arxiv.org/abs/2106.02266>`_, 2021.
 
     Examples:
-      >>> from typing import Any
-
-    import jax.numpy as jnp
+      >>> import jax.numpy as jnp
       >>> rule, params = sand_mask(), jnp.zeros(2)
       >>> rows = jnp.array([[1., 3.], [1., -1.]])
       >>> rule.update(rows, rule.init(params), params)[0].tolist()

@@ -62,9 +62,7 @@ def signal_to_noise(min_ratio: Threshold = 1.0, gate: str = "hard") -> Reducer:
     <https://arxiv.org/abs/2001.07384>`_, 2020.
 
     Examples:
-      >>> from typing import Any
-
-    import jax.numpy as jnp
+      >>> import jax.numpy as jnp
       >>> rule, params = signal_to_noise(), jnp.zeros(2)
       >>> rows = jnp.array([[1., 5.], [2., -4.], [3., 2.]])
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
