@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Collection
 from typing import Any
@@ -58,6 +59,27 @@ def one_of(name: str, value: Any, choices: Collection[str]) -> None:
     """Checks that a string option is one of its choices."""
     if value not in choices:
         fail(name, f"one of {', '.join(map(repr, choices))}", value)
+
+
+def known_words(given: Collection[str], ours: Collection[str]) -> None:
+    """Checks that no keyword is a misspelt one of ours.
+
+    Others pass, since a chain hands the same keywords to all its parts; ``value`` and
+    whatever else optax reads is never meant to be ours.
+    """
+    for name in given:
+        if name in ours or name in _OPTAX_WORDS:
+            continue
+        meant = difflib.get_close_matches(name.lower(), ours, 1, _LOOKS_LIKE)
+        if meant:
+            raise ValueError(
+                f"`{name}` is no keyword of `update`; did you mean `{meant[0]}`?"
+            )
+
+
+# Of optax's line searches, plateau reduction and microbatching.
+_OPTAX_WORDS = ("value", "grad", "value_fn", "loss")
+_LOOKS_LIKE = 0.8  # one letter wrong, missing or exchanged in `values`
 
 
 def flag(name: str, value: Any) -> None:

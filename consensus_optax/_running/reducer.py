@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 from optax.experimental import aggregating
 
-from consensus_optax._rows.stack import as_stack, present_weights
-from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax import _check
+from consensus_optax._rows.stack import as_stack, present_weights, without_nans
+from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rules.kinds import WORDS, Roster, Rule
 from consensus_optax._running.run import Outcome, init_rule, run
 from consensus_optax._typing import Array, Tree
 
@@ -21,7 +23,8 @@ class ReducerState(NamedTuple):
       step: () int32, updates made so far.
       ready: () bool, False where nothing was agreed on and the update is zero.
       num_present: () int32, rows that counted.
-      num_nonfinite: () int32, rows excluded for an inf or a nan.
+      num_nonfinite: () int32, rows excluded for an inf or a nan, or for a weight that
+        is none: negative, not finite or above 1e30.
       rule_state: the rule's own state.
     """
 
@@ -68,7 +71,8 @@ def reducer(rule: Rule) -> Reducer:
 
     Raises:
       ValueError: in ``update``, when traced: a leaf is not (B,) + its parameter's
-        shape, ``params`` is missing, or ``weights`` is not (B,).
+        shape, ``params`` is missing, ``weights`` is not (B,), or holds what is no
+        weight and is not traced, or a keyword is a misspelt one of ours.
 
     Cost: that of the rule; the test for non-finite entries reads the rows once.
 
@@ -91,7 +95,7 @@ def reducer(rule: Rule) -> Reducer:
             ready=zero(jnp.bool_),
             num_present=zero(jnp.int32),
             num_nonfinite=zero(jnp.int32),
-            rule_state=init_rule(rule, params),
+            rule_state=init_rule(rule, arrays_of(params)),
         )
 
     def update(
@@ -102,11 +106,13 @@ def reducer(rule: Rule) -> Reducer:
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, ReducerState]:
+        _check.known_words(extra, WORDS)
         stack = as_stack(updates, params)
         if not stack.leaves:  # say, one label of optax.partition without parameters
             step = jnp.asarray(optax.safe_increment(state.step))
             return stack.rebuild([]), state._replace(step=step)
         weights, num_nonfinite = present_weights(stack, weights)
+        stack = without_nans(stack, weights)
         roster = Roster(weights, state.step, extra)
         outcome = run(rule, stack.leaves, roster, state.rule_state)
         return stack.rebuild(outcome.update), next_state(outcome, roster, num_nonfinite)

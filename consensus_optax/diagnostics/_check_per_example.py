@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consensus_optax._gradients.arguments import positions
 from consensus_optax._gradients.per_example import per_example_grad
 from consensus_optax._typing import Tree
 
@@ -85,14 +86,14 @@ def _rows(fun: Callable[..., Any], call: tuple[Any, ...], options: Any) -> Tree:
 
 def _draws(fun: Callable[..., Any], call: tuple[Any, ...]) -> bool:
     """Whether random numbers are drawn, whichever way the key comes in."""
-    program = str(jax.make_jaxpr(fun)(*call))
+    program = str(jax.make_jaxpr(lambda: fun(*call))())
     return any(name in program for name in _RANDOM)
 
 
 def _equal_examples(call: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
     """The arguments with the first example in every place of the batch."""
-    batched = options.get("batch_argnums", 1)
-    batched = (batched,) if isinstance(batched, int) else tuple(batched)
+    named = options.get("batch_argnums", 1)
+    batched = positions("batch_argnums", named, len(call))
     repeat = lambda x: jnp.broadcast_to(jnp.asarray(x)[:1], jnp.shape(x))
     return tuple(
         jax.tree.map(repeat, argument) if position in batched else argument

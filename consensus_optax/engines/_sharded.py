@@ -13,9 +13,15 @@ from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.stack import Stack, as_stack, present_weights
+from consensus_optax._rows.stack import (
+    Stack,
+    as_stack,
+    checked_weights,
+    present_weights,
+)
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import Leaf
-from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._rules.kinds import WORDS, Roster, Rule
 from consensus_optax._running.reducer import Reducer, next_state, rule_of
 from consensus_optax._running.run import map_previous
 from consensus_optax._typing import Array, AxisName, Tree
@@ -133,12 +139,13 @@ def sharded(
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, Any]:
+        _check.known_words(extra, (*WORDS, *per_row))
+        params = arrays_of(params)
         stack = as_stack(updates, params)
         if not stack.leaves:
             return reducer.update(updates, state, params, **extra)
         specs = specs_of(params, param_specs)
-        if weights is None:
-            weights = jnp.ones(stack.num_rows, stack.dtype)
+        weights = checked_weights(weights, stack.num_rows, stack.dtype)
         named = {name: extra.pop(name) for name in per_row if name in extra}
         across = functools.partial(_update, rule, axes, wire, stack)
         if is_inside(axes):

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._gradients.per_example import Argnums, arranger, value_and_rows
+from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.stack import as_stack, checked_weights
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._running.reducer import Reducer, next_state, rule_of
 from consensus_optax._typing import Array
 from consensus_optax.engines.mesh.by_coordinates import Sharded
@@ -91,19 +93,16 @@ def value_and_reduced_grad(
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
-    numbers = argnums if isinstance(argnums, int) else tuple(argnums)
 
     def reduced(
         *args: Any, state: Any, weights: Array | None = None, **kwargs: Any
     ) -> Any:
         arranged = arrange(args)
-        one = isinstance(numbers, int)
-        params = args[numbers] if one else tuple(args[i] for i in numbers)
+        params = arrays_of(arranged.differentiated(args))
         of_row = functools.partial(fun, **kwargs)
         losses = lambda value: value[0] if has_aux else value
         if microbatch_size is None or microbatch_size >= arranged.num_rows:
-            value_and_grad = jax.value_and_grad(of_row, numbers, has_aux)
-            value, rows = value_and_rows(value_and_grad, arranged)
+            value, rows = value_and_rows(of_row, arranged, has_aux)
             update, new = reducer.update(
                 rows, state, params, weights=weights, values=losses(value)
             )
@@ -111,9 +110,7 @@ def value_and_reduced_grad(
             stack = as_stack(jax.tree.map(_one_row, params), params)
             checked = checked_weights(weights, arranged.num_rows, stack.dtype)
             indices = row_indices(arranged.num_rows, microbatch_size)
-            micro = Microbatches(
-                of_row, numbers, has_aux, arranged, params, checked, indices
-            )
+            micro = Microbatches(of_row, has_aux, arranged, params, checked, indices)
             outcome, (rows, num_nonfinite, value) = run(micro, state)
             update = stack.rebuild(outcome.update)
             new = next_state(outcome, rows, num_nonfinite)
@@ -130,5 +127,5 @@ def _one_row(param: Array) -> jax.ShapeDtypeStruct:
 
 def _mean(values: Array, weights: Array) -> Array:
     """Weighted mean of the finite values of rows that are there; nan if none is."""
-    weights = jnp.where(jnp.isfinite(values), weights, 0)
+    weights = jnp.where(jnp.isfinite(values) & (weights > 0), weights, 0)
     return jnp.vdot(weights, jnp.where(weights > 0, values, 0)) / weights.sum()

@@ -11,7 +11,8 @@ import optax
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.stack import as_rows
+from consensus_optax._rows.stack import as_rows, checked_weights
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Threshold, Tree
 
 
@@ -81,7 +82,8 @@ def row_momentum(
             shape = (num_rows, *param.shape) if floating else ()
             return jnp.zeros(shape, verbs.decision_dtype(param))
 
-        return RowMomentumState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params))
+        rows = jax.tree.map(zeros, arrays_of(params))
+        return RowMomentumState(jnp.zeros((), jnp.int32), rows)
 
     def update(
         updates: Tree,
@@ -99,7 +101,7 @@ def row_momentum(
         finite = jnp.ones(_checked_count(leaves, num_rows), bool)
         for leaf in leaves:
             finite &= verbs.finite_rows(leaf, dtype)
-        moves = finite if weights is None else finite & (jnp.asarray(weights) > 0)
+        moves = finite & (checked_weights(weights, num_rows, dtype) > 0)
 
         def average(leaf: Any, old: Array) -> Array:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
