@@ -6,7 +6,9 @@ Shared arguments reach the loss as they are, as under ``jax.vmap(jax.grad(loss))
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,7 +71,7 @@ class Arranged(NamedTuple):
         several = _several(self.argnums)
         traced = [i for i, axis in enumerate(self.in_axes) if axis == 0 or i in several]
 
-        @known_as(function)
+        @known_as(function, traced)
         def of_traced(*given: Any) -> Any:
             args = list(self.args)
             for position, arg in zip(traced, given, strict=True):
@@ -78,6 +80,10 @@ class Arranged(NamedTuple):
 
         axes = [self.in_axes[i] for i in traced]
         return of_traced, axes, [self.args[i] for i in traced]
+
+
+class ForgottenAxis(UserWarning):
+    """What is shared by all rows looks as if it had one entry for each."""
 
 
 def arranger(
@@ -142,11 +148,31 @@ def positions(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def known_as(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator: in messages of JAX what is decorated goes by the function's name."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return functools.wraps(function, updated=())
+def known_as(
+    function: Callable[..., Any], traced: Sequence[int] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: in messages of JAX what is decorated goes by the function's name.
+
+    So do its arguments; ``traced`` tells which of the function's they are, if not all.
+    """
+    named = function
+    while isinstance(named, functools.partial):
+        named = named.func
+
+    def decorate(wrapper: Callable[..., Any]) -> Callable[..., Any]:
+        wrapper = functools.update_wrapper(wrapper, named, updated=())
+        parameters: list[inspect.Parameter] = []
+        with contextlib.suppress(TypeError, ValueError):  # not written in Python
+            parameters += inspect.signature(function).parameters.values()
+        if traced is not None:
+            names = [parameter.name for parameter in parameters]
+            names += [f"argument_{i}" for i in range(len(names), max(traced) + 1)]
+            kind = inspect.Parameter.POSITIONAL_ONLY
+            parameters = [inspect.Parameter(names[i], kind) for i in traced]
+        wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
+        return wrapper
+
+    return decorate
 
 
 def _checked(name: str, argnums: Argnums) -> tuple[int, ...]:
@@ -254,6 +280,6 @@ def _warn_of_forgotten(shared: dict[int, Any], num_rows: int, length: int) -> No
                 f"Argument {position} leads with {length} entries, as many as there "
                 "are examples, but every row gets all of them. If they belong to the "
                 "examples, name it in `batch_argnums`; if not, pass it by keyword.",
-                UserWarning,
+                ForgottenAxis,
                 stacklevel=4,
             )

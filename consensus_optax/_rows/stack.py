@@ -193,8 +193,8 @@ def without_nans(stack: Stack, weights: Array) -> Stack:
 def checked_weights(weights: Any, num_rows: int, dtype: Any) -> Array:
     """Weights in the dtype of decisions, (B,), ones if not given.
 
-    A weight is at least 0, and at most 1e30, so that sums of them are finite. What is
-    none, say a nan, is -1 where it is traced and cannot be an error.
+    A weight is at least 0, and at most 1e16, so that what is weighted and added stays
+    finite. What is none, say a nan, is -1 where it is traced and cannot be an error.
 
     Raises:
       ValueError: there is not one for every row; what is no weight is not traced.
@@ -215,7 +215,7 @@ def checked_weights(weights: Any, num_rows: int, dtype: Any) -> Array:
     return jnp.where((given >= 0) & (given <= most), given, -1)
 
 
-_MOST = 1e30  # 3e8 of them can be added in float32
+_MOST = 1e16  # counts of more are no longer exact, even in float64
 
 
 def _as_array(weights: Any) -> Any:
@@ -233,5 +233,5 @@ def _check_weights(weights: np.ndarray) -> None:
     for row in np.flatnonzero(~((weights >= 0) & (weights <= _MOST))):
         raise ValueError(
             f"`weights` must be in [0, {_MOST:g}]; got {weights[row]:g} for row {row}. "
-            "The weight of a row that is not there is 0."
+            "Only their ratios count: scale them all. A row that is not there has 0."
         )

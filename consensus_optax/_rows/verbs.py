@@ -78,10 +78,10 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
     if is_outer_product(leaf):
         right = finite_rows(leaf.right, dtype)
         return right if leaf.is_look_up else right & finite_rows(leaf.left, dtype)
-    rows = leaf.astype(dtype)
     if jax.debug_nans.value:
-        return jnp.isfinite(rows.reshape(rows.shape[0], -1)).all(1)
-    return jnp.isfinite(_row_sums(rows, 0))
+        narrowed = jnp.where(jnp.isfinite(leaf), leaf, jnp.inf).astype(dtype)
+        return jnp.isfinite(narrowed).reshape(leaf.shape[0], -1).all(1)
+    return jnp.isfinite(_row_sums(leaf.astype(dtype), 0))
 
 
 def _row_sums(rows: Array, factor: float) -> Array:

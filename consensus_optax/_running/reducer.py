@@ -24,7 +24,7 @@ class ReducerState(NamedTuple):
       ready: () bool, False where nothing was agreed on and the update is zero.
       num_present: () int32, rows that counted.
       num_nonfinite: () int32, rows excluded for an inf or a nan, or for a weight that
-        is none: negative, not finite or above 1e30.
+        is none: negative, not finite or above 1e16.
       rule_state: the rule's own state.
     """
 
