@@ -86,9 +86,11 @@ def per_example_grad(
 
     Args:
       fun: loss, a scalar; with ``has_aux`` a pair (loss, aux).
-      argnums: argument or arguments to differentiate, as in ``jax.grad``.
+      argnums: argument or arguments to differentiate, as in ``jax.grad``; their leaves
+        are floating arrays or numbers.
       batch_argnums: argument or arguments whose leaves lead with the example axis;
-        all others (and keywords) are shared by all rows.
+        all others (and keywords) are shared by all rows, and reach ``fun`` as they are:
+        flags, strings, functions and modules pass.
       has_aux: whether ``fun`` returns (value, aux); the gradient function then returns
         (rows, aux), every leaf of aux with a leading B.
       keep_batch_dim: True: ``fun`` sees batches of ``group_size`` examples; False: one
@@ -104,8 +106,14 @@ def per_example_grad(
       argument with (B, \*shape) leaves.
 
     Raises:
-      ValueError: a static argument is wrong; when traced, leaves of the batch have
-        different lengths, or a length that ``group_size`` does not divide.
+      ValueError: a static argument is wrong; when traced, it names no argument, leaves
+        of the batch have different lengths, or a length that ``group_size`` does not
+        divide, a leaf is none that can be batched or differentiated, or ``fun`` returns
+        no scalar.
+
+    Warns:
+      UserWarning: a shared positional argument has as many entries as the batch, labels
+        for instance, which broadcasting would hide. By keyword it is meant so.
 
     Inside ``jax.shard_map``, with ``check_vma`` or without, rows are those of the
     device's own examples, fit for :func:`sharded`; i is then counted on the device, so
