@@ -70,6 +70,7 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
 
     0 * x is nan just for the non-finite x, so one product with a vector of zeros tells
     at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times slower on CPU.
+    Under ``jax_debug_nans``, where a nan made on purpose stops the program, that is it.
     """
     if has_layers(leaf):
         num_bad = lambda layer: (~finite_rows(layer, dtype)).astype(jnp.int32)
@@ -77,6 +78,9 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
     if is_outer_product(leaf):
         right = finite_rows(leaf.right, dtype)
         return right if leaf.is_look_up else right & finite_rows(leaf.left, dtype)
+    if jax.debug_nans.value:
+        narrowed = jnp.where(jnp.isfinite(leaf), leaf, jnp.inf).astype(dtype)
+        return jnp.isfinite(narrowed).reshape(leaf.shape[0], -1).all(1)
     return jnp.isfinite(_row_sums(leaf.astype(dtype), 0))
 
 
