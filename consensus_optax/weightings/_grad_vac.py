@@ -15,7 +15,7 @@ from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._preference import relative_weights
-from consensus_optax.weightings._surgery import Rotation, random_orders
+from consensus_optax.weightings._surgery import Rotation, random_orders, unchanged
 
 _MOST = 0.9999  # of a target: nearer to 1 an angle is rounding, and what it asks for
 _GONE = 64  # units in the last place of what is left of a row's squared length
@@ -102,7 +102,8 @@ def grad_vac(key: Array, num_rows: int, decay: Threshold = 0.99) -> Reducer:
         gramian: Array, roster: Roster, state: GradVacState
     ) -> tuple[Array, GradVacState]:
         _check.rows_expected(num_rows, roster.weights.shape[0])
-        order, indices = random_orders(key, roster), jnp.arange(num_rows)
+        indices = jnp.arange(num_rows)
+        order = random_orders(key, roster, indices)
         squares = gramian.diagonal()
         lengths = jnp.sqrt(squares)
         least = _GONE * jnp.finfo(gramian.dtype).eps * squares
@@ -126,7 +127,7 @@ def grad_vac(key: Array, num_rows: int, decay: Threshold = 0.99) -> Reducer:
             target = target.at[indices, others].set(usual)
             return rotation.plus(added, others, gramian), target
 
-        start = Rotation(jnp.eye(num_rows, dtype=gramian.dtype), gramian), state.target
+        start = unchanged(indices, gramian), state.target
         start = varying_like(start, gramian, roster.weights)
         end, target = lax.fori_loop(0, num_rows, meet, start)
         weights = product(relative_weights(roster), end.weights)
