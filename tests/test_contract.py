@@ -220,7 +220,9 @@ def test_one_trace_donated_buffers_and_a_standstill_without_rows(row):
         donated = jax.tree.leaves((parameters, state[1].inner))
         parameters, state = compiled(parameters, state, rows, weights)
         assert all(x.is_deleted() for x in donated)
-        seen.append((matrix(parameters), matrix(state[1].inner), state[0].ready))
+        seen.append(
+            (matrix(parameters), matrix(state[1].inner), state[0].consensus_ready)
+        )
     assert traces == 1
     assert [bool(ready) for _, _, ready in seen] == [True, False, True, True]
     assert (seen[0][0] == seen[1][0]).all()

@@ -89,7 +89,7 @@ def test_leaves_without_gradient_pass():
         assert (updates["key"].shape, updates["zero"].shape) == ((), (4,))
         assert updates["none"] is None
         assert updates["masked"] == optax.MaskedNode()
-        assert state.ready
+        assert state.consensus_ready
 
 
 def test_no_leaf_at_all_is_no_update():
@@ -98,5 +98,5 @@ def test_no_leaf_at_all_is_no_update():
     parameters = {"w": optax.MaskedNode()}
     updates, state = reducer.update(parameters, reducer.init(parameters), parameters)
     assert updates == parameters
-    assert not state.ready
+    assert not state.consensus_ready
     assert state.step == 1

@@ -48,7 +48,7 @@ def runner(row, dtype=jnp.float32, compiled=None, **options):
 
     def run(rows, weights):
         updates, new = program(tree(rows, dtype), jnp.asarray(weights, dtype))
-        numbers = (new.ready, new.num_present, new.num_nonfinite)
+        numbers = (new.consensus_ready, new.num_present, new.num_nonfinite)
         updates = compared(row, matrix(updates, batch_ndim=1))
         return Outcome(updates, *map(np.asarray, numbers))
 

@@ -31,7 +31,9 @@ class ReducerState(NamedTuple):
 
     Attributes:
       step: () int32, updates made so far.
-      ready: () bool, False where nothing was agreed on and the update is zero.
+      consensus_ready: () bool, False where nothing was agreed on and the update is
+        zero. (``ready`` is what optax's ``accumulate_avg_updates`` says, and
+        ``aggregating.process`` looks for one such field alone.)
       num_present: () int32, rows that counted.
       num_nonfinite: () int32, rows excluded for an inf or a nan, or for a weight that
         is none: negative, not finite or above 1e16.
@@ -39,7 +41,7 @@ class ReducerState(NamedTuple):
     """
 
     step: Array
-    ready: Array
+    consensus_ready: Array
     num_present: Array
     num_nonfinite: Array
     rule_state: Any
@@ -79,7 +81,7 @@ def reducer(rule: Rule) -> Reducer:
       - a row of weight 0 is the same as no row;
       - sums, inner products and votes are in float32 at least (float64 with float64
         parameters), the update has the parameters' dtypes;
-      - nothing agreed on: the update is exactly zero and ``ready`` is False.
+      - nothing agreed on: the update is exactly zero and ``consensus_ready`` is False.
 
     Args:
       rule: a :class:`Fold`, :class:`Columns` or :class:`Weighting`.
@@ -115,7 +117,7 @@ def reducer(rule: Rule) -> Reducer:
         zero = lambda dtype: jnp.zeros((), dtype)
         return ReducerState(
             step=zero(jnp.int32),
-            ready=zero(jnp.bool_),
+            consensus_ready=zero(jnp.bool_),
             num_present=zero(jnp.int32),
             num_nonfinite=zero(jnp.int32),
             rule_state=init_rule(rule, arrays_of(params)),
@@ -173,7 +175,7 @@ def finished(
         update = [jnp.where(fits, leaf, 0) for leaf in update]
     state = ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
-        ready=ready,
+        consensus_ready=ready,
         num_present=num_present(roster.present),
         num_nonfinite=seen.num_nonfinite,
         rule_state=outcome.state,
