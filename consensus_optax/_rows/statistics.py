@@ -16,7 +16,6 @@ from jax import lax
 
 from consensus_optax._typing import Array
 
-
 # Rows merged per turn of a fold, so that the carry is read and written once for all:
 # on two CPU cores 4 reach memory bandwidth.
 ARRAYS_PER_TURN = 4

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import consensus_optax as co
 from consensus_optax._rows import statistics, verbs
 
 B, ORDER = 6, jnp.array([1, 1, 2, 3, 1, 5])
