@@ -28,4 +28,3 @@ def test_what_is_to_be_computed_again_is_not_shared_with_the_first_time(prevent_
     ours = co.per_example_grad(loss(prevent_cse))
     barriers = str(jax.make_jaxpr(ours)(ws, x)).count("optimization_barrier")
     assert barriers == DEPTH * prevent_cse
-

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from tests._laws import Tolerance
 from tests._stacks import B
 
 
@@ -22,6 +23,7 @@ class Row(NamedTuple):
       thresholds: arguments that take numbers, arrays or schedules.
       rtol: of float32, relative to the largest entry of an update; 1e-6 is what the
         project asks for.
+      loose: names of stacks that need another, with it.
       least_rows: a stack of fewer is an error when traced.
       rounding: names of stacks whose update float32 cannot know; it is not compared.
     """
@@ -33,6 +35,7 @@ class Row(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     thresholds: tuple[str, ...] = ()
     rtol: float = 1e-6
+    loose: Mapping[str, float] = MappingProxyType({})
     least_rows: int = 1
     rounding: tuple[str, ...] = ()
 
@@ -41,6 +44,11 @@ class Row(NamedTuple):
         plain = {k: v for k, v in self.options.items() if isinstance(v, short)}
         options = ", ".join(f"{key}={value}" for key, value in plain.items())
         return f"{self.factory.__name__}({options})"
+
+    @property
+    def tolerance(self):
+        """``rtol`` and ``loose``."""
+        return Tolerance(self.rtol, self.loose)
 
     @property
     def remembers_rows(self):
