@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import consensus_optax as co
+from consensus_optax._rows import verbs
 from consensus_optax._rows.statistics import MINMOD, WEIGHTED_SQUARES, WEIGHTED_SUM
 from tests._models import MODELS, array, assert_close, assert_rows, square
 
@@ -66,7 +67,7 @@ def test_every_verb_agrees_on_factors_and_arrays():
         ),
     }
 
-    def verbs(leaf, direction):
+    def every_verb(leaf, direction):
         mixed = verbs.Mixed(matrix, leaf, order)
         return [
             verbs.gramian(leaf, dtype),
@@ -86,7 +87,7 @@ def test_every_verb_agrees_on_factors_and_arrays():
         for i in range(5):
             assert_close(leaf.restore(leaf.row(i)), rows[i], 2e-6)  # as below
         direction = draw(*leaf.shape[1:])
-        compare = jax.jit(lambda *of: [verbs(x, of[0]) for x in of[1:]])
+        compare = jax.jit(lambda *of: [every_verb(x, of[0]) for x in of[1:]])
         for x, y in zip(*compare(direction, leaf, rows), strict=True):
             assert_close(x, y, 2e-6)  # float32 rounding
 
