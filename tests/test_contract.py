@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 import consensus_optax as co
 from tests._stacks import B, matrix, params
-from tests.zoo import FACTORIES
+from tests.zoo import EVERY_FACTORY
 
-every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
+every_reducer = pytest.mark.parametrize("row", EVERY_FACTORY)
 
 
 def described(value):

@@ -10,11 +10,11 @@ from optax.experimental import aggregating
 import consensus_optax as co
 from tests._laws import close
 from tests._stacks import STACKS, B, matrix
-from tests.zoo import FACTORIES
+from tests.zoo import EVERY_FACTORY, FACTORIES
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
 
-every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
+every_reducer = pytest.mark.parametrize("row", EVERY_FACTORY)
 with_thresholds = pytest.mark.parametrize(
     "row", [row for row in FACTORIES if row.thresholds], ids=str
 )

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from consensus_optax._gradients.arguments import known_as
 from consensus_optax._gradients.convolution import as_product
 from consensus_optax._gradients.jaxprs import (
     NOTHING,
@@ -51,7 +52,7 @@ _CONVOLUTION = "conv_general_dilated"
 
 def unfinished(
     function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
-) -> tuple[Any, Any, list[str]]:
+) -> tuple[Any, Any]:
     """Evaluates ``vmap(function, in_axes)(*args)`` without the rows' contractions.
 
     Args:
@@ -60,12 +61,9 @@ def unfinished(
       *args: arguments of all rows.
 
     Returns:
-      (value, rows, ends): rows with outer products where possible; for every leaf of
-      rows, in order, the names of the operations at which the walk back ended.
+      (value, rows), rows with outer products where possible.
     """
-    all_rows = jax.vmap(with_products(function), tuple(in_axes))
-    closed, shapes, wanted = _traced(all_rows, args)
-    ended = [" + ".join(ends(closed.jaxpr, var)) for var in wanted]
+    closed, shapes, wanted = _traced(_of_all_rows(function, in_axes), args)
     outputs = _evaluated(closed, args, wanted, _keep)
     value_tree, rows_tree = map(jax.tree.structure, shapes)
     values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
@@ -75,7 +73,21 @@ def unfinished(
     ]
     whole = lambda x: x.materialize() if is_kept(x) else x
     value = jax.tree.unflatten(value_tree, map(whole, values))
-    return value, jax.tree.unflatten(rows_tree, map(_worth, rows)), ended
+    return value, jax.tree.unflatten(rows_tree, map(_worth, rows))
+
+
+def ends_of_rows(
+    function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
+) -> list[str]:
+    """For every leaf of :func:`unfinished` rows the operations in which it ends."""
+    closed, _, wanted = _traced(_of_all_rows(function, in_axes), args)
+    return [" + ".join(end) for end in ends(closed.jaxpr, wanted)]
+
+
+def _of_all_rows(
+    function: Callable[..., Any], in_axes: Sequence[int | None]
+) -> Callable[..., Any]:
+    return jax.vmap(with_products(function), tuple(in_axes))
 
 
 def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,9 +97,10 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     the same function.
     """
 
+    @known_as(function)
     def of_row(*args: Any) -> Any:
         closed, shapes, wanted = _traced(function, args)
-        ended = itertools.chain(*(ends(closed.jaxpr, var) for var in wanted))
+        ended = itertools.chain(*ends(closed.jaxpr, wanted))
         some = any(_CONVOLUTION in end for end in ended)
         outputs = _evaluated(closed, args, wanted if some else (), _rewrite)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
+from jax import dtypes, lax
 from jax.extend import core
 
 from consensus_optax._gradients.sources import PLACES, sources
@@ -113,21 +113,51 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
     return marked
 
 
-def ends(jaxpr: Any, var: Any) -> list[str]:
-    """Names of the operations at which the walk back from a variable ends."""
-    producers = _producers(jaxpr)
-    if isinstance(var, core.Literal) or var not in producers:
-        return ["input"]
-    eqn = producers[var]
-    name = eqn.primitive.name
-    if found := sources(eqn):
-        return [end for operand in found for end in ends(jaxpr, operand)]
-    if name in CALLS:
-        inner, _ = _inner(eqn)
-        return ends(inner, inner.outvars[eqn.outvars.index(var)])
-    if name == "scan":
-        return _ends_of_scan(eqn, eqn.outvars.index(var))
-    return [name]
+def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
+    """For every wanted variable the operations at which the walk back from it ends.
+
+    Every name once. A variable is visited once, however many sums it is part of.
+    """
+    producers, stack = _producers(jaxpr), list(wanted)
+    known: dict[Any, tuple[str, ...]] = {}
+    bodies: dict[int, list[tuple[str, ...]]] = {}
+
+    def of_body(eqn: Any, body: Any) -> list[tuple[str, ...]]:
+        if id(eqn) not in bodies:
+            bodies[id(eqn)] = ends(body, body.outvars)
+        return bodies[id(eqn)]
+
+    given = lambda var: not is_in(var, producers)
+    found = lambda var: ("input",) if given(var) else known[var]
+    while stack:
+        var = stack[-1]
+        if given(var) or var in known:
+            stack.pop()
+            continue
+        eqn = producers[var]
+        operands = sources(eqn)
+        unknown = [x for x in operands if not given(x) and x not in known]
+        stack.extend(unknown)
+        if not unknown:
+            names = [end for operand in operands for end in found(operand)]
+            known[var] = tuple(dict.fromkeys(names)) or _end(eqn, var, of_body)
+    return [found(var) for var in wanted]
+
+
+def _end(eqn: Any, var: Any, of_body: Any) -> tuple[str, ...]:
+    """Where the walk back ends at an operation that is no move, or inside of it."""
+    index = eqn.outvars.index(var)
+    if eqn.primitive.name in CALLS:
+        return of_body(eqn, _inner(eqn)[0])[index]
+    if eqn.primitive.name != "scan":
+        return (eqn.primitive.name,)
+    scan = as_scan(eqn)
+    carried = index < scan.num_carry
+    if eqn.effects or (carried and not scan.accumulates(index)):
+        return ("scan with effects" if eqn.effects else "scan",)
+    inner = of_body(eqn, scan.body)[index]
+    kept = [end for end in inner if not (carried and end == "input")]
+    return tuple(f"{end} in scan" for end in kept)
 
 
 def evaluate(
@@ -218,21 +248,11 @@ def _parts(jaxpr: Any) -> Any:
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
 
 
-def _ends_of_scan(eqn: Any, index: int) -> list[str]:
-    """Where in its body the walk back from an output of a scan ends."""
-    scan = as_scan(eqn)
-    carried = index < scan.num_carry
-    if eqn.effects or (carried and not scan.accumulates(index)):
-        return ["scan with effects" if eqn.effects else "scan"]
-    inner = ends(scan.body, scan.body.outvars[index])
-    return [f"{end} in scan" for end in inner if not (carried and end == "input")]
-
-
 def _producers(jaxpr: Any) -> dict[Any, Any]:
     return {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
 
 
-def is_in(var: Any, those: set[Any]) -> bool:
+def is_in(var: Any, those: Collection[Any]) -> bool:
     """Whether a variable, which may be a literal, is among others."""
     return not isinstance(var, core.Literal) and var in those
 
@@ -243,9 +263,16 @@ def _zeros(jaxpr: Any, zeros: set[Any]) -> set[Any]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "broadcast_in_dim":
             (operand, *_) = eqn.invars
-            literal = isinstance(operand, core.Literal)
-            if (operand.val == 0) if literal else (operand in zeros):
+            if _is_zero(operand) or is_in(operand, zeros):
                 zeros.update(eqn.outvars)
         elif eqn.primitive.name in PLACES and is_in(eqn.invars[0], zeros):
             zeros.update(eqn.outvars)
     return zeros
+
+
+def _is_zero(operand: Any) -> bool:
+    """Whether this is a literal 0; a float0 is no number and compares to none."""
+    if not isinstance(operand, core.Literal):
+        return False
+    is_number = getattr(operand.val, "dtype", None) != dtypes.float0
+    return is_number and bool(operand.val == 0)

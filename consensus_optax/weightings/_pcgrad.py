@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -16,7 +15,7 @@ from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._preference import relative_weights
-from consensus_optax.weightings._surgery import Rotation, random_orders
+from consensus_optax.weightings._surgery import Rotation, random_orders, unchanged
 
 
 @named
@@ -66,7 +65,7 @@ def pcgrad(key: Array) -> Reducer:
         counts, squares = relative_weights(roster), gramian.diagonal()
 
         def project_rows(rows: Array, there: Array) -> Array:
-            order = random_orders(key, roster, rows)  # (b, B)
+            order = random_orders(key, roster, rows)
             indices = jnp.arange(rows.shape[0])
 
             def project(k: Array, rotation: Rotation) -> Rotation:
@@ -75,10 +74,7 @@ def pcgrad(key: Array) -> Reducer:
                 taken = jnp.where(others != rows, ratio(against, squares[others]), 0)
                 return rotation.plus(-taken, others, gramian)
 
-            itself = jax.nn.one_hot(rows, size, dtype=gramian.dtype)
-            start = varying_like(
-                Rotation(itself, gramian[rows]), gramian, roster.weights
-            )
+            start = varying_like(unchanged(rows, gramian), gramian, roster.weights)
             end = lax.fori_loop(0, size, project, start)
             return product(jnp.where(there, counts[rows], 0), end.weights)
 

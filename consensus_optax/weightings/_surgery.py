@@ -18,7 +18,7 @@ class Rotation(NamedTuple):
     products: Array  # (b, B)
 
     def plus(self, added: Array, others: Array, gramian: Array) -> Rotation:
-        """Each h and added (b,) times the row ``others`` (b,) names."""
+        """Each h and ``added`` times the row that ``others`` names, (b,) both."""
         indices = jnp.arange(added.shape[0])
         return Rotation(
             self.weights.at[indices, others].add(added),
@@ -26,8 +26,14 @@ class Rotation(NamedTuple):
         )
 
 
+def unchanged(rows: Array, gramian: Array) -> Rotation:
+    """The rows of these indices, (b,), as they are."""
+    itself = jax.nn.one_hot(rows, gramian.shape[0], dtype=gramian.dtype)
+    return Rotation(itself, gramian[rows])
+
+
 def random_orders(key: Array, roster: Roster, rows: Array) -> Array:
-    """For each of some rows all rows in an order of its own and of the step, (b, B)."""
+    """For each of ``rows`` (b,) all rows in an order of its own, by step; (b, B)."""
     step_key = jax.random.fold_in(key, roster.step)
     places = jnp.cumsum(roster.present) - 1  # an absent row changes no draw
 
