@@ -11,7 +11,7 @@ import pytest
 import consensus_optax as co
 from tests._laws import close
 from tests._stacks import B, factored, matrix, params
-from tests.zoo import OF_EACH_KIND, ZOO
+from tests.zoo import OF_EACH_KIND
 
 every_reducer = pytest.mark.parametrize("row", OF_EACH_KIND)
 
