@@ -105,11 +105,18 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
     producers, marked, stack = _producers(jaxpr), set(), list(wanted)
     while stack:
         var = stack.pop()
-        if isinstance(var, core.Literal) or var in marked or var not in producers:
+        if isinstance(var, core.Literal) or var in marked:
             continue
         marked.add(var)
+        if var not in producers:
+            continue
         eqn = producers[var]
         stack.extend(sources(eqn))
+        if eqn.primitive.name in CALLS and _may_open(eqn):
+            inner, _ = _inner(eqn)
+            reached = walk_back(inner, [inner.outvars[eqn.outvars.index(var)]])
+            pairs = zip(eqn.invars, inner.invars, strict=True)
+            stack.extend(given for given, own in pairs if own in reached)
     return marked
 
 
@@ -124,7 +131,12 @@ def ends(jaxpr: Any, var: Any) -> list[str]:
         return [end for operand in found for end in ends(jaxpr, operand)]
     if name in CALLS:
         inner, _ = _inner(eqn)
-        return ends(inner, inner.outvars[eqn.outvars.index(var)])
+        out = inner.outvars[eqn.outvars.index(var)]
+        reached = walk_back(inner, [out])
+        pairs = zip(eqn.invars, inner.invars, strict=True)
+        outer = [given for given, own in pairs if own in reached]
+        within = [end for end in ends(inner, out) if not (outer and end == "input")]
+        return within + [end for given in outer for end in ends(jaxpr, given)]
     if name == "scan":
         return _ends_of_scan(eqn, eqn.outvars.index(var))
     return [name]
@@ -188,7 +200,7 @@ def _evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
 def _open(eqn: Any, scope: Scope, keep: Keep) -> list[Any]:
     """A call, evaluated in place."""
     inner, consts = _inner(eqn)
-    operands = [scope.number(var) for var in eqn.invars]
+    operands = [scope.read(var) for var in eqn.invars]
     if eqn.params.get("prevent_cse"):  # recompute, as jax.checkpoint asks
         operands = list(lax.optimization_barrier(tuple(operands)))
     outs = zip(eqn.outvars, inner.outvars, strict=True)
