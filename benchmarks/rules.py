@@ -1,6 +1,6 @@
 """What does each rule cost, and how does that grow with the number of rows?
 
-    python -m benchmarks.rules --rules min_norm upgrad --repeats 20
+    python -m benchmarks.rules --rules mgda upgrad --repeats 20
 
 Every reducer of the registry, and those that need arguments. First alone, on rows of so
 few numbers that a Gramian of them is cheap ("Gramian" is timed beside it): what is left
@@ -30,7 +30,7 @@ PARAMS = 512  # numbers in a row: B rows of them do not depend on each other
 
 # Reducers that need arguments; those that need more than rows are left out.
 OTHERS: dict[str, Callable[[], Any]] = {
-    "project_conflicts": lambda: co.project_conflicts(jax.random.key(0)),
+    "pcgrad": lambda: co.pcgrad(jax.random.key(0)),
     "graddrop": lambda: co.graddrop(0.0, jax.random.key(0)),
     "krum": lambda: co.krum(1),
     "bulyan": lambda: co.bulyan(1),

@@ -8,6 +8,8 @@ Rows go in with a leading example axis, one update comes out, as optax transform
 Each family of methods lists its names in its own folder; they are all here as well.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
 from consensus_optax import (
     columns,
     diagnostics,
@@ -75,3 +77,14 @@ __all__ += mixings.__all__
 __all__ += row_transforms.__all__
 __all__ += update_transforms.__all__
 __all__ += weightings.__all__
+
+if not TYPE_CHECKING:  # to a type checker it would say that there is every name
+
+    def __getattr__(name: str) -> NoReturn:
+        """What a name that is not there may have meant."""
+        missing = f"module 'consensus_optax' has no attribute {name!r}"
+        if name.startswith("_"):
+            raise AttributeError(missing)
+        from consensus_optax._registry import suggestion  # once it is asked for
+
+        raise AttributeError(f"{missing}; {suggestion(name)}".rstrip("; "))

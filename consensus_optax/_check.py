@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from collections.abc import Collection
 from typing import Any
@@ -13,9 +15,9 @@ import numpy as np
 from consensus_optax._typing import Array, Threshold
 
 
-def fail(name: str, requirement: str, value: Any) -> None:
+def fail(name: str, requirement: str, value: Any, hint: str = "") -> None:
     """Raises the one sentence that every bad argument gets."""
-    raise ValueError(f"`{name}` must be {requirement}; got {value!r}")
+    raise ValueError(f"`{name}` must be {requirement}; got {value!r}{hint}")
 
 
 def interval(
@@ -55,9 +57,28 @@ def static_number(
 
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> None:
-    """Checks that a string option is one of its choices."""
-    if value not in choices:
-        fail(name, f"one of {', '.join(map(repr, choices))}", value)
+    """Checks that a string option is one of its choices; suggests the nearest."""
+    words = [*map(str, choices)]
+    if isinstance(value, str) and value in words:
+        return
+    close = difflib.get_close_matches(value, words, 1) if isinstance(value, str) else ()
+    hint = f". Did you mean {close[0]!r}?" if close else ""
+    fail(name, f"one of {', '.join(map(repr, words))}", value, hint)
+
+
+def function(name: str, value: Any, *arguments: str) -> None:
+    """Checks that a value can be called with these arguments, as far as it tells."""
+    wanted = f"a function of ({', '.join(arguments)})"
+    if not callable(value):
+        fail(name, wanted, value)
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some builtins do not tell
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ValueError(f"`{name}` must be {wanted}; got one of {signature}") from None
 
 
 def flag(name: str, value: Any) -> None:
@@ -81,12 +102,21 @@ def count(name: str, value: Any, minimum: int = 1) -> None:
         fail(name, f"at least {minimum}", value)
 
 
-def enough_rows(name: str, value: int, count: int, minimum: int, bound: str) -> None:
+def enough_rows(name: str, value: float, count: int, minimum: int, bound: str) -> None:
     """Checks, when traced, that a stack of ``count`` rows is what a bound asks for."""
     if count < minimum:
         raise ValueError(
             f"`{name}` must leave {bound}, so with {name}={value} at least {minimum} "
             f"rows are needed; got {count}"
+        )
+
+
+def rows_expected(num_rows: int, count: int) -> None:
+    """Checks, when traced, that a stack has as many rows as a state was made for."""
+    if count != num_rows:
+        raise ValueError(
+            f"`num_rows` must be the number of rows of the stack; got {num_rows}, but "
+            f"the rows are {count}. Pad with rows of weight 0, or make the rule anew."
         )
 
 

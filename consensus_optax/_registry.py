@@ -2,7 +2,9 @@
 
 import ast
 import difflib
+import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -151,9 +153,47 @@ def _find(name: str) -> Factory:
     known = factories()
     if name in known:
         return known[name]
-    public = getattr(co, name, None) if name in co.__all__ else None
+    public = getattr(co, name) if name in co.__all__ else None
     if inspect.isfunction(public):
         return public  # one that needs arguments; `_build` checks what it makes
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    hint = suggestion(name) or f"known: {', '.join(known)}"
     raise ValueError(f"unknown rule {name!r}; {hint}")
+
+
+def suggestion(name: str) -> str:
+    """The public name that a name that is not there may have meant.
+
+    Args:
+      name: a misspelt name, or one by which others call it: the docstrings' "Also known
+        as".
+
+    Returns:
+      A question, or "".
+
+    Examples:
+      >>> suggestion("GAF"), suggestion("trimed_mean"), suggestion("zzz")
+      ('did you mean `cosine_filter`?', 'did you mean `trimmed_mean`?', '')
+    """
+    known = _names_and_synonyms()
+    close = difflib.get_close_matches(_plain(name), known, 1, cutoff=0.75)
+    return f"did you mean `{known[close[0]]}`?" if close else ""
+
+
+@functools.cache
+def _names_and_synonyms() -> dict[str, str]:
+    """Public names by themselves and by what else their docstrings call them."""
+    docs = {name: inspect.getdoc(getattr(co, name)) or "" for name in co.__all__}
+    lines = {name: _SYNONYMS.search(doc) for name, doc in docs.items()}
+    pairs = [
+        (x, name) for name, line in lines.items() if line for x in line[1].split(",")
+    ]
+    pairs += [(name, name) for name in co.__all__]  # last, as names win
+    return {_plain(called): name for called, name in pairs}
+
+
+_SYNONYMS = re.compile(r"^Also known as: (.+)\.$", re.MULTILINE)
+
+
+def _plain(name: str) -> str:
+    """Letters and digits alone, since others write AND-mask, CClip, pc_grad."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())

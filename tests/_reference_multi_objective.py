@@ -2,14 +2,12 @@
 
 As in tests/_reference.py: rows (a list of N lists of P floats) and weights (N positive
 floats) to a list of P floats. A program over weights is solved for every set of
-weights that may be positive, and the answer is the one that meets all conditions. No
-JAX but for the numbers that PCGrad draws.
+weights that may be positive, and the answer is the one that meets all conditions.
 """
 
 import itertools
 import math
 
-import jax
 import numpy as np
 
 from tests._reference_agreement import dot, norm
@@ -77,7 +75,7 @@ def shortest(rows):
     return best, best @ G @ best <= 1e-14 * (best @ lengths) ** 2
 
 
-def min_norm(rows, weights):
+def mgda(rows, weights):
     del weights
     best, cancel = shortest(rows)
     return [0.0] * len(rows[0]) if cancel else combined(best, rows)
@@ -106,22 +104,24 @@ def regularized(rows, epsilon):
     return G / (np.trace(G) or 1.0) + epsilon * np.eye(len(rows))
 
 
-def dual_projection(epsilon=1e-4, preference=None):
-    def rule(rows, weights):
-        p = preferred(preference, weights)
-        return combined(projected(regularized(rows, epsilon), np.array(p)), rows)
+def projections(rows, epsilon, lower):
+    """The sum of the projections, or zero where more than half of them is missing."""
+    H, lower = regularized(rows, epsilon), np.array(lower)
+    each = np.array([projected(H, u) for u in lower])
+    image = each @ gramian(rows)
+    if (image * lower).sum() > 2 * (image * each).sum():
+        return [0.0] * len(rows[0])
+    return combined(each.sum(0), rows)
 
-    return rule
+
+def dual_projection(epsilon=1e-4, preference=None):
+    lower = lambda weights: [preferred(preference, weights)]
+    return lambda rows, weights: projections(rows, epsilon, lower(weights))
 
 
 def upgrad(epsilon=1e-4, preference=None):
-    def rule(rows, weights):
-        H, total = regularized(rows, epsilon), np.zeros(len(rows))
-        for i, p in enumerate(preferred(preference, weights)):
-            total += projected(H, p * np.eye(len(rows))[i])
-        return combined(total, rows)
-
-    return rule
+    lower = lambda weights: np.diag(preferred(preference, weights))
+    return lambda rows, weights: projections(rows, epsilon, lower(weights))
 
 
 def preferred(preference, weights):
@@ -130,7 +130,7 @@ def preferred(preference, weights):
     return [p * w for p, w in zip(preference, relative(weights), strict=True)]
 
 
-def conflict_averse(c):
+def cagrad(c):
     def rule(rows, weights):
         center = combined(mean_weights(weights), rows)
         k = c * norm(center)
@@ -171,28 +171,6 @@ def stationary(G, b, k):
     return None if x.sum() <= 0 or (x < 0).any() else x / x.sum()
 
 
-def project_conflicts(key, step=0):
-    def rule(rows, weights):
-        step_key = jax.random.fold_in(key, step)
-        total = [0.0] * len(rows[0])
-        for i, w in enumerate(relative(weights)):
-            row_key = jax.random.fold_in(step_key, i)
-            draws = [
-                float(jax.random.uniform(jax.random.fold_in(row_key, j), (), "float32"))
-                for j in range(len(rows))
-            ]
-            h = list(rows[i])
-            for j in sorted(range(len(rows)), key=lambda j: draws[j]):
-                against = dot(h, rows[j])
-                if j != i and against < 0:
-                    part = against / dot(rows[j], rows[j])
-                    h = [x - part * y for x, y in zip(h, rows[j], strict=True)]
-            total = [t + w * x for t, x in zip(total, h, strict=True)]
-        return total
-
-    return rule
-
-
 def singular(matrix):
     """Left vectors and singular values that are not rounding."""
     U, s, _ = np.linalg.svd(np.array(matrix))
@@ -200,7 +178,7 @@ def singular(matrix):
     return U[:, kept], s[kept]
 
 
-def impartial(rows, weights):
+def imtl_g(rows, weights):
     del weights
     U, s = singular(rows)
     lengths = np.array([norm(g) for g in rows])
@@ -210,7 +188,7 @@ def impartial(rows, weights):
     return combined(v / v.sum(), rows)
 
 
-def aligned(scale="min", preference=None):
+def aligned_mtl(scale="min", preference=None):
     def rule(rows, weights):
         U, s = singular(rows)
         p = np.array(preferred(preference, weights))
@@ -277,7 +255,7 @@ def gains(rows, counts, alpha):
     return v * unit ** (1 / (1 + beta)) / d
 
 
-def fair(alpha):
+def fairgrad(alpha):
     def rule(rows, weights):
         kept = [i for i, g in enumerate(rows) if any(g)]
         moving, counts = [rows[i] for i in kept], relative(weights)
@@ -287,9 +265,9 @@ def fair(alpha):
     return rule
 
 
-def nash(max_norm):
+def nash_mtl(max_norm):
     def rule(rows, weights):
-        update = fair(1.0)(rows, weights)
+        update = fairgrad(1.0)(rows, weights)
         length = norm(update)
         if max_norm is not None and length > max_norm:
             update = [x / length * max_norm for x in update]

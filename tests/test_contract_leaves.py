@@ -59,8 +59,7 @@ def test_rows_may_be_numpy_arrays(row):
     assert jax.tree.all(jax.tree.map(same, updates, parameters))
 
 
-@pytest.mark.parametrize("scope", ["model", "leaf"])
-def test_leaves_without_gradient_pass(scope):
+def test_leaves_without_gradient_pass():
     """Integers, booleans, keys, float0, None and masked nodes among the parameters."""
     parameters = {
         "w": jnp.ones(2),
@@ -78,7 +77,7 @@ def test_leaves_without_gradient_pass(scope):
         "key": np.zeros((B,), jax.dtypes.float0),
         "zero": np.zeros((B, 4), jax.dtypes.float0),
     }
-    for reducer in (co.sign_consensus(), co.cosine_filter(scope=scope)):
+    for reducer in (co.sign_consensus(), co.cosine_filter()):
         updates, state = reducer.update(rows, reducer.init(parameters), parameters)
         assert updates["w"].tolist() == [1, 1]
         assert (updates["count"].dtype, updates["count"].tolist()) == (
@@ -95,7 +94,7 @@ def test_leaves_without_gradient_pass(scope):
 
 def test_no_leaf_at_all_is_no_update():
     """As below a label of `optax.partition` that no parameter has."""
-    reducer = co.subspace_weighting(scope="leaf")
+    reducer = co.per_leaf(co.subspace_weighting())
     parameters = {"w": optax.MaskedNode()}
     updates, state = reducer.update(parameters, reducer.init(parameters), parameters)
     assert updates == parameters

@@ -157,14 +157,14 @@ def test_process_makes_no_step_without_consensus(make):
 
 
 def test_an_injected_threshold_can_be_turned_while_training():
-    tx = optax.inject_hyperparams(co.cosine_filter, static_args=("average", "scope"))(
-        threshold=0.1
+    tx = optax.inject_hyperparams(co.cosine_filter, static_args=("average",))(
+        max_distance=0.1
     )
     parameters = jnp.zeros(2)
     rows = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     state = tx.init(parameters)
     strict, state = tx.update(rows, state, parameters)
-    state.hyperparams["threshold"] = jnp.float32(1.0)
+    state.hyperparams["max_distance"] = jnp.float32(1.0)
     generous, _ = tx.update(rows, state, parameters)
     assert strict.tolist() == [0, 0]
     assert generous.tolist() == [0.5, 0.5]

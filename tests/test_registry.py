@@ -1,5 +1,7 @@
 """Rules by name: whatever is public and needs no arguments, and what can be written."""
 
+import inspect
+
 import jax.numpy as jnp
 import pytest
 
@@ -18,7 +20,7 @@ def test_every_public_reducer_with_defaults_is_found():
 
 def test_every_other_reducer_is_listed_with_what_it_needs():
     found = _registry.needing_arguments()
-    assert {"project_conflicts(key)", "ema_weights(rule, num_rows)"} <= set(found)
+    assert {"pcgrad(key)", "ema_weights(rule, num_rows)"} <= set(found)
     names = {name.partition("(")[0] for name in found}
     assert not names & set(_registry.factories())
     assert "reducer" not in names
@@ -59,7 +61,7 @@ def test_arguments_are_passed():
 
 
 def test_arguments_may_be_random_keys():
-    text = "project_conflicts(key(3)), graddrop(leak=0.5, key=key(0))"
+    text = "pcgrad(key(3)), graddrop(leak=0.5, key=key(0))"
     rules = _registry.parse_rules(text)
     assert all(isinstance(rule, co.Reducer) for rule in rules.values())
 
@@ -74,8 +76,9 @@ def test_rules_may_be_made_of_rules():
     [
         (
             "sign_consensu",
-            "unknown rule 'sign_consensu'; did you mean 'sign_consensus'",
+            "unknown rule 'sign_consensu'; did you mean `sign_consensus`",
         ),
+        ("GAF", "unknown rule 'GAF'; did you mean `cosine_filter`"),
         ("zzz", "unknown rule 'zzz'; known: "),
         ("", "no rules given"),
         ("mean,,sign_consensus", "cannot read the rules"),
@@ -94,3 +97,63 @@ def test_rules_may_be_made_of_rules():
 def test_what_cannot_be_read(text, message):
     with pytest.raises(ValueError, match=message):
         _registry.parse_rules(text)
+
+
+KNOWN_AS = {
+    **dict.fromkeys(["GAF", "gradient_agreement_filtering"], "cosine_filter"),
+    **dict.fromkeys(["AND_mask", "consensus_training"], "sign_consensus"),
+    **dict.fromkeys(["min_norm", "MGDA"], "mgda"),
+    **dict.fromkeys(["pcgrad_", "project_conflicts"], "pcgrad"),
+    "conflict_averse": "cagrad",
+    "nash": "nash_mtl",
+    "fair": "fairgrad",
+    "aligned": "aligned_mtl",
+    "impartial": "imtl_g",
+    "ConFIG": "conflict_free",
+    "AdaCons": "subspace_weighting",
+    "MeaMed": "mean_around_median",
+    "CGE": "comparative_elimination",
+    "NNM": "nearest_neighbor_mixing",
+    "CCLIP": "centered_clipping",
+    "RFA": "geometric_median",
+    "MDA": "minimum_diameter",
+    "DnC": "divide_and_conquer",
+    "FLTrust": "trusted_row",
+    "RM3": "median_of_three_steps",
+    "trimed_mean": "trimmed_mean",
+    "Reducr": "Reducer",
+    "ARC": "adaptive_clipping",
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_AS)
+def test_other_names_lead_to_ours(name):
+    if name.lower() not in co.__all__:
+        with pytest.raises(AttributeError, match=rf"`{KNOWN_AS[name]}`\?$"):
+            getattr(co, name)
+    assert _registry.suggestion(name) == f"did you mean `{KNOWN_AS[name]}`?"
+
+
+def test_a_name_like_none_of_ours_is_missing_plainly():
+    with pytest.raises(AttributeError, match=r"has no attribute 'zzz'$"):
+        co.zzz  # noqa: B018
+    assert not hasattr(co, "_no_such_module")
+
+
+def test_no_two_rules_claim_one_name():
+    """A synonym that two docstrings have, or that is another rule's name, misleads."""
+    claimed = {}
+    for name in co.__all__:
+        for line in _registry._SYNONYMS.findall(
+            inspect.getdoc(getattr(co, name)) or ""
+        ):
+            for synonym in map(_registry._plain, line.split(",")):
+                assert claimed.setdefault(synonym, name) == name
+    others = {_registry._plain(name): name for name in co.__all__}
+    assert all(others.get(x, name) == name for x, name in claimed.items())
+
+
+def test_every_synonym_is_on_one_line_of_one_form():
+    for name in co.__all__:
+        doc = inspect.getdoc(getattr(co, name)) or ""
+        assert doc.count("lso known as") == len(_registry._SYNONYMS.findall(doc)) <= 1

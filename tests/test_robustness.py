@@ -146,7 +146,7 @@ NEEDS = [  # with f = 2
     (co.bulyan, "n >= 4f + 3", 11),
     (co.minimum_diameter, "n > 2f", 5),
     (co.comparative_elimination, "n > 2f", 5),
-    (co.divide_and_conquer, "n > max(2f, ceil(c f)) with c=1", 5),
+    (co.divide_and_conquer, "n > 2f", 5),
     (mixed_mean, "n > 2f", 5),
     (clipped_mean, "n > 2f", 5),
 ]

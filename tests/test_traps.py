@@ -124,7 +124,7 @@ def test_counts_are_static():
     with pytest.raises(ValueError, match="'num_rows' in `static_args`"):
         jax.jit(lambda: first_update(injected(momentum=0.5, num_rows=8)))()
     static = optax.inject_hyperparams(
-        co.subspace_weighting, static_args=("num_rows", "rescale", "scope")
+        co.subspace_weighting, static_args=("num_rows", "length")
     )
     updates = first_update(static(momentum=0.5, num_rows=8))
     assert updates["w"].any()

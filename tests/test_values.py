@@ -24,10 +24,10 @@ VALUES = {
     "geometric": (co.sign_consensus(magnitude="geometric"), [0, 1, 1]),
     "cosine_filter": (co.cosine_filter(), [0, 0, 0]),
     "cosine_filter, wide": (co.cosine_filter(1.79), [1, 1, 1.25]),
-    "by leaf": (co.cosine_filter(scope="leaf"), [0, 0, 0]),
+    "by leaf": (co.per_leaf(co.cosine_filter()), [0, 0, 0]),
     "subspace_weighting": (co.subspace_weighting(), A @ UNITS / A.sum()),
     "rescaled to the mean norm": (
-        co.subspace_weighting(rescale="mean_norm"),
+        co.subspace_weighting(length="mean_norm"),
         A @ UNITS / A.sum() * (FIRST + SECOND) / 2,
     ),
     "among": (co.among(co.cosine_filter(1.79), co.sign_consensus()), [0, 1, 0.5]),

@@ -124,3 +124,10 @@ def _multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:
     zeros = varying_like(zeros, x, y)
     both = (parts(x), parts(x) if y is x else parts(y))
     return lax.scan(add, zeros, both)[0]
+
+
+def border(gramian: Array, side: Array, previous: Array) -> Array:
+    """A Gramian with one row more, whose products with the others are ``side``."""
+    corner = jnp.vdot(previous, previous, precision=lax.Precision.HIGHEST)
+    top = jnp.concatenate([gramian, side[:, None]], 1)
+    return jnp.concatenate([top, jnp.append(side, corner)[None]], 0)

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from consensus_optax._rows.explicit import automatic, spec_of
+from consensus_optax._rows.seal import MISSING, is_seal, sealed
 from consensus_optax._typing import Array
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ Step = tuple[str, tuple[int, ...]]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    sealed,
     data_fields=["left", "right"],
     meta_fields=["row_shape", "steps", "dtype", "precision", "spec"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class OuterProduct:
     r"""Rows :math:`g_i = \sum_t a_{it} \otimes d_{it}` of one parameter, as factors.
 
@@ -49,10 +50,21 @@ class OuterProduct:
       precision: precision of the contraction in the model's own backward pass.
       spec: mesh axes that each axis of the parameter's shape is cut along; what is
         multiplied out is cut so if they are explicit.
+      seal: None, or what came out of a tree function in the place of the seal that
+        went in: see below. It is made, not given.
 
     Guarantees: ``materialize()`` equals the gradient that ``jax.vmap(jax.grad(fun))``
-    computes, to rounding. The object is a pytree whose children are the two factors,
-    so it crosses ``jit``, ``vmap``, ``scan`` and ``shard_map``.
+    computes, to rounding. The object is a pytree, so it crosses ``jit``, ``vmap``,
+    ``scan``, ``shard_map`` and ``device_put``. Its children are the factors and a seal,
+    (B, *parameter.shape) random keys without bits, which takes no memory and no time.
+    What selects or moves rows acts on all three and is right: ``x[:4]``, ``x[indices]``
+    and ``jnp.concatenate`` along the example axis, in ``jax.tree.map``. What would
+    calculate with the factors, such as ``optax.scale`` or ``x.mean(0)``, raises, since
+    JAX does not calculate with keys; a seal of another shape is refused by reducers and
+    by ``materialize``.
+    Edge cases: JAX does fill, sort out by ``jnp.where`` and compare keys; so
+    ``optax.set_to_zero`` is right, and ``jnp.ones_like`` and ``optax.zero_nans`` act on
+    factors: multiply out before them.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -62,6 +74,9 @@ class OuterProduct:
       (1, 2, 2)
       >>> leaf.materialize()[0].tolist()
       [[3.0, 5.0], [6.0, 10.0]]
+      >>> leaf + 1.0  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      TypeError: ...a reducer is missing here...
     """
 
     left: Array
@@ -71,6 +86,18 @@ class OuterProduct:
     dtype: Any = np.dtype("float32")
     precision: Any = None
     spec: tuple[Any, ...] = ()
+    seal: Any = dataclasses.field(default=None, init=False, repr=False)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the factors are still those of these rows, as the seal tells."""
+        if self.seal is None:  # never taken apart
+            return True
+        shape = getattr(self.right, "shape", ())
+        if len(shape) not in (3, 4) or self.left.shape[: len(shape) - 1] != shape[:-1]:
+            return False
+        size = math.prod(shape[1:-2]) * math.prod(self.sides[1:])
+        return size == math.prod(self.row_shape) and is_seal(self.seal, self.shape)
 
     @property
     def is_look_up(self) -> bool:
@@ -151,7 +178,14 @@ class OuterProduct:
         )
 
     def materialize(self) -> Array:
-        """The rows multiplied out, shape (B, *parameter.shape) and ``dtype``."""
+        """The rows multiplied out, shape (B, *parameter.shape) and ``dtype``.
+
+        Raises:
+          ValueError: when traced, the leaf went through a tree function that did
+            something else than to select or move rows.
+        """
+        if not self.is_intact:
+            raise ValueError(MISSING)
 
         def multiply(left: Array, right: Array) -> Array:
             rows = jax.vmap(lambda a, d: self.restore(self.contract(a, d)))
@@ -194,6 +228,13 @@ class OuterProduct:
             return self
         one_hot = jax.nn.one_hot(self.left, self.row_shape[0], dtype=self.right.dtype)
         return dataclasses.replace(self, left=one_hot)
+
+    def __getitem__(self, rows: Any) -> OuterProduct:
+        """Several rows: a slice, or indices (B',)."""
+        taken = jax.tree.map(lambda child: child[rows], self)
+        if not taken.is_intact:
+            raise TypeError(f"`[{rows}]` selects no rows (B', ...). {MISSING}")
+        return taken
 
 
 def is_outer_product(leaf: Any) -> TypeIs[OuterProduct]:

@@ -12,6 +12,7 @@ from jax import dtypes
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.seal import MISSING
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
 
@@ -81,9 +82,11 @@ def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:
     if params is not None:
         stack = as_stack(updates, params)
         return stack.leaves, stack.dtype
-    leaves = jax.tree.leaves(updates, is_leaf=is_outer_product)
+    flat, _ = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_outer_product)
+    for path, leaf in flat:
+        check_seal(_named(path), leaf)
     leaves = [
-        _on_device(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)
+        _on_device(leaf) for _, leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     return leaves, verbs.decision_dtype(leaves)
 
@@ -109,12 +112,18 @@ def _pair(updates: Tree, params: Tree) -> tuple[list[str], list[Leaf], list[Any]
             "The rows and `params` must be trees of one structure; got rows "
             f"{treedef} and params {jax.tree.structure(params)}."
         )
-    paths = [f"leaf `{jax.tree_util.keystr(path) or '(root)'}`" for path, _ in flat]
+    paths = [_named(path) for path, _ in flat]
     return paths, [leaf for _, leaf in flat], given, treedef
+
+
+def _named(path: Any) -> str:
+    """A leaf as messages call it."""
+    return f"leaf `{jax.tree_util.keystr(path) or '(root)'}`"
 
 
 def _check_leaf(path: str, leaf: Leaf, param: Any) -> None:
     """Raises unless the leaf is (B,) + param.shape with B >= 1 and not complex."""
+    check_seal(path, leaf)
     shape = tuple(getattr(leaf, "shape", ()))
     wanted = tuple(param.shape)
     if shape[1:] != wanted or len(shape) != len(wanted) + 1:
@@ -142,8 +151,18 @@ def _check_leaf(path: str, leaf: Leaf, param: Any) -> None:
         )
 
 
-def check_reduced(updates: Tree, like: Tree) -> None:
+def check_seal(path: str, leaf: Leaf) -> None:
+    """Raises if something was calculated with the factors of rows."""
+    if is_outer_product(leaf) and not leaf.is_intact:
+        raise ValueError(
+            f"The factors of {path} are not those of its rows any more. {MISSING}"
+        )
+
+
+def check_reduced(updates: Tree, like: Tree, every: bool = False) -> None:
     """Raises unless updates have their parameters' shapes, for what follows a reducer.
+
+    Of leaves that carry no gradient only if asked to: memories hold none of them.
 
     Raises:
       ValueError: when traced, naming the leaf, both shapes and the likely cause.
@@ -152,13 +171,12 @@ def check_reduced(updates: Tree, like: Tree) -> None:
         updates, is_leaf=is_outer_product
     )
     for (path, leaf), wanted in zip(flat, treedef.flatten_up_to(like), strict=True):
-        moves = jnp.issubdtype(leaf.dtype, jnp.floating)
+        moves = every or jnp.issubdtype(leaf.dtype, jnp.floating)
         if moves and leaf.shape != wanted.shape:
             raise ValueError(
-                "Updates must have their parameters' shapes here; leaf "
-                f"`{jax.tree_util.keystr(path) or '(root)'}` is {leaf.shape}, its "
-                f"parameter {wanted.shape}. Is the reducer missing? It comes before, "
-                "in `optax.chain`."
+                f"Updates must have their parameters' shapes here; {_named(path)} is "
+                f"{leaf.shape}, its parameter {wanted.shape}. Is the reducer missing? "
+                "It comes before, in `optax.chain`."
             )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from consensus_optax._typing import Array, Tree
 
@@ -24,7 +25,7 @@ def varying_like(start: Tree, *given: Any) -> Tree:
 
     def cast(leaf: Array) -> Array:
         for other in map(_numbers, jax.tree.leaves(given)):
-            leaf = jnp.where(jnp.any(other != other), leaf, leaf)
+            leaf = lax.select_n(jnp.any(other != other), leaf, leaf)
         return leaf
 
     return jax.tree.map(cast, start)

@@ -34,6 +34,9 @@ class Coordinates(NamedTuple):
         of leaf ``index``; ``shape`` is that of the whole parameter.
       alike: whether all leaves are held by the same devices.
       counted: one array for every leaf, if not: 0 where another device counts the same.
+      own: an update's leaves, whole, to their coordinates at hand.
+      whole: the inverse, the same on every device; (pieces, exact), where not exact
+        numbers may travel in a narrower dtype.
     """
 
     total: Callable[[Any], Any] = lambda tree: tree
@@ -44,6 +47,8 @@ class Coordinates(NamedTuple):
     )
     alike: bool = True
     counted: Callable[[list[Array]], list[Array]] = lambda leaves: leaves
+    own: Callable[[list[Array]], list[Array]] = lambda leaves: leaves
+    whole: Callable[[list[Array], bool], list[Array]] = lambda pieces, exact: pieces
 
 
 ALL = Coordinates()

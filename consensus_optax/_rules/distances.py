@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
+from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
 
@@ -29,6 +32,41 @@ def squared_distances(products: Array, present: Array) -> Array:
 def num_present(present: Array) -> Array:
     """n, () int32."""
     return jnp.sum(present, dtype=jnp.int32)
+
+
+def rows_and_bad(
+    present: Array,
+    num_byzantine: int,
+    *,
+    each: int = 2,
+    spare: int = 1,
+    name: str = "num_byzantine",
+) -> tuple[Array, Array]:
+    """Rows present, n, and how many of them may be arbitrary: f, or what n allows.
+
+    Args:
+      present: (B,) bool.
+      num_byzantine: f.
+      each: honest and other rows that the rule needs for each arbitrary one.
+      spare: rows that it needs besides: n >= each f + spare.
+      name: of the argument f, for an error.
+
+    Raises:
+      ValueError: when traced: the stack is smaller than that.
+    """
+    bound = f"n >= {each}f + {spare}" if spare > 1 else f"n > {each}f"
+    minimum = each * num_byzantine + spare
+    _check.enough_rows(name, num_byzantine, present.shape[0], minimum, bound)
+    n = num_present(present)
+    return n, allowed(n, num_byzantine, each, spare)
+
+
+def allowed(n: Any, num_byzantine: int, each: int = 2, spare: int = 1) -> Any:
+    """The largest f <= num_byzantine with n >= each f + spare; n known or traced."""
+    most = (n - spare) // each
+    if isinstance(n, int):
+        return max(0, min(most, num_byzantine))
+    return jnp.clip(most, 0, num_byzantine)
 
 
 def among_smallest(scores: Array, count: Array | int, present: Array) -> Array:

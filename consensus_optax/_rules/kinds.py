@@ -90,6 +90,11 @@ class Fold(NamedTuple):
     resolve: Callable[[list[list[Array]], Roster], list[Array]]
     matters: Callable[..., Array] | None = None
 
+    @property
+    def reads_signs(self) -> bool:
+        """Whether signs of rows do in place of rows."""
+        return all(statistic.of_signs for statistic in self.statistics)
+
 
 class Columns(NamedTuple):
     r"""A rule that looks at all rows of one coordinate: (B, ...) to (...).
@@ -143,8 +148,8 @@ class Weighting(NamedTuple):
         Entries of absent rows are 0; a row whose squared norm overflows is absent.
       remembers: whether the previous update (zero at first) joins as one row more, at
         the end: products are then (B + 1, B + 1), w is (B + 1,).
-      scope: ``"model"``: one decision; ``"leaf"``: one for every leaf from its own
-        products, all fields of the state with a leading axis over leaves.
+      per_leaf: False: one decision; True: one for every leaf from its own products, all
+        fields of the state with a leading axis over leaves.
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co
@@ -159,8 +164,13 @@ class Weighting(NamedTuple):
     weigh: Callable[[Any, Roster, Any], tuple[Array, Any]]
     init: Callable[[Tree, Any], Any] = _no_state
     reads: str = "gramian"
-    scope: str = "model"
     remembers: bool = False
+    per_leaf: bool = False
+
+    def present(self, roster: Roster) -> Array:
+        """Whose weight counts, (B,), or (B + 1,) bool: the previous update's always."""
+        extra = int(self.remembers)
+        return jnp.pad(roster.present, (0, extra), constant_values=True)
 
 
 class Among(NamedTuple):
@@ -182,10 +192,16 @@ class Mixing(NamedTuple):
       mix: (products, roster) to (matrix, weights): new row i is sum_j matrix[i, j] g_j,
         with weight weights[i]; (B', B) and (B',). Columns of absent rows are not read.
       reads: as in :class:`Weighting`.
+      text: how it prints.
     """
 
     mix: Callable[[Any, Roster], tuple[Array, Array]]
     reads: str = "gramian"
+    text: str = "Mixing(...)"
+
+    def __repr__(self) -> str:
+        """The call that made it."""
+        return self.text
 
 
 class After(NamedTuple):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.distances import num_present
 from consensus_optax._typing import Array
 
 _NETWORK = 64  # rows up to which a sorting network is unrolled
@@ -45,7 +46,7 @@ def order_statistics(
     """
 
     def by_bits() -> list[Array]:
-        count = jnp.sum(present, dtype=jnp.int32)
+        count = num_present(present)
         return smallest_reaching(
             rows, present.astype(rows.dtype), [rank + 1 for rank in ranks(count)]
         )

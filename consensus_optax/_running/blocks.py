@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ def _block_entries() -> int:
 
 
 def reduce_columns(
-    reduce: Callable[[Array, Array], Array], leaves: list[AnyLeaf], roster: Roster
+    reduce: Callable[[Array, Array], Array], leaves: Sequence[AnyLeaf], roster: Roster
 ) -> list[Array]:
     """reduce((B, block), weights) to (block,) over all coordinates of all leaves.
 
@@ -136,7 +136,7 @@ def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
 def _over_blocks(
     reduce: Callable[[Array, Array], Array],
     parts: list[_Part],
-    leaves: list[AnyLeaf],
+    leaves: Sequence[AnyLeaf],
     roster: Roster,
     width: int,
 ) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,11 +25,11 @@ class Packed(NamedTuple):
       unpack: one result of parameter shape for each packed leaf, to one for each leaf.
     """
 
-    leaves: list[AnyLeaf]
+    leaves: Sequence[AnyLeaf]
     unpack: Callable[[list[Array]], list[Array]]
 
 
-def pack(leaves: list[AnyLeaf], dtype: Any) -> Packed:
+def pack(leaves: Sequence[AnyLeaf], dtype: Any) -> Packed:
     """Strings the small arrays among leaves together, in the dtype of decisions."""
     small = [i for i, leaf in enumerate(leaves) if _is_small(leaf)]
     if len(small) < 2:

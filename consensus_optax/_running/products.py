@@ -1,109 +1,95 @@
-"""Inner products of rows: what weightings and mixings decide from."""
+"""Inner products as rules read them: right to rounding, whatever a few rows hold."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows import verbs
-from consensus_optax._rows.verbs import AnyLeaf
-from consensus_optax._rules.kinds import Mixing, Roster, Weighting
-from consensus_optax._running.affine import around_a_row
-from consensus_optax._running.packing import Packed, pack
+from consensus_optax._rules.distances import num_present, squared_distances
+from consensus_optax._rules.kinds import Reads, Roster
+from consensus_optax._running.source import Asked, Source
 from consensus_optax._typing import Array
+
+# A distance is a difference of squared norms. Where these are larger than its square by
+# more than this factor, too many digits are lost.
+_COARSE = 30.0
 
 
 def read_products(
-    rule: Weighting | Mixing,
-    leaves: list[AnyLeaf],
-    roster: Roster,
-    previous: list[Array] | None = None,
-) -> Any:
-    """The inner products that a rule reads, 0 where a row is absent.
-
-    They are summed over the leaves, or stacked if every leaf decides for itself.
-    """
-    if rule.reads == "nothing":
-        return None
-    coordinates = roster.coordinates
-    if previous is None and _scope_of(rule) == "model":
-        leaves = packed(leaves, roster).leaves
-    olds = previous or [None] * len(leaves)
-
-    def read(reads: str, shares: Array | None = None) -> Array:
-        products = [
-            _leaf_products(reads, leaf, roster, old, shares)
-            for leaf, old in zip(leaves, olds, strict=True)
-        ]
-        products = coordinates.counted(products)
-        return coordinates.total(over_leaves(rule, products))
-
-    if rule.reads == "affine":
-        less = lambda shares: read("centered", shares)
-        return around_a_row(read("gramian"), less, roster)
-    return read(rule.reads)
-
-
-def packed(leaves: list[AnyLeaf], roster: Roster) -> Packed:
-    """Small leaves strung together, if the same devices hold all of them."""
-    if roster.coordinates.alike:
-        return pack(leaves, roster.weights.dtype)
-    return Packed(leaves, lambda results: results)
-
-
-def _scope_of(rule: Weighting | Mixing) -> str:
-    """``"leaf"`` where every leaf decides for itself."""
-    return rule.scope if isinstance(rule, Weighting) else "model"
-
-
-def over_leaves(rule: Weighting | Mixing, products: list[Any]) -> Any:
-    """What a rule decides from: products of all leaves summed, or stacked."""
-    if rule.reads == "nothing":
-        return None
-    if _scope_of(rule) == "leaf":
-        return jnp.stack(products)
-    return sum(products[1:], products[0])
-
-
-def _leaf_products(
     reads: str,
-    leaf: AnyLeaf,
-    roster: Roster,
-    previous: Array | None,
-    shares: Array | None = None,
-) -> Any:
-    """Inner products of one leaf's rows, bordered by those with a previous update.
+    source: Source,
+    per_leaf: bool = False,
+    previous: list[Array] | None = None,
+) -> tuple[Any, Source]:
+    """What a rule reads, and the source to go on with.
 
-    ``shares``: whose mean is taken off centered rows, if not that of all.
+    Products for distances are those of the rows less a common point, centered ones
+    those of the rows less their weighted mean. Both are taken about a row, never about
+    a mean: one row far away takes a mean along, and the digits of all others with it.
     """
-    dtype, present = roster.weights.dtype, roster.present
-    if verbs.has_layers(leaf):  # one at a time: rows may have to be multiplied out
-        olds = [] if previous is None else [previous]
-        of_layer = lambda layer, *old: _leaf_products(
-            reads, layer, roster, old[0] if old else None, shares
-        )
-        return verbs.over_layers(of_layer, leaf, *olds)
-    if reads == "norms":
-        return jnp.where(present, verbs.squared_norms(leaf, dtype), 0)
-    if reads == "centered":
-        shares = roster.shares if shares is None else shares
-        leaf, center = verbs.centered(leaf, shares, roster.order)
-        previous = None if previous is None else previous - center
-    elif reads == "signs":
-        leaf = verbs.signs(leaf, dtype)
-        previous = None if previous is None else jnp.sign(previous)
-    pairs = present[:, None] & present[None, :]
-    gramian = jnp.where(pairs, verbs.gramian(leaf, dtype), 0)
-    if previous is None:
-        return gramian
-    side = jnp.where(present, verbs.inner_products(leaf, previous), 0)
-    return border(gramian, side, previous)
+    if reads not in (Reads.AFFINE, Reads.CENTERED):
+        return source.inner(Asked(Reads(reads), per_leaf, previous))
+    asked = Asked(Reads.GRAMIAN, per_leaf, previous)
+    plain, source = source.inner(asked)
+    less = lambda row: source.inner(asked._replace(about=row))[0]
+    products = _around_a_row(plain, less, source.seen.roster)
+    if reads == Reads.CENTERED:
+        of_leaf = lambda gramian: _recentered(gramian, source.seen.roster)
+        products = jax.vmap(of_leaf)(products) if per_leaf else of_leaf(products)
+    return products, source
 
 
-def border(gramian: Array, side: Array, previous: Array) -> Array:
-    """A Gramian with one row more, whose products with the others are ``side``."""
-    corner = jnp.vdot(previous, previous, precision=lax.Precision.HIGHEST)
-    top = jnp.concatenate([gramian, side[:, None]], 1)
-    return jnp.concatenate([top, jnp.append(side, corner)[None]], 0)
+def _around_a_row(
+    plain: Array, less: Callable[[Array], Array], roster: Roster
+) -> Array:
+    """Inner products of rows less a common point: zero, or one of the rows.
+
+    Plain products serve where rows are about as far from each other as from zero; then
+    factored rows stay factored. Otherwise the row is taken off that has half of the
+    rows nearest around it. Leaves that decide for themselves all have to be so.
+
+    Args:
+      plain: inner products, (B, B) or one such for every leaf, perhaps bordered by one
+        row more.
+      less: index of a row, to the same of rows less this one.
+      roster: which are there.
+    """
+    count, present = roster.weights.shape[0], roster.present
+    half = jnp.minimum(num_present(present) // 2, count - 1)
+
+    def reaches(gramian: Array) -> Array:  # squared, around which half of the rows are
+        squares = squared_distances(gramian[:count, :count], present)
+        return jnp.where(present, jnp.sort(squares, 1)[:, half], jnp.inf)
+
+    row = jnp.argmin(reaches(plain if plain.ndim == 2 else plain.sum(0)))
+    each = plain if plain.ndim == 3 else plain[None]
+    coarse = jax.vmap(lambda g: g[row, row] > _COARSE * reaches(g)[row])(each)
+    return lax.cond(jnp.any(coarse), lambda: less(row), lambda: plain)
+
+
+def _recentered(gramian: Array, roster: Roster) -> Array:
+    """The Gramian of rows less their weighted mean; a bordering row has no weight."""
+    extra = gramian.shape[0] - roster.weights.shape[0]
+    shares = jnp.pad(roster.shares, (0, extra))
+    present = jnp.pad(roster.present, (0, extra), constant_values=True)
+    with_mean = jnp.matmul(gramian, shares, precision=lax.Precision.HIGHEST)
+    mean = jnp.vdot(shares, with_mean, precision=lax.Precision.HIGHEST)
+    centered = gramian - with_mean[:, None] - with_mean[None, :] + mean
+    return jnp.where(present[:, None] & present[None, :], centered, 0)
+
+
+def without_overflow(products: Any, roster: Roster) -> tuple[Any, Roster]:
+    """Takes rows out whose squared norm is not finite, as if they were absent."""
+    if products is None:
+        return products, roster
+    count, size = roster.weights.shape[0], products.shape[0]
+    squares = products if products.ndim == 1 else products.diagonal()
+    sound = jnp.isfinite(squares[:count])
+    every = jnp.pad(sound, (0, size - count), constant_values=True)
+    kept = every if products.ndim == 1 else every[:, None] & every[None, :]
+    weights = jnp.where(sound, roster.weights, 0)
+    return jnp.where(kept, products, 0), roster._replace(weights=weights)

@@ -9,9 +9,13 @@ import optax
 from optax.experimental import aggregating
 
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
+from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._running.checked import check_rule
 from consensus_optax._running.explicit import on_any_mesh
+from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import Outcome, init_rule, run
+from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
 
 
@@ -33,7 +37,18 @@ class ReducerState(NamedTuple):
     rule_state: Any
 
 
-Aggregator = aggregating.Aggregator  # optax's name, which may still move
+class Aggregator(aggregating.Aggregator):  # optax's name, which may still move
+    """A pair (init, update), as of optax, that prints as the call that made it.
+
+    Attributes:
+      text: that call.
+    """
+
+    text: str = "reducer(...)"
+
+    def __repr__(self) -> str:
+        """The call that made it."""
+        return self.text
 
 
 class Reducer(Aggregator):
@@ -59,7 +74,7 @@ def reducer(rule: Rule) -> Reducer:
       - nothing agreed on: the update is exactly zero and ``ready`` is False.
 
     Args:
-      rule: a :class:`Fold`, :class:`Columns`, :class:`Weighting` or :class:`Among`.
+      rule: a :class:`Fold`, :class:`Columns` or :class:`Weighting`.
 
     Returns:
       A :class:`Reducer`, first (or after example transformations) in ``optax.chain``.
@@ -68,8 +83,9 @@ def reducer(rule: Rule) -> Reducer:
       arguments are passed to the rule.
 
     Raises:
-      ValueError: in ``update``, when traced: a leaf is not (B,) + its parameter's
-        shape, ``params`` is missing, or ``weights`` is not (B,).
+      ValueError: a field of the rule is not what it must be; in ``update``, when
+        traced: a leaf is not (B,) + its parameter's shape, ``params`` is missing, or
+        ``weights`` is not (B,).
 
     Cost: that of the rule; the test for non-finite entries reads the rows once.
 
@@ -84,6 +100,7 @@ def reducer(rule: Rule) -> Reducer:
       >>> updates.tolist()
       [-2.0, -3.0]
     """
+    check_rule("rule", rule)
 
     def init(params: Tree) -> ReducerState:
         zero = lambda dtype: jnp.zeros((), dtype)
@@ -114,25 +131,43 @@ def reducer(rule: Rule) -> Reducer:
         stack: Stack, weights: Array | None, state: Any, extra: dict[str, Any]
     ) -> tuple[list[Array], ReducerState]:
         weights, num_nonfinite = present_weights(stack, weights)
-        roster = Roster(weights, state.step, extra)
-        outcome = run(rule, stack.leaves, roster, state.rule_state)
-        return outcome.update, next_state(outcome, roster, num_nonfinite)
+        seen = Seen(Roster(weights, state.step, extra), num_nonfinite)
+        outcome, source = run(rule, Memory(stack.leaves, seen), state.rule_state)
+        return finished(stack, outcome, source.seen)
 
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
-    face.rule = rule
+    face.rule, face.text = rule, f"reducer({type(rule).__name__}(...))"
     return face
 
 
-def next_state(outcome: Outcome, roster: Roster, num_nonfinite: Array) -> ReducerState:
-    """The state after a step, whichever engine made it."""
-    return ReducerState(
+def finished(
+    stack: Stack, outcome: Outcome, seen: Seen
+) -> tuple[list[Array], ReducerState]:
+    """The update's floating leaves and the state after a step.
+
+    An update that overflows in a parameter's narrower dtype is none.
+    """
+    roster, ready, update = seen.roster, outcome.ready, outcome.update
+    reach = lambda dtype: jnp.finfo(dtype).maxexp
+    cast = [
+        leaf.astype(param.dtype)
+        for leaf, param in zip(update, stack.params, strict=True)
+        if reach(param.dtype) < reach(stack.dtype)
+    ]
+    if cast:
+        num_bad = sum(jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in cast)
+        fits = roster.coordinates.total(num_bad) == 0
+        ready &= fits
+        update = [jnp.where(fits, leaf, 0) for leaf in update]
+    state = ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
-        ready=outcome.ready,
-        num_present=jnp.sum(roster.present, dtype=jnp.int32),
-        num_nonfinite=num_nonfinite,
+        ready=ready,
+        num_present=num_present(roster.present),
+        num_nonfinite=seen.num_nonfinite,
         rule_state=outcome.state,
     )
+    return update, state
 
 
 def rule_of(name: str, given: Any) -> Rule:

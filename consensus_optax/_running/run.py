@@ -1,7 +1,6 @@
-"""Running a rule on a stack in memory: the engine that every reducer starts with.
+"""The interpreter: a rule and a source of rows to an update. Kinds of rule stand here.
 
-Other engines obtain statistics, products and combinations in other ways; what is done
-with them (`weigh`, `resolve`) stands here once.
+How rows come is the source's affair (`source.py`); what a rule decides is its own.
 """
 
 from __future__ import annotations
@@ -13,19 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
-from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.kinds import (
     After,
     Among,
+    Columns,
     Fold,
-    Mixing,
     Roster,
     Rule,
     Weighting,
 )
-from consensus_optax._running.affine import without_overflow
-from consensus_optax._running.blocks import reduce_columns
-from consensus_optax._running.products import packed, read_products
+from consensus_optax._running.products import read_products, without_overflow
+from consensus_optax._running.source import Source
 from consensus_optax._typing import Array, Tree
 
 
@@ -71,24 +68,19 @@ def init_rule(rule: Rule, params: Tree) -> Any:
     dtype = verbs.decision_dtype(params)
     match rule:
         case Among():
-            return AmongState(
-                init_rule(rule.selector, params), init_rule(rule.rule, params)
-            )
+            selector = init_rule(rule.selector, params)
+            return AmongState(selector, init_rule(rule.rule, params))
         case After():
             return init_rule(rule.rule, params)
         case Weighting():
-            leaves = [
-                leaf
-                for leaf in jax.tree.leaves(params)
-                if jnp.issubdtype(leaf.dtype, jnp.floating)
-            ]
-            if rule.scope == "leaf" and not leaves:
+            leaves = floating_leaves(params)
+            if not rule.per_leaf:
+                state = rule.init(params, dtype)
+            elif not leaves:
                 state = ()
-            elif rule.scope == "leaf":
+            else:
                 states = [rule.init(leaf, dtype) for leaf in leaves]
                 state = jax.tree.map(lambda *fields: jnp.stack(fields), *states)
-            else:
-                state = rule.init(params, dtype)
             if rule.remembers:
                 zeros = [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
                 return MemoryState(zeros, state)
@@ -96,53 +88,52 @@ def init_rule(rule: Rule, params: Tree) -> Any:
     return FoldState(jnp.zeros((), jnp.float32))
 
 
-def run(rule: Rule, leaves: list[AnyLeaf], roster: Roster, state: Any) -> Outcome:
-    """Runs a rule on rows in memory, both kinds of leaf."""
+def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
+    """Runs a rule on rows; the source that comes back has seen all of them."""
     match rule:
         case Among():
-            products = read_products(rule.selector, leaves, roster)
-            chosen, selector = weigh(
-                rule.selector, products, roster, state.selector_state
+            chosen, selected, source = _weigh(
+                rule.selector, source, state.selector_state
             )
-            survivors = jnp.where(chosen > 0, roster.weights, 0)
-            outcome = run(
-                rule.rule, leaves, roster._replace(weights=survivors), state.rule_state
-            )
-            return outcome._replace(state=AmongState(selector, outcome.state))
-        case After():
-            products = read_products(rule.mixing, leaves, roster)
-            mixed, mixed_rows = mix(rule.mixing, products, leaves, roster)
-            return run(rule.rule, mixed, mixed_rows, state)
+            survivors = jnp.where(chosen > 0, source.seen.roster.weights, 0)
+            outcome, _ = run(rule.rule, source.among(survivors), state.rule_state)
+            new = AmongState(selected, outcome.state)
+            return outcome._replace(state=new), source
+        case After(mixing=mixing):
+            products, source = read_products(mixing.reads, source)
+            given, roster = without_overflow(products, source.seen.roster)
+            matrix, weights = mixing.mix(given, roster)
+            matrix = jnp.where(roster.present[None, :], matrix, 0)
+            return run(rule.rule, source.mixed(matrix, weights), state)[0], source
         case Weighting(remembers=True):
-            previous = state.previous
-            products = read_products(rule, leaves, roster, previous)
-            weights, rule_state = weigh(rule, products, roster, state.rule_state)
-            update = combine_all(leaves, weights[..., :-1], roster)
-            update = add_previous(update, weights, previous)
-            ready = jnp.any(weights != 0)
-            return Outcome(update, ready, MemoryState(update, rule_state))
+            weights, new, source = _weigh(
+                rule, source, state.rule_state, state.previous
+            )
+            coordinates = source.seen.roster.coordinates
+            update = source.combine(weights[..., :-1])
+            previous = coordinates.own(state.previous)
+            update = coordinates.whole(_added(update, weights, previous), True)
+            new = MemoryState(update, new)
+            return Outcome(update, jnp.any(weights != 0), new), source
         case Weighting():
-            products = read_products(rule, leaves, roster)
-            weights, state = weigh(rule, products, roster, state)
-            update = combine_all(leaves, weights, roster)
-            return Outcome(update, jnp.any(weights != 0), state)
+            weights, new, source = _weigh(rule, source, state)
+            update = source.combine(weights)
+            update = source.seen.roster.coordinates.whole(update, False)
+            return Outcome(update, jnp.any(weights != 0), new), source
         case Fold():
-            matters = rule.matters and (lambda *first: rule.matters(*first, roster))
-            merged = fold_all(rule, leaves, roster, matters)
-            return settle(rule.resolve(merged, roster), roster)
-    if roster.coordinates.alike:
-        return settle(reduce_columns(rule.reduce, leaves, roster), roster)
-    by_leaf = [reduce_columns(rule.reduce, [leaf], roster)[0] for leaf in leaves]
-    return settle(by_leaf, roster)
+            merged, source = source.statistics(rule)
+            update = rule.resolve(merged, source.seen.roster)
+        case Columns():
+            update, source = source.columns(rule)
+    return _settled(update, source.seen.roster), source
 
 
 def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
     """The state with a function of the previous update, where the rule has one."""
     match rule:
         case Among():
-            return state._replace(
-                rule_state=map_previous(fun, rule.rule, state.rule_state)
-            )
+            inner = map_previous(fun, rule.rule, state.rule_state)
+            return state._replace(rule_state=inner)
         case After():
             return map_previous(fun, rule.rule, state)
         case Weighting(remembers=True):
@@ -150,57 +141,22 @@ def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
     return state
 
 
-def combine_all(leaves: list[AnyLeaf], weights: Array, roster: Roster) -> list[Array]:
-    """sum_i weights[i] row_i of every leaf; weights (B,), or (leaves, B)."""
-    if weights.ndim == 2:
-        pairs = zip(leaves, weights, strict=True)
-        return [verbs.combine(leaf, own, roster.order) for leaf, own in pairs]
-    together = packed(leaves, roster)
-    return together.unpack(
-        [verbs.combine(leaf, weights, roster.order) for leaf in together.leaves]
-    )
+def floating_leaves(params: Tree) -> list[Array]:
+    """The leaves that have a gradient, in order."""
+    leaves = jax.tree.leaves(params)
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
-def fold_all(
-    rule: Fold, leaves: list[AnyLeaf], roster: Roster, matters: Any = None
-) -> list[list[Array]]:
-    """For every statistic of a fold, its merged value in every leaf."""
-    together = packed(leaves, roster)
-    merged = [
-        verbs.fold(leaf, rule.statistics, roster.weights, roster.order, matters)
-        for leaf in together.leaves
-    ]
-    return [together.unpack(list(parts)) for parts in zip(*merged, strict=True)]
-
-
-def add_previous(
-    update: list[Array], weights: Array, previous: list[Array]
-) -> list[Array]:
-    """The combination of the rows, and the last weight times the previous update."""
-    factors = jnp.broadcast_to(weights[..., -1], (len(update),))
-    triples = zip(update, factors, previous, strict=True)
-    return [leaf + factor * old for leaf, factor, old in triples]
-
-
-def mix(
-    mixing: Mixing, products: Any, leaves: list[AnyLeaf], roster: Roster
-) -> tuple[list[AnyLeaf], Roster]:
-    """The mixed rows, as leaves that are computed when they are read."""
-    given, rows = without_overflow(products, roster)
-    matrix, weights = mixing.mix(given, rows)
-    matrix = jnp.where(roster.present[None, :], matrix, 0)
-    mixed: list[AnyLeaf] = [verbs.Mixed(matrix, leaf, roster.order) for leaf in leaves]
-    return mixed, roster._replace(weights=weights)
-
-
-def weigh(
-    rule: Weighting, products: Any, roster: Roster, state: Any
-) -> tuple[Array, Any]:
-    """Weights (B,) from products, or (leaves, B) where every leaf decides for itself.
+def _weigh(
+    rule: Weighting, source: Source, state: Any, previous: list[Array] | None = None
+) -> tuple[Array, Any, Source]:
+    """Weights (B,), or (leaves, B) where every leaf decides for itself.
 
     Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
     non-finite has agreed on nothing.
     """
+    products, source = read_products(rule.reads, source, rule.per_leaf, previous)
+    roster = source.seen.roster
 
     def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
         given, sound = without_overflow(given, roster)
@@ -211,15 +167,23 @@ def weigh(
         some = jnp.any(sound.present) & jnp.all(jnp.isfinite(weights))
         return jnp.where(some, weights, 0), rule_state
 
-    if rule.scope == "leaf":
-        return jax.vmap(decide)(products, state)
-    return decide(products, state)
+    run_once = jax.vmap(decide) if rule.per_leaf else decide
+    return *run_once(products, state), source
 
 
-def settle(update: list[Array], roster: Roster) -> Outcome:
+def _added(update: list[Array], weights: Array, previous: list[Array]) -> list[Array]:
+    """The combination of the rows, and the last weight times the previous update."""
+    factors = jnp.broadcast_to(weights[..., -1], (len(update),))
+    triples = zip(update, factors, previous, strict=True)
+    return [leaf + factor * old for leaf, factor, old in triples]
+
+
+def _settled(update: list[Array], roster: Roster) -> Outcome:
     """No rows, no update; and the share of coordinates that have one."""
+    coordinates = roster.coordinates
     update = [jnp.where(jnp.any(roster.present), leaf, 0) for leaf in update]
-    size = max(sum(roster.coordinates.sizes(update)), 1)
+    size = max(sum(coordinates.sizes(update)), 1)
     counts = [(leaf != 0).astype(jnp.float32) for leaf in update]
-    moved = jnp.stack(roster.coordinates.sums(counts)).sum()
-    return Outcome(update, moved > 0, FoldState(moved / size))
+    moved = jnp.stack(coordinates.sums(counts)).sum()
+    state = FoldState(moved / size)
+    return Outcome(coordinates.whole(update, False), moved > 0, state)

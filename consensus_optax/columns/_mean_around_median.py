@@ -8,15 +8,20 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.distances import num_present, rows_and_bad
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.columns._median import halfway, middle_ranks
 
 
+@named
 def mean_around_median(num_byzantine: int) -> Reducer:
     r"""MeaMed: in every coordinate the mean of the n - f entries nearest the median.
+
+    Also known as: MeaMed.
 
     .. math:: u_p = \frac{1}{n - f} \sum_{i \in N_p} g_{ip}
 
@@ -58,12 +63,7 @@ def mean_around_median(num_byzantine: int) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
     def reduce(rows: Array, weights: Array) -> Array:
-        minimum = 2 * num_byzantine + 1
-        _check.enough_rows(
-            "num_byzantine", num_byzantine, rows.shape[0], minimum, "n > 2f"
-        )
-        count = jnp.sum(weights > 0, dtype=jnp.int32)
-        bad = jnp.clip((count - 1) // 2, 0, num_byzantine)
+        _, bad = rows_and_bad(weights > 0, num_byzantine)
         return nearest_mean(rows, weights, bad, num_byzantine)
 
     return reducer(Columns(reduce))
@@ -75,7 +75,7 @@ def nearest_mean(rows: Array, weights: Array, num_dropped: Array, if_all: int) -
     ``if_all`` is that number where all rows are present, known when traced.
     """
     present = weights > 0
-    count = jnp.sum(present, dtype=jnp.int32)
+    count = num_present(present)
     center = halfway(*order_statistics(rows, present, middle_ranks))
     distances = jnp.abs(rows - center[None, :])
 

@@ -12,12 +12,16 @@ from consensus_optax._rules.order_statistics import (
     if_all,
     smallest_reaching,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def median() -> Reducer:
     r"""Coordinate-wise median: in every coordinate the middle entry of the rows.
+
+    Also known as: CwMed, coordinate-wise median, marginal median.
 
     .. math:: u_p = \tfrac12 \left( g_{(\lceil n/2 \rceil) p}
         + g_{(\lfloor n/2 \rfloor + 1) p} \right)

@@ -8,14 +8,19 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.distances import allowed, rows_and_bad
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def trimmed_mean(trim: int) -> Reducer:
     r"""Coordinate-wise trimmed mean: without the extremes of every coordinate.
+
+    Also known as: CwTM, coordinate-wise trimmed mean.
 
     .. math:: u_p = \frac{1}{n - 2f} \sum_{k=f+1}^{n-f} g_{(k) p}
 
@@ -59,10 +64,9 @@ def trimmed_mean(trim: int) -> Reducer:
     _check.count("trim", trim, minimum=0)
 
     def reduce(rows: Array, weights: Array) -> Array:
-        _check.enough_rows("trim", trim, rows.shape[0], 2 * trim + 1, "n > 2f")
         present = weights > 0
-        count = jnp.sum(present, dtype=jnp.int32)
-        ends = lambda n: (most(n), n - 1 - most(n))
+        count, bad = rows_and_bad(present, trim, name="trim")
+        ends = lambda n: (allowed(n, trim), n - 1 - allowed(n, trim))
         low, high = order_statistics(rows, present, ends)
         one = present.astype(rows.dtype)
 
@@ -72,7 +76,7 @@ def trimmed_mean(trim: int) -> Reducer:
             return tuple(jnp.where(place, one[i], 0) for place in places)
 
         below, at_low, above, at_high = total(rank, rows)
-        dropped = most(count).astype(rows.dtype)
+        dropped = bad.astype(rows.dtype)
         share_low = 1 - (dropped - below) / positive_or_one(at_low)
         share_high = 1 - (dropped - above) / positive_or_one(at_high)
 
@@ -88,11 +92,5 @@ def trimmed_mean(trim: int) -> Reducer:
         # Where both ends are one number all that is kept is that number.
         mean = jnp.where(low < high, low + moved / positive_or_one(mass), low)
         return jnp.where(count > 0, mean, 0)
-
-    def most(count: Any) -> Any:
-        """Rows to drop at each end: ``trim``, or fewer if that leaves nothing."""
-        if isinstance(count, int):
-            return min(trim, (count - 1) // 2)
-        return jnp.clip((count - 1) // 2, 0, trim)
 
     return reducer(Columns(reduce))

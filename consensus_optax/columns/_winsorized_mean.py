@@ -11,12 +11,16 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import order_statistics, total
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def winsorized_mean(quantile: float) -> Reducer:
     r"""Coordinate-wise winsorized mean: extremes are pulled in, not dropped.
+
+    Also known as: winsorized SGD.
 
     .. math:: u_p = \frac1n \sum_i
         \min(\max(g_{ip},\, g_{(k+1) p}),\, g_{(n-k) p}), \qquad k = \lfloor q n \rfloor

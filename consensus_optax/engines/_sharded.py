@@ -15,13 +15,15 @@ from consensus_optax import _check
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rows.verbs import Leaf
-from consensus_optax._rules.kinds import Roster, Rule
-from consensus_optax._running.reducer import Reducer, next_state, rule_of
-from consensus_optax._running.run import map_previous
+from consensus_optax._rules.kinds import Fold, Roster, Rule
+from consensus_optax._running.memory import Memory
+from consensus_optax._running.named import named
+from consensus_optax._running.reducer import Aggregator, Reducer, finished, rule_of
+from consensus_optax._running.run import floating_leaves, map_previous, run
+from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, AxisName, Tree
-from consensus_optax.engines.mesh.by_coordinates import Sharded, run_across
 from consensus_optax.engines.mesh.exchange import Exchange
-from consensus_optax.engines.mesh.share import Held, reads_signs
+from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import (
     check_inside,
     is_inside,
@@ -31,9 +33,47 @@ from consensus_optax.engines.mesh.specs import (
     spread_of,
     without,
 )
-from consensus_optax.engines.microbatches.batches import Seen
+from consensus_optax.engines.microbatches.source import Computed
 
 
+class Sharded(Aggregator):
+    """A reducer on a mesh, as `sharded` makes it, for engines that compute rows.
+
+    Attributes:
+      rule: the reducer's.
+      axes: mesh axes that rows are sharded along.
+      plain: whether parameters are whole and rows travel as they are.
+    """
+
+    rule: Rule
+    axes: tuple[str, ...]
+    plain: bool
+
+    def of_all_rows(self, own: Array) -> Array:
+        """What there is for every row, (L,) on a device, of all rows."""
+        inside = is_inside(self.axes)
+        return Exchange(self.axes, []).collect_rows(own) if inside else own
+
+    def source(self, local: Computed) -> Shared:
+        """The rows of all devices, that each computes a few at a time.
+
+        Raises:
+          ValueError: when traced, where that is not to be had.
+        """
+        if not (self.plain and is_inside(self.axes)):
+            raise ValueError(
+                "A sharded reducer takes microbatches inside of a `jax.shard_map` over "
+                f"its axes {self.axes} alone, and without `param_specs` and "
+                "`wire_dtype`. Leave `microbatch_size` out, or these."
+            )
+        params = local.microbatches.params
+        leaves = floating_leaves(params)
+        pairs = zip(leaves, specs_of(params, None), strict=True)
+        exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
+        return Shared.of(exchange, local, [leaf.dtype for leaf in leaves], ("values",))
+
+
+@named
 def sharded(
     reducer: Reducer,
     axis_name: AxisName,
@@ -195,7 +235,7 @@ def _update(
     """What one device does, inside ``shard_map``: its rows to the update."""
     pairs = list(zip(leaves, specs, strict=True))
     exchange = Exchange(axes, [spread_of(leaf.shape[1:], spec) for leaf, spec in pairs])
-    if wire is not None and not reads_signs(rule):
+    if wire is not None and not _reads_signs(rule):
         leaves = [_rounded(leaf, wire) for leaf in leaves]
 
     def everywhere(finite: Array) -> Array:
@@ -205,15 +245,16 @@ def _update(
 
     local = stack._replace(leaves=leaves, num_rows=leaves[0].shape[0])
     weights, num_bad = present_weights(local, weights, everywhere)
-    both = jnp.append(weights, num_bad.astype(weights.dtype))  # one collective for both
-    both = exchange.collect_rows(both).reshape(exchange.num_devices, -1)
-    weights, num_bad = both[:, :-1].reshape(-1), both[:, -1].sum().astype(jnp.int32)
-    of_all = jax.tree.map(lambda x: exchange.collect_rows(x.T).T, named)
-    rows = Roster(weights, state.step, {**extra, **of_all})
+    seen = Seen(Roster(weights, state.step, {**extra, **named}), num_bad)
     dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
-    share = Held(exchange, dtypes, leaves, Seen(rows, num_bad))
-    outcome, _ = run_across(rule, share, state.rule_state)
-    return outcome.update, next_state(outcome, rows, num_bad)
+    source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named))
+    outcome, source = run(rule, source, state.rule_state)
+    return finished(stack, outcome, source.seen)
+
+
+def _reads_signs(rule: Rule) -> bool:
+    """Whether signs may travel in place of rows."""
+    return isinstance(rule, Fold) and rule.reads_signs
 
 
 def _checked_wire(dtype: Any, rule: Rule) -> Any:
@@ -224,7 +265,7 @@ def _checked_wire(dtype: Any, rule: Rule) -> Any:
         wire = jnp.dtype(dtype)
     except TypeError:
         wire = None
-    of_signs = wire == jnp.int8 and reads_signs(rule)
+    of_signs = wire == jnp.int8 and _reads_signs(rule)
     if wire is None or not (of_signs or jnp.issubdtype(wire, jnp.floating)):
         wanted = "a floating dtype, or int8 for a fold that reads nothing but signs"
         _check.fail("wire_dtype", wanted, dtype)

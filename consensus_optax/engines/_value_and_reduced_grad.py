@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._gradients.per_example import Argnums, arranger, value_and_rows
 from consensus_optax._rows.stack import as_stack, checked_weights
-from consensus_optax._running.reducer import Reducer, next_state, rule_of
+from consensus_optax._rows.verbs import decision_dtype
+from consensus_optax._running.reducer import Reducer, finished, rule_of
+from consensus_optax._running.run import run
 from consensus_optax._typing import Array
-from consensus_optax.engines.mesh.by_coordinates import Sharded
+from consensus_optax.engines._sharded import Sharded
 from consensus_optax.engines.microbatches.batches import Microbatches, row_indices
-from consensus_optax.engines.microbatches.run import run_microbatched
+from consensus_optax.engines.microbatches.source import Computed
 
 
 def value_and_reduced_grad(
@@ -81,13 +83,9 @@ def value_and_reduced_grad(
       >>> print(value, update)
       4.6666665 [2. 0.]
     """
-    if isinstance(reducer, Sharded):
-        run, of_all = reducer.run_microbatched, reducer.of_all_rows
-    else:
-        rule, of_all = rule_of("reducer", reducer), lambda own: own
-        run = lambda micro, state: run_microbatched(
-            rule, micro, state.rule_state, state.step
-        )
+    on_mesh = isinstance(reducer, Sharded)
+    rule = reducer.rule if on_mesh else rule_of("reducer", reducer)
+    of_all = reducer.of_all_rows if on_mesh else lambda own: own
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
@@ -114,10 +112,14 @@ def value_and_reduced_grad(
             micro = Microbatches(
                 of_row, numbers, has_aux, arranged, params, checked, indices
             )
-            outcome, (rows, num_nonfinite, value) = run(micro, state)
-            update = stack.rebuild(outcome.update)
-            new = next_state(outcome, rows, num_nonfinite)
-        given = checked_weights(weights, arranged.num_rows, losses(value).dtype)
+            computed = Computed.of(micro, state.step)
+            source = reducer.source(computed) if on_mesh else computed
+            outcome, source = run(rule, source, state.rule_state)
+            leaves, new = finished(stack, outcome, source.seen)
+            update = stack.rebuild(leaves)
+            value = source.seen.value
+        dtype = decision_dtype(params)
+        given = checked_weights(weights, arranged.num_rows, dtype)
         mean = _mean(of_all(losses(value)), of_all(arranged.varying(given)))
         return ((mean, value[1]) if has_aux else mean), update, new
 
@@ -131,4 +133,6 @@ def _one_row(param: Array) -> jax.ShapeDtypeStruct:
 def _mean(values: Array, weights: Array) -> Array:
     """Weighted mean of the finite values of rows that are there; nan if none is."""
     weights = jnp.where(jnp.isfinite(values), weights, 0)
-    return jnp.vdot(weights, jnp.where(weights > 0, values, 0)) / weights.sum()
+    present = jnp.where(weights > 0, values, 0).astype(weights.dtype)
+    shares = weights / weights.sum()  # first, for their products fit wherever rows do
+    return jnp.vdot(shares, present).astype(values.dtype)

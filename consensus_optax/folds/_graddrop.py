@@ -11,12 +11,16 @@ from consensus_optax import _check
 from consensus_optax._rows.statistics import NEGATIVE_SUM, POSITIVE_SUM
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
+@named
 def graddrop(leak: Threshold, key: Array) -> Reducer:
     r"""GradDrop: keep the positive or the negative entries of a coordinate, by chance.
+
+    Also known as: GradDrop, gradient sign dropout.
 
     .. math:: P_p = \frac12 \Big(1 + \frac{\sum_i g_{ip}}{\sum_i |g_{ip}|}\Big), \qquad
         u_p = \ell \sum_i g_{ip} + (1 - \ell)

@@ -12,6 +12,7 @@ from consensus_optax._rows.statistics import (
 )
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
@@ -19,13 +20,16 @@ from consensus_optax.folds._moments import mean_and_variance
 _SLACK = 1e-6  # an agreement of 0.6 is not above a threshold of 0.6, however it rounds
 
 
+@named
 def sand_mask(
     k: Threshold = 10.0,
     gamma: Threshold = 1.0,
-    threshold: Threshold = 0.5,
+    min_agreement: Threshold = 0.5,
     rescale: bool = True,
 ) -> Reducer:
     r"""SAND-mask: the mean, softly masked by agreement in sign over variance.
+
+    Also known as: SAND-mask.
 
     .. math:: m_p = \max\Big(0, \tanh \frac{k\,(a_p - \tau)}{\gamma\, s_p^2}\Big), \quad
         a_p = \Big|\sum_i \omega_i \mathrm{sign}(g_{ip})\Big|, \quad
@@ -50,7 +54,7 @@ def sand_mask(
       k: sharpness, positive; the authors search 1e-3 to 1e5. A number, array or
         schedule, as the two that follow.
       gamma: factor of the variance, positive; 1 in the authors' code.
-      threshold: agreement tau in [0, 1) at which the mask begins.
+      min_agreement: agreement tau in [0, 1) at which the mask begins.
       rescale: divide every leaf by the mean of its mask, as the authors do.
 
     Returns:
@@ -75,7 +79,7 @@ def sand_mask(
     """
     _check.interval("k", k, 0, open_low=True)
     _check.interval("gamma", gamma, 0, open_low=True)
-    _check.interval("threshold", threshold, 0, 1, open_high=True)
+    _check.interval("min_agreement", min_agreement, 0, 1, open_high=True)
     _check.flag("rescale", rescale)
 
     def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
@@ -83,7 +87,7 @@ def sand_mask(
         total = positive_or_one(total)
         sharpness = _check.value_at(k, roster.step, total.dtype)
         sharpness /= _check.value_at(gamma, roster.step, total.dtype)
-        tau = _check.value_at(threshold, roster.step, total.dtype)
+        tau = _check.value_at(min_agreement, roster.step, total.dtype)
         means: list[Array] = []
         masks: list[Array] = []
         for votes, sums, squares in zip(*merged, strict=True):

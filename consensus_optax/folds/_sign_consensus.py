@@ -20,6 +20,7 @@ from consensus_optax._rows.statistics import (
 )
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
@@ -27,10 +28,13 @@ _MAGNITUDES = ("min", "mean", "agreeing_mean", "geometric")
 _SLACK = 1e-6  # 3 of 5 rows are a quorum of 0.6, whatever 0.6 * 5 rounds to
 
 
+@named
 def sign_consensus(
     quorum: Threshold = 1.0, magnitude: str = "min", rescale: bool = False
 ) -> Reducer:
     r"""Consensus training: keep a coordinate only where all rows agree in sign.
+
+    Also known as: consensus training, AND-mask, minmod limiter.
 
     .. math:: u_p = s_p \min_{i:\, \mathrm{sign}(g_{ip}) = s_p} |g_{ip}|
 

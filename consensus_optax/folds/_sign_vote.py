@@ -8,12 +8,16 @@ from consensus_optax import _check
 from consensus_optax._rows.statistics import WEIGHTED_MAGNITUDE, WEIGHTED_SIGN
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def sign_vote(magnitude: str = "unit") -> Reducer:
     r"""Majority vote (signSGD): every coordinate moves where most rows point.
+
+    Also known as: signSGD with majority vote, majority vote, signSGD.
 
     .. math:: v_p = \sum_i w_i\, \mathrm{sign}(g_{ip}) \Big/ \sum_i w_i, \qquad
         u_p = \mathrm{sign}(v_p)\, m_p

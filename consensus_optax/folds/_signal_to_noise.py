@@ -8,6 +8,7 @@ from consensus_optax import _check
 from consensus_optax._rows.statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
@@ -15,8 +16,11 @@ from consensus_optax.folds._moments import mean_and_variance
 _SLACK = 1e-5  # one row alone in a coordinate has r = 1 exactly: no rounding decides
 
 
-def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
+@named
+def signal_to_noise(min_ratio: Threshold = 1.0, gate: str = "hard") -> Reducer:
     r"""Signal-to-noise gate: the mean where it exceeds its own standard error.
+
+    Also known as: GSNR, M-SVAG.
 
     .. math:: r_p = \frac{\bar g_p^2}{s_p^2 / N}, \qquad
         u_p = \bar g_p\,[r_p \ge \tau] \ \text{(hard)} \quad\text{or}\quad
@@ -37,7 +41,7 @@ def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
     their squared shares; only their ratios matter.
 
     Args:
-      threshold: tau >= 0; with the hard gate 4 keeps about what is significant at
+      min_ratio: tau >= 0; with the hard gate 4 keeps about what is significant at
         0.05. A number, array or schedule.
       gate: ``"hard"`` or ``"soft"``.
 
@@ -62,11 +66,11 @@ def signal_to_noise(threshold: Threshold = 1.0, gate: str = "hard") -> Reducer:
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
       [2.0, 0.0]
     """
-    _check.interval("threshold", threshold, 0)
+    _check.interval("min_ratio", min_ratio, 0)
     _check.one_of("gate", gate, ("hard", "soft"))
 
     def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
-        tau = _check.value_at(threshold, roster.step, roster.weights.dtype)
+        tau = _check.value_at(min_ratio, roster.step, roster.weights.dtype)
         update = []
         for total, squares in zip(*merged, strict=True):
             mean, _, noise = mean_and_variance(total, squares, roster)

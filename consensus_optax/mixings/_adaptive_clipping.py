@@ -5,13 +5,17 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.distances import num_present
-from consensus_optax._rules.kinds import Mixing, Roster
+from consensus_optax._rules.distances import rows_and_bad
+from consensus_optax._rules.kinds import Mixing, Reads, Roster
+from consensus_optax._running.named import named
 from consensus_optax._typing import Array
 
 
+@named
 def adaptive_clipping(num_byzantine: int) -> Mixing:
     r"""Adaptive robust clipping (ARC): the k longest rows become as long as the next.
+
+    Also known as: ARC, adaptive robust clipping.
 
     .. math:: g_i \leftarrow g_i \min\left(1, \frac{c}{\|g_i\|}\right), \qquad
         k = \left\lfloor 2 \frac{f}{n} (n - f) \right\rfloor
@@ -52,16 +56,13 @@ def adaptive_clipping(num_byzantine: int) -> Mixing:
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
     def mix(squared_norms: Array, roster: Roster) -> tuple[Array, Array]:
-        f, size = num_byzantine, roster.weights.shape[0]
-        _check.enough_rows("num_byzantine", f, size, 2 * f + 1, "n > 2f")
-        n = num_present(roster.present)
-        bad = jnp.clip((n - 1) // 2, 0, f)
+        n, bad = rows_and_bad(roster.present, num_byzantine)
         clipped = 2 * bad * (n - bad) // jnp.maximum(n, 1)
         norms = jnp.sqrt(squared_norms)
         ascending = jnp.sort(jnp.where(roster.present, norms, jnp.inf))
-        limit = ascending[jnp.clip(n - 1 - clipped, 0, size - 1)]
+        limit = ascending[jnp.clip(n - 1 - clipped, 0, norms.shape[0] - 1)]
         longer = norms > limit
         factors = jnp.where(longer, limit / jnp.where(longer, norms, 1), 1)
         return jnp.diag(factors), roster.weights
 
-    return Mixing(mix, reads="norms")
+    return Mixing(mix, reads=Reads.NORMS)

@@ -7,12 +7,16 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.kinds import Mixing, Roster
+from consensus_optax._rules.kinds import Mixing, Reads, Roster
+from consensus_optax._running.named import named
 from consensus_optax._typing import Array
 
 
+@named
 def bucketing(bucket_size: int, key: Array) -> Mixing:
     r"""Bucketing: every row becomes, with s - 1 others at random, one mean.
+
+    Also known as: resampling.
 
     .. math:: g'_k = \frac1s \sum_{i = (k-1) s + 1}^{k s} g_{\pi(i)},
         \qquad k = 1, \dots, \lceil n / s \rceil
@@ -69,4 +73,4 @@ def bucketing(bucket_size: int, key: Array) -> Mixing:
         total = masses.sum(1)
         return masses / positive_or_one(total)[:, None], total
 
-    return Mixing(mix, reads="nothing")
+    return Mixing(mix, reads=Reads.NOTHING)

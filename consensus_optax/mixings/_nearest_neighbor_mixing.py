@@ -5,21 +5,24 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import (
     among_smallest,
-    num_present,
+    rows_and_bad,
     squared_distances,
 )
-from consensus_optax._rules.kinds import Mixing, Roster
+from consensus_optax._rules.kinds import Mixing, Reads, Roster
+from consensus_optax._running.named import named
 from consensus_optax._typing import Array
 
 
+@named
 def nearest_neighbor_mixing(num_byzantine: int) -> Mixing:
     r"""Nearest-neighbor mixing (NNM): rows become means of their neighbourhoods.
+
+    Also known as: NNM.
 
     .. math:: g_i \leftarrow \frac{1}{n - f} \sum_{j \in N_i} g_j
 
@@ -63,19 +66,15 @@ def nearest_neighbor_mixing(num_byzantine: int) -> Mixing:
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
     def mix(products: Array, roster: Roster) -> tuple[Array, Array]:
-        f = num_byzantine
-        _check.enough_rows(
-            "num_byzantine", f, roster.weights.shape[0], 2 * f + 1, "n > 2f"
-        )
-        n = num_present(roster.present)
+        n, bad = rows_and_bad(roster.present, num_byzantine)
         squares = squared_distances(products, roster.present)
         near = functools.partial(
             among_smallest,
-            count=n - jnp.clip((n - 1) // 2, 0, f),
+            count=n - bad,
             present=roster.present,
         )
         matrix = jax.vmap(near)(squares) * roster.weights[None, :]
         total = matrix.sum(1, keepdims=True)
         return matrix / positive_or_one(total), roster.weights
 
-    return Mixing(mix, reads="affine")
+    return Mixing(mix, reads=Reads.AFFINE)

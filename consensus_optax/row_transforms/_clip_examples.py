@@ -13,6 +13,8 @@ from consensus_optax.row_transforms._row_scaling import row_scaling
 def clip_examples(max_norm: Threshold) -> optax.GradientTransformationExtraArgs:
     r"""Scales every row down to a norm of at most ``max_norm``, over the whole model.
 
+    Also known as: per-example clipping.
+
     .. math:: g_i \leftarrow g_i \min(1, c / \|g_i\|)
 
     (``optax.clip_by_global_norm`` ahead of a reducer takes one norm of the whole

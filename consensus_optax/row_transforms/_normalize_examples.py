@@ -12,6 +12,8 @@ from consensus_optax.row_transforms._row_scaling import row_scaling
 def normalize_examples() -> optax.GradientTransformationExtraArgs:
     r"""Scales every row to norm 1 over the whole model, so that each has one vote.
 
+    Also known as: per-example normalization.
+
     .. math:: g_i \leftarrow g_i / \|g_i\|
 
     Guarantees: every row has norm 1 (to rounding) or is zero; outer products stay

@@ -34,6 +34,8 @@ def row_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Worker momentum: every row is replaced by the moving average of its own past.
 
+    Also known as: worker momentum.
+
     .. math:: m_i \leftarrow \beta m_i + (1 - \beta)\, g_i
 
     For rows that are the same worker, client or task in every step, not for examples

@@ -1,4 +1,4 @@
-"""What clipping and normalizing share: every row times a number made of its norm."""
+"""What clipping, normalizing and scaling share: every row times a number."""
 
 from __future__ import annotations
 
@@ -55,16 +55,17 @@ def row_scaling(
         add = lambda rows: functools.reduce(jnp.add, squares(rows))
         norms = jnp.sqrt(of_each_row(add, rows))
         factors = jnp.where(jnp.isfinite(norms), factor(norms, state.step), jnp.nan)
-        scaled = jax.tree.map(
-            lambda leaf: (
-                verbs.scale(leaf, factors)
-                if jnp.issubdtype(leaf.dtype, jnp.floating)
-                else leaf
-            ),
-            updates,
-            is_leaf=is_outer_product,
-        )
         share = jnp.mean((factors < 1).astype(jnp.float32))
-        return scaled, RowScalingState(step, share)
+        return scaled(updates, factors), RowScalingState(step, share)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scaled(updates: Tree, factors: Array) -> Tree:
+    """Row i of every floating leaf times factors[i]."""
+
+    def scale(leaf: Any) -> Any:
+        moves = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return verbs.scale(leaf, factors) if moves else leaf
+
+    return jax.tree.map(scale, updates, is_leaf=is_outer_product)

@@ -1,9 +1,12 @@
 """Update transformations: one update in, one out, after a reducer.
 
+``freeze`` goes around reducer and optimizer, and sees to what neither should.
 One method per file. Imports ``_running``, ``_rules``, ``_rows`` and below.
 """
 
 from consensus_optax.update_transforms._ema_agreement import ema_agreement
+from consensus_optax.update_transforms._freeze import freeze
+from consensus_optax.update_transforms._guard import guard
 from consensus_optax.update_transforms._median_of_three_steps import (
     median_of_three_steps,
 )
@@ -12,6 +15,8 @@ from consensus_optax.update_transforms._temporal_and_mask import temporal_and_ma
 
 __all__ = [
     "ema_agreement",
+    "freeze",
+    "guard",
     "median_of_three_steps",
     "skip_if_empty",
     "temporal_and_mask",

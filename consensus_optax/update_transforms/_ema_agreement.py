@@ -31,7 +31,7 @@ class EmaAgreementState(NamedTuple):
 
 
 def ema_agreement(
-    decay: Threshold = 0.9, threshold: Threshold = 0.99, scope: str = "leaf"
+    decay: Threshold = 0.9, max_distance: Threshold = 0.99, scope: str = "leaf"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Zeroes the update where it turns away from its own moving average.
 
@@ -46,7 +46,7 @@ def ema_agreement(
 
     Args:
       decay: beta in [0, 1): a number, array or schedule of the step.
-      threshold: largest cosine distance that passes, in [0, 2]; likewise.
+      max_distance: largest cosine distance that passes, in [0, 2]; likewise.
       scope: ``"leaf"``: each parameter by itself; ``"model"``: all or nothing.
 
     Returns:
@@ -67,7 +67,7 @@ def ema_agreement(
       [0.0, 0.0]
     """
     _check.interval("decay", decay, 0, 1, open_high=True)
-    _check.interval("threshold", threshold, 0, 2)
+    _check.interval("max_distance", max_distance, 0, 2)
     _check.one_of("scope", scope, ("leaf", "model"))
 
     def init(params: Tree) -> EmaAgreementState:
@@ -103,7 +103,7 @@ def ema_agreement(
         inner, length, past = products.T
         scale = jnp.sqrt(length) * jnp.sqrt(past)
         cosine = inner / positive_or_one(scale)
-        limit = _check.value_at(threshold, state.step, cosine.dtype)
+        limit = _check.value_at(max_distance, state.step, cosine.dtype)
         beta = _check.value_at(decay, state.step, cosine.dtype)
         finite = jnp.isfinite(length)
         moving = finite & (length > 0)

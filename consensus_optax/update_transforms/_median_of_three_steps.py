@@ -30,6 +30,8 @@ class MedianOfThreeState(NamedTuple):
 def median_of_three_steps() -> optax.GradientTransformationExtraArgs:
     r"""Rolling median of three (RM3): an entry that one step alone has is dropped.
 
+    Also known as: RM3.
+
     .. math:: u_t \leftarrow \mathrm{median}(u_t, u_{t-1}, u_{t-2})
 
     coordinate by coordinate, of the incoming updates. It wants the third of them that

@@ -33,9 +33,11 @@ class TemporalAndMaskState(NamedTuple):
 
 
 def temporal_and_mask(
-    decay: Threshold = 0.9, threshold: Threshold = 0.5
+    decay: Threshold = 0.9, min_agreement: Threshold = 0.5
 ) -> optax.GradientTransformationExtraArgs:
     r"""Temporal AND-mask: a coordinate passes while its sign persists over the steps.
+
+    Also known as: temporal AND-mask.
 
     .. math:: s \leftarrow \beta s + (1 - \beta)\,\mathrm{sign}(u), \qquad
         u \leftarrow u \, \Big[\frac{|s|}{1 - \beta^t} \ge \tau\Big]
@@ -53,7 +55,7 @@ def temporal_and_mask(
 
     Args:
       decay: beta in [0, 1): a number, array or schedule of the step.
-      threshold: tau in [0, 1], likewise.
+      min_agreement: tau in [0, 1], likewise.
 
     Returns:
       A temporal transformation, placed after the reducer in ``optax.chain``.
@@ -79,7 +81,7 @@ def temporal_and_mask(
       [2. 0.]
     """
     _check.interval("decay", decay, 0, 1, open_high=True)
-    _check.interval("threshold", threshold, 0, 1)
+    _check.interval("min_agreement", min_agreement, 0, 1)
 
     def init(params: Tree) -> TemporalAndMaskState:
         return TemporalAndMaskState(
@@ -101,7 +103,7 @@ def temporal_and_mask(
         averages = treedef.flatten_up_to(state.signs)
         sound = is_sound(leaves)
         beta = _check.value_at(decay, state.step, jnp.float32)
-        tau = _check.value_at(threshold, state.step, jnp.float32)
+        tau = _check.value_at(min_agreement, state.step, jnp.float32)
         mass = beta * state.mass + (1 - beta)
 
         def mask(leaf: Any, average: Array) -> tuple[Any, Array]:

@@ -6,31 +6,33 @@ and below, and another family where a rule is made of it (Bulyan).
 
 from consensus_optax.weightings._adasum import adasum
 from consensus_optax.weightings._after import after
-from consensus_optax.weightings._aligned import aligned
+from consensus_optax.weightings._aligned_mtl import aligned_mtl
 from consensus_optax.weightings._among import among
 from consensus_optax.weightings._bulyan import bulyan
+from consensus_optax.weightings._cagrad import cagrad
 from consensus_optax.weightings._centered_clipping import centered_clipping
 from consensus_optax.weightings._cluster_mean import cluster_mean
 from consensus_optax.weightings._comparative_elimination import comparative_elimination
-from consensus_optax.weightings._conflict_averse import conflict_averse
 from consensus_optax.weightings._conflict_free import conflict_free
 from consensus_optax.weightings._cosine_filter import cosine_filter
 from consensus_optax.weightings._divide_and_conquer import divide_and_conquer
 from consensus_optax.weightings._dual_projection import dual_projection
 from consensus_optax.weightings._ema_weights import ema_weights
-from consensus_optax.weightings._fair import fair
+from consensus_optax.weightings._fairgrad import fairgrad
 from consensus_optax.weightings._geometric_median import geometric_median
-from consensus_optax.weightings._impartial import impartial
+from consensus_optax.weightings._imtl_g import imtl_g
 from consensus_optax.weightings._keep_smallest_losses import keep_smallest_losses
 from consensus_optax.weightings._krum import krum
 from consensus_optax.weightings._l2_filter import l2_filter
 from consensus_optax.weightings._mean import mean
-from consensus_optax.weightings._min_norm import min_norm
+from consensus_optax.weightings._mgda import mgda
 from consensus_optax.weightings._minimum_diameter import minimum_diameter
-from consensus_optax.weightings._nash import nash
+from consensus_optax.weightings._nash_mtl import nash_mtl
 from consensus_optax.weightings._neighbor_filter import neighbor_filter
 from consensus_optax.weightings._normalized_mean import normalized_mean
-from consensus_optax.weightings._project_conflicts import project_conflicts
+from consensus_optax.weightings._pcgrad import pcgrad
+from consensus_optax.weightings._per_leaf import per_leaf
+from consensus_optax.weightings._previous_update_filter import previous_update_filter
 from consensus_optax.weightings._sign_filter import sign_filter
 from consensus_optax.weightings._span_hessian import span_hessian
 from consensus_optax.weightings._subspace_weighting import subspace_weighting
@@ -41,31 +43,33 @@ from consensus_optax.weightings._upgrad import upgrad
 __all__ = [
     "adasum",
     "after",
-    "aligned",
+    "aligned_mtl",
     "among",
     "bulyan",
+    "cagrad",
     "centered_clipping",
     "cluster_mean",
     "comparative_elimination",
-    "conflict_averse",
     "conflict_free",
     "cosine_filter",
     "divide_and_conquer",
     "dual_projection",
     "ema_weights",
-    "fair",
+    "fairgrad",
     "geometric_median",
-    "impartial",
+    "imtl_g",
     "keep_smallest_losses",
     "krum",
     "l2_filter",
     "mean",
-    "min_norm",
+    "mgda",
     "minimum_diameter",
-    "nash",
+    "nash_mtl",
     "neighbor_filter",
     "normalized_mean",
-    "project_conflicts",
+    "pcgrad",
+    "per_leaf",
+    "previous_update_filter",
     "sign_filter",
     "span_hessian",
     "subspace_weighting",

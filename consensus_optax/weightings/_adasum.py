@@ -7,14 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
-def adasum(scope: str = "leaf") -> Reducer:
+@named
+def adasum() -> Reducer:
     r"""AdaSum: pairs of rows summed less what they have in common, in a binary tree.
+
+    Also known as: AdaSum, adaptive summation.
 
     .. math:: \mathrm{AdaSum}(a, b) = \Big(1 - \frac{\langle a, b\rangle}{2 \|a\|^2}
         \Big) a + \Big(1 - \frac{\langle a, b\rangle}{2 \|b\|^2}\Big) b
@@ -33,15 +36,11 @@ def adasum(scope: str = "leaf") -> Reducer:
 
     ``weights``: only whether they are 0 matters.
 
-    Args:
-      scope: ``"leaf"``: every parameter by itself, as in the authors' code; or
-        ``"model"``.
+    Differs from the authors' code, which takes every parameter by itself: for that,
+    ``co.per_leaf(co.adasum())``.
 
     Returns:
       A :class:`Reducer`.
-
-    Raises:
-      ValueError: ``scope`` is neither.
 
     Cost: the Gramian, O(B^3) on it, one combination.
 
@@ -56,7 +55,6 @@ def adasum(scope: str = "leaf") -> Reducer:
       [1. 2.]
       [1. 0.]
     """
-    _check.one_of("scope", scope, ("leaf", "model"))
 
     def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         count = roster.weights.shape[0]
@@ -71,7 +69,7 @@ def adasum(scope: str = "leaf") -> Reducer:
             nodes = _less(left, common, gramian) + _less(right, common, gramian)
         return _less(nodes, jnp.zeros_like(nodes[:, 0]), gramian)[0], state
 
-    return reducer(Weighting(weigh, scope=scope))
+    return reducer(Weighting(weigh))
 
 
 def _inner(x: Array, gramian: Array, y: Array) -> Array:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from consensus_optax._rules.kinds import After, Mixing
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer, rule_of
 
 
+@named
 def after(mixing: Mixing, rule: Reducer) -> Reducer:
     """Mixes the rows first and gives the mixed rows to a rule.
 
@@ -35,9 +37,4 @@ def after(mixing: Mixing, rule: Reducer) -> Reducer:
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
       [1.0]
     """
-    if not isinstance(mixing, Mixing):
-        raise ValueError(
-            f"`mixing` must be a linear map of rows (co.Mixing); got "
-            f"{type(mixing).__name__}"
-        )
     return reducer(After(mixing, rule_of("rule", rule)))

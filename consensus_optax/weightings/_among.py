@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from consensus_optax._rules.kinds import Among, Weighting
+from typing import Any
+
+from consensus_optax._rules.kinds import Among
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer, rule_of
 
 
+@named
 def among(selector: Reducer, rule: Reducer) -> Reducer:
     """Lets one rule choose the rows and another reduce those.
 
@@ -37,14 +41,5 @@ def among(selector: Reducer, rule: Reducer) -> Reducer:
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
       [1.0, 1.0]
     """
-    chosen, then = rule_of("selector", selector), rule_of("rule", rule)
-    if not isinstance(chosen, Weighting):
-        found = f"a {type(chosen).__name__}"
-    elif chosen.scope == "leaf" or chosen.remembers:
-        found = f"one with scope={chosen.scope!r}, remembers={chosen.remembers}"
-    else:
-        return reducer(Among(chosen, then))
-    raise ValueError(
-        "`selector` must be a weighting that gives every row one weight from this "
-        f"step's rows alone; got {found}"
-    )
+    chosen: Any = rule_of("selector", selector)  # a Weighting, as `reducer` checks
+    return reducer(Among(chosen, rule_of("rule", rule)))

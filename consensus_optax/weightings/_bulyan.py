@@ -9,18 +9,24 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rules.distances import (
+    allowed,
     nearest_sums,
     num_present,
+    rows_and_bad,
     squared_distances,
 )
-from consensus_optax._rules.kinds import Among, Columns, Roster, Weighting
+from consensus_optax._rules.kinds import Among, Columns, Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.columns._mean_around_median import nearest_mean
 
 
+@named
 def bulyan(num_byzantine: int) -> Reducer:
     r"""Bulyan of Krum: select n - 2f rows one by one, then average around the median.
+
+    Also known as: Bulyan of Krum.
 
     .. math:: u_p = \frac{1}{\theta - 2f} \sum_{i \in N_p} g_{ip}, \qquad
         \theta = n - 2f
@@ -69,13 +75,10 @@ def bulyan(num_byzantine: int) -> Reducer:
       [3.167]
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
-    minimum = 4 * num_byzantine + 3
 
     def select(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         size = roster.weights.shape[0]
-        _check.enough_rows("num_byzantine", num_byzantine, size, minimum, "n >= 4f + 3")
-        n = num_present(roster.present)
-        bad = jnp.clip((n - 3) // 4, 0, num_byzantine)
+        n, bad = rows_and_bad(roster.present, num_byzantine, each=4, spare=3)
         theta = n - 2 * bad
         squares = squared_distances(products, roster.present)
 
@@ -97,11 +100,11 @@ def bulyan(num_byzantine: int) -> Reducer:
     def around(stack: Array, weights: Array) -> Array:
         """The mean of all but 2f selected rows, which move to a smaller stack first."""
         theta = num_present(weights > 0)
-        bad = jnp.clip((theta - 3) // 2, 0, num_byzantine)  # f if n >= 4f + 3
+        bad = allowed(theta, num_byzantine, spare=3)  # f if n >= 4f + 3
         # Of 4f + 2 rows present, one less than needed, 2f + 4 are selected.
         most = max(stack.shape[0] - 2 * num_byzantine, 2 * num_byzantine + 4)
         size = min(most, stack.shape[0])
         first = jnp.argsort(weights <= 0, stable=True)[:size]
         return nearest_mean(stack[first], weights[first], 2 * bad, 2 * num_byzantine)
 
-    return reducer(Among(Weighting(select, reads="affine"), Columns(around)))
+    return reducer(Among(Weighting(select, reads=Reads.AFFINE), Columns(around)))

@@ -10,7 +10,8 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -26,8 +27,11 @@ class CenteredClippingState(NamedTuple):
     clipped_share: Array
 
 
+@named
 def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
     r"""Centered clipping: move the previous update by the clipped pulls of the rows.
+
+    Also known as: CCLIP, centred clipping.
 
     .. math:: v \leftarrow v + \frac1n \sum_i (g_i - v)
         \min\left(1, \frac{\tau}{\|g_i - v\|}\right)
@@ -99,4 +103,4 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
         v, clipped = lax.fori_loop(0, iterations, step, begin)
         return v, CenteredClippingState(clipped.astype(jnp.float32))
 
-    return reducer(Weighting(weigh, init, reads="affine", remembers=True))
+    return reducer(Weighting(weigh, init, reads=Reads.AFFINE, remembers=True))

@@ -10,7 +10,8 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Tree
 from consensus_optax.weightings._pairs import distances, medoid
@@ -28,10 +29,13 @@ class ClusterMeanState(NamedTuple):
     rejected: Array
 
 
+@named
 def cluster_mean(
-    num_clusters: int = 2, min_size: int = 2, iterations: int = 10, scope: str = "model"
+    num_clusters: int = 2, min_size: int = 2, iterations: int = 10
 ) -> Reducer:
     r"""Mean of k-means clusters, small clusters rejected as outliers.
+
+    Also known as: k-means consensus.
 
     .. math:: u = \frac{1}{|K|} \sum_{c \in K} \mu_c, \qquad
         K = \{c : |C_c| \ge \texttt{min\_size}\}, \quad
@@ -55,7 +59,6 @@ def cluster_mean(
       num_clusters: k, with one cluster to spare for every outlier expected.
       min_size: rows in the smallest cluster that counts.
       iterations: of Lloyd's algorithm, always all of them.
-      scope: ``"model"``: one clustering; ``"leaf"``: one for each parameter.
 
     Returns:
       A :class:`Reducer` with ``sizes`` and ``rejected`` in its state.
@@ -79,7 +82,6 @@ def cluster_mean(
     _check.count("num_clusters", num_clusters)
     _check.count("min_size", min_size)
     _check.count("iterations", iterations)
-    _check.one_of("scope", scope, ("model", "leaf"))
 
     def init(params: Tree, dtype: Any) -> ClusterMeanState:
         del params, dtype
@@ -108,7 +110,7 @@ def cluster_mean(
         rejected = jnp.where(kept, 0, sizes).sum(dtype=jnp.int32)
         return weights, ClusterMeanState(sizes, rejected)
 
-    return reducer(Weighting(weigh, init, reads="affine", scope=scope))
+    return reducer(Weighting(weigh, init, reads=Reads.AFFINE))
 
 
 def _shares(members: Array, roster: Roster) -> Array:

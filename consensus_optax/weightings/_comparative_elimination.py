@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from consensus_optax import _check
-from consensus_optax._rules.distances import among_smallest, num_present, shares_of
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.distances import among_smallest, rows_and_bad, shares_of
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def comparative_elimination(num_byzantine: int) -> Reducer:
     r"""Comparative gradient elimination (CGE): mean of the n - f shortest rows.
+
+    Also known as: CGE, comparative gradient elimination.
 
     .. math:: u = \frac{1}{n - f} \sum_{i \in S} g_i
 
@@ -56,15 +58,10 @@ def comparative_elimination(num_byzantine: int) -> Reducer:
       [1.5]
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
-    minimum = 2 * num_byzantine + 1
 
     def weigh(squared_norms: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
-        _check.enough_rows(
-            "num_byzantine", num_byzantine, roster.weights.shape[0], minimum, "n > 2f"
-        )
-        n = num_present(roster.present)
-        bad = jnp.clip((n - 1) // 2, 0, num_byzantine)
+        n, bad = rows_and_bad(roster.present, num_byzantine)
         kept = among_smallest(squared_norms, n - bad, roster.present)
         return shares_of(kept * roster.weights), state
 
-    return reducer(Weighting(weigh, reads="norms"))
+    return reducer(Weighting(weigh, reads=Reads.NORMS))

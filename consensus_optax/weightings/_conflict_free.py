@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import cosines, product, ratio
+from consensus_optax._rules.solvers import cancels, cosines, product, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings import _preference
@@ -15,8 +16,11 @@ from consensus_optax.weightings._preference import Preference
 from consensus_optax.weightings._spectrum import spectrum
 
 
+@named
 def conflict_free(preference: Preference | None = None) -> Reducer:
     r"""ConFIG: the direction with one cosine to all rows, as long as the rows agree.
+
+    Also known as: ConFIG.
 
     .. math:: u = \Big(\sum_i w_i \langle g_i, d\rangle\Big)\, d, \qquad
         d = \frac{U^+ p}{\|U^+ p\|}, \qquad U_i = g_i / \|g_i\|
@@ -28,8 +32,9 @@ def conflict_free(preference: Preference | None = None) -> Reducer:
     proportional to p, so none is opposed; the order of the rows is irrelevant; scaling
     all rows scales it, and scaling one changes the length alone.
     Edge cases: with linearly dependent rows the cosines are those of least squares and
-    may be negative. :math:`U^+ p = 0` to rounding: zero, not ready. A zero row sets no
-    direction. One row: that row. All equal: N times that row.
+    may be negative. :math:`U^+ p = 0` or a sum of projections that is 0 to rounding:
+    zero, not ready. A zero row sets no direction. One row: that row. All equal: N times
+    that row.
     ``weights``: sample counts in the length, relative to the mean weight. The direction
     is the same for all.
 
@@ -66,8 +71,14 @@ def conflict_free(preference: Preference | None = None) -> Reducer:
         reached = product(units, direction)
         square = product(direction, reached)  # of the direction's length
         terms = _preference.relative_weights(roster) * lengths
-        rounding = 100 * jnp.finfo(square.dtype).eps * product(wanted, wanted)
-        along = jnp.where(square > rounding, ratio(product(terms, reached), square), 0)
-        return along * ratio(direction, lengths), state
+        eps = jnp.finfo(square.dtype).eps
+        agreement = product(terms, reached)
+        # What it is a difference of: rows that sum to zero have no length to give.
+        addends = product(terms, product(jnp.abs(units), jnp.abs(direction)))
+        sound = square > 100 * eps * product(wanted, wanted)
+        sound &= jnp.abs(agreement) > 8 * eps * addends
+        along = jnp.where(sound, ratio(agreement, square), 0)
+        weights = along * ratio(direction, lengths)
+        return jnp.where(cancels(gramian, weights), 0, weights), state
 
     return reducer(Weighting(weigh))

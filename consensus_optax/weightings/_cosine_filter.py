@@ -12,6 +12,7 @@ from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -43,22 +44,22 @@ class _Running(NamedTuple):
     examined: Array
 
 
+@named
 def cosine_filter(
-    threshold: Threshold = 0.97,
+    max_distance: Threshold = 0.97,
     average: str = "halving",
-    scope: str = "model",
     temperature: Threshold | None = None,
-    reference: str = "running",
 ) -> Reducer:
     r"""Gradient Agreement Filtering (GAF): skip rows whose cosine distance is large.
+
+    Also known as: GAF, gradient agreement filtering.
 
     In the order of the rows, from :math:`g = g_1`, for m = 2..B:
 
     .. math:: g \leftarrow (g + g_m) / 2 \quad\text{if}\quad 1 - \cos(g, g_m) \le \tau
 
     Everything is read from the Gramian: the running gradient is a vector of B
-    coefficients. ``reference="previous"`` compares every row with the update of the
-    step before instead, and averages those within :math:`\tau`.
+    coefficients.
 
     Guarantees: in the convex hull of the rows; unchanged in direction if all rows are
     scaled. NOT invariant to the order of the rows: with ``"halving"`` the last
@@ -67,34 +68,28 @@ def cosine_filter(
 
     Edge cases: nothing accepted (so also a single row): zero, not ready, as in the
     authors' code, which then makes no optimizer step; use :func:`skip_if_empty`.
-    A zero row, or a running gradient of zero, has no direction: rejected. (The
-    authors' code accepts, since ``nan > threshold`` is False.)
-    With ``"previous"`` no row comes first, so a single row may pass; at the first step,
-    and after a step in which none did, there is nothing to compare with: all pass.
+    A zero row, or a running gradient of zero, has no direction: rejected. (In the
+    authors' code its cosine is 0: accepted from a distance of 1 on.)
 
     ``weights``: 0 = absent; other values are sample counts with ``average="mean"``
     and have no meaning with ``"halving"``.
 
     Args:
-      threshold: largest cosine distance accepted, in [0, 2]; the authors recommend
+      max_distance: largest cosine distance accepted, in [0, 2]; the authors recommend
         0.9 to 1. A number, array or schedule.
       average: ``"halving"`` as the authors' code does, or ``"mean"``, the running mean
         of all accepted rows. They agree for two rows.
-      scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
       temperature: None for a hard threshold; else rows are averaged in by the gate
-        sigmoid((threshold - distance) / temperature).
-      reference: what a row is compared with: ``"running"``, the average of the rows
-        accepted so far, or ``"previous"``, the last update.
+        sigmoid((max_distance - distance) / temperature).
 
     Returns:
       A :class:`Reducer` with ``accepted``, ``cosine_mean``, ``cosine_min`` in its
-      state (arrays over leaves with ``scope="leaf"``).
+      state.
 
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one Gramian, O(B^2) for the decision, one combination; with ``"previous"``
-    one array like the parameters kept.
+    Cost: one Gramian, O(B^2) for the decision, one combination.
 
     References: Chaubard et al., `Beyond gradient averaging in parallel optimization
     <https://arxiv.org/abs/2412.18052>`_, 2024.
@@ -107,22 +102,14 @@ def cosine_filter(
       >>> update.tolist(), float(state.rule_state.accepted)
       ([1.0, 0.5], 1.0)
     """
-    _check.interval("threshold", threshold, 0, 2)
+    _check.interval("max_distance", max_distance, 0, 2)
     _check.one_of("average", average, ("halving", "mean"))
-    _check.one_of("scope", scope, ("model", "leaf"))
-    _check.one_of("reference", reference, ("running", "previous"))
     if temperature is not None:
         _check.interval("temperature", temperature, 0, open_low=True)
 
     def init(params: Tree, dtype: Any) -> CosineFilterState:
         del params, dtype
         return CosineFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-
-    def gate(cosine: Array, step: Array) -> Array:
-        margin = _check.value_at(threshold, step, cosine.dtype) - (1 - cosine)
-        if temperature is None:
-            return (margin >= 0).astype(cosine.dtype)
-        return jax.nn.sigmoid(margin / _check.value_at(temperature, step, cosine.dtype))
 
     def weigh(
         gramian: Array, roster: Roster, state: CosineFilterState
@@ -136,7 +123,9 @@ def cosine_filter(
             scale = length * norms[m]
             examined = roster.present[m] & (m != first) & (scale > 0)
             cosine = running.products[m] / positive_or_one(scale)
-            share = jnp.where(examined, gate(cosine, roster.step), 0)
+            share = jnp.where(
+                examined, gate(cosine, max_distance, temperature, roster.step), 0
+            )
             if average == "halving":
                 mass = running.mass
                 move = share / 2
@@ -177,34 +166,14 @@ def cosine_filter(
         )
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    def weigh_by_previous(
-        gramian: Array, roster: Roster, state: CosineFilterState
-    ) -> tuple[Array, CosineFilterState]:
-        del state
-        norms, products = jnp.sqrt(gramian.diagonal()), gramian[-1, :-1]
-        scale = norms[:-1] * norms[-1]
-        examined = roster.present & (scale > 0)
-        cosine = products / positive_or_one(scale)
-        share = jnp.where(examined, gate(cosine, roster.step), 0)
-        share = jnp.where(roster.present & (norms[-1] == 0), 1, share)
-        if average == "halving":
-            starts = jnp.cumsum((share > 0).astype(jnp.int32)) == 1
-            move = jnp.where(starts & (share > 0), 1, share / 2)
-            left = jnp.cumprod(1 - move[::-1])[::-1]  # by the rows from each one on
-            weights = move * jnp.append(left[1:], 1)
-        else:
-            mass = share * roster.weights
-            weights = mass / jnp.where(share.any(), mass.sum(), 1)
-        numbers = (
-            share.sum(),
-            jnp.where(examined, cosine, 0).sum()
-            / jnp.maximum(examined.sum(dtype=cosine.dtype), 1),
-            jnp.where(examined.any(), jnp.where(examined, cosine, 2).min(), 0),
-        )
-        return jnp.append(weights, 0), CosineFilterState(
-            *(x.astype(jnp.float32) for x in numbers)
-        )
+    return reducer(Weighting(weigh, init))
 
-    if reference == "previous":
-        return reducer(Weighting(weigh_by_previous, init, scope=scope, remembers=True))
-    return reducer(Weighting(weigh, init, scope=scope))
+
+def gate(
+    cosine: Array, max_distance: Threshold, temperature: Threshold | None, step: Array
+) -> Array:
+    """How far a row passes, in [0, 1]: 0 or 1 without a temperature."""
+    margin = _check.value_at(max_distance, step, cosine.dtype) - (1 - cosine)
+    if temperature is None:
+        return (margin >= 0).astype(cosine.dtype)
+    return jax.nn.sigmoid(margin / _check.value_at(temperature, step, cosine.dtype))

@@ -9,14 +9,18 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.distances import among_smallest, num_present, shares_of
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.distances import among_smallest, rows_and_bad, shares_of
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Reducer:
     r"""Divide and conquer (DnC): drop the rows that stand out most, average the others.
+
+    Also known as: DnC.
 
     .. math:: s_i = \langle g_i - \bar g, v \rangle^2, \qquad
         u = \frac{1}{|S|} \sum_{i \in S} g_i
@@ -70,18 +74,17 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
     _check.count("num_byzantine", num_byzantine, minimum=0)
     _check.static_number("filter_fraction", filter_fraction, 0, open_low=True)
     drops = [_ceil(filter_fraction * f) for f in range(num_byzantine + 1)]
-    minimum = max(2 * num_byzantine, drops[-1]) + 1
 
     def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
-        f = num_byzantine
+        size, f = roster.weights.shape[0], num_byzantine
+        n, bad = rows_and_bad(roster.present, f)
         _check.enough_rows(
-            "num_byzantine",
-            f,
-            roster.weights.shape[0],
-            minimum,
-            f"n > max(2f, ceil(c f)) with c={filter_fraction:g}",
+            "filter_fraction",
+            filter_fraction,
+            size,
+            drops[-1] + 1,
+            f"n > ceil(c f), {f=}",
         )
-        n = num_present(roster.present)
         one = roster.present.astype(products.dtype)
         means = (products @ one) / jnp.maximum(one.sum(), 1)  # with the plain mean
         mean = (means @ one) / jnp.maximum(one.sum(), 1)
@@ -91,11 +94,11 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
         gramian = gramian / positive_or_one(trace)
         _, vectors = jnp.linalg.eigh(gramian)  # ascending
         scores = jnp.where(trace > 0, vectors[:, -1] ** 2, 1)
-        dropped = jnp.array(drops, jnp.int32)[jnp.clip((n - 1) // 2, 0, f)]
+        dropped = jnp.array(drops, jnp.int32)[bad]
         kept = among_smallest(scores, jnp.maximum(n - dropped, 1), roster.present)
         return shares_of(kept * roster.weights), state
 
-    return reducer(Weighting(weigh, reads="affine"))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE))
 
 
 def _ceil(number: float) -> int:

@@ -6,17 +6,26 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import SolverState, dual_cone, unsolved
+from consensus_optax._rules.solvers import (
+    SolverState,
+    dual_cone,
+    is_left_over,
+    unsolved,
+)
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
 
+@named
 def dual_projection(
     preference: Preference | None = None, regularization: Threshold = 1e-4
 ) -> Reducer:
     r"""DualProj (GEM): the closest vector to the mean that opposes no row.
+
+    Also known as: DualProj, GEM.
 
     .. math:: u = J^T v, \qquad v = \arg\min_{v \ge p} v^T H v, \qquad
         H = G / \mathrm{tr}\,G + \epsilon I
@@ -27,8 +36,10 @@ def dual_projection(
     Guarantees: :math:`\langle g_i, u\rangle \ge -\epsilon v_i \mathrm{tr}\,G`; the
     mean itself where that opposes no row; the order of the rows is irrelevant; scaling
     all rows scales it.
-    Edge cases: one row, or all equal: that row. Rows that cancel: zero up to
-    :math:`\epsilon`. A zero row constrains nothing.
+    Edge cases: one row, or all equal: that row. Rows that cancel: zero, not ready; so
+    wherever :math:`\epsilon` leaves less than half of the projection
+    (:math:`\langle J^T p, u\rangle > 2 \|u\|^2`, which are equal but for it), lest an
+    optimizer take the rest for a direction. A zero row constrains nothing.
     ``weights``: sample counts: a row of weight 2 is two equal rows, up to
     :math:`\epsilon`.
 
@@ -68,6 +79,7 @@ def dual_projection(
         lower = _preference.weighted(preference, roster)
         shift = _check.value_at(regularization, roster.step, gramian.dtype)
         weights, new_state = dual_cone(gramian, lower[None, :], shift)
-        return jnp.squeeze(weights, 0), new_state
+        nothing = is_left_over(gramian, lower[None, :], weights)
+        return jnp.where(nothing, 0, jnp.squeeze(weights, 0)), new_state
 
     return reducer(Weighting(weigh, unsolved))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer, rule_of
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -26,8 +27,11 @@ class EmaWeightsState(NamedTuple):
     rule_state: Any
 
 
+@named
 def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer:
     r"""CR-MOGM: any weighting with an exponential moving average of its weights.
+
+    Also known as: CR-MOGM.
 
     .. math:: \lambda_t = \beta \lambda_{t-1} + (1 - \beta) \hat\lambda_t, \qquad
         u_t = J_t^T \lambda_t
@@ -45,7 +49,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
     ``weights``: as for the rule.
 
     Args:
-      rule: a reducer made of a weighting, such as ``co.min_norm()``.
+      rule: a reducer made of a weighting, such as ``co.mgda()``.
       num_rows: B, since the state holds one average a row.
       decay: :math:`\beta` in [0, 1]: a number, array or schedule.
 
@@ -63,7 +67,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co
-      >>> rule, params = ema_weights(co.min_norm(), num_rows=2), jnp.zeros(2)
+      >>> rule, params = ema_weights(co.mgda(), num_rows=2), jnp.zeros(2)
       >>> state = rule.init(params)
       >>> for rows in ([[2., 0.], [0., 1.]], [[1., 0.], [0., 1.]]):
       ...     update, state = rule.update(jnp.array(rows), state, params)
@@ -87,17 +91,9 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
     def weigh(
         products: Any, roster: Roster, state: EmaWeightsState
     ) -> tuple[Array, EmaWeightsState]:
-        count = roster.weights.shape[0]
-        if count != num_rows:
-            raise ValueError(
-                f"`num_rows` must be the number of rows of the stack; got {num_rows}, "
-                f"but the rows are {count}. Pad with rows of weight 0, or make the "
-                f"rule anew."
-            )
+        _check.rows_expected(num_rows, roster.weights.shape[0])
         weights, inner_state = inner.weigh(products, roster, state.rule_state)
-        present = (
-            jnp.append(roster.present, True) if inner.remembers else roster.present
-        )
+        present = inner.present(roster)
         weights = jnp.where(present, weights, 0)
         sound = jnp.all(jnp.isfinite(weights)) & jnp.any(weights != 0)
         beta = _check.value_at(decay, roster.step, weights.dtype)

@@ -11,7 +11,8 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import num_present, shares_of, squared_distances
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -32,8 +33,11 @@ class GeometricMedianState(NamedTuple):
     converged: Array
 
 
+@named
 def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
     r"""Geometric median (RFA): the point with the least sum of distances to the rows.
+
+    Also known as: RFA, GeoMed, Weiszfeld.
 
     .. math:: u = \arg\min_z \sum_i w_i \|z - g_i\|, \qquad
         z \leftarrow \sum_i \beta_i g_i / \sum_i \beta_i, \qquad
@@ -136,4 +140,4 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         residual = jnp.sqrt(jnp.maximum(squared, 0)).astype(jnp.float32)
         return z, GeometricMedianState(residual, residual <= _CONVERGED)
 
-    return reducer(Weighting(weigh, init, reads="affine"))
+    return reducer(Weighting(weigh, init, reads=Reads.AFFINE))

@@ -7,13 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
+@named
 def keep_smallest_losses(num_kept: Threshold) -> Reducer:
     r"""Min-k loss (top-k training): the mean of the k rows whose loss is smallest.
+
+    Also known as: min-k loss, top-k training, small-loss selection.
 
     .. math:: u = \sum_{i \in K} w_i g_i \Big/ \sum_{i \in K} w_i, \qquad
         K = \text{the } k \text{ rows of smallest } f_i
@@ -66,7 +70,7 @@ def keep_smallest_losses(num_kept: Threshold) -> Reducer:
         mass = jnp.where(kept, roster.weights, 0)
         return mass / jnp.where(kept.any(), mass.sum(), 1), state
 
-    return reducer(Weighting(weigh, reads="nothing"))
+    return reducer(Weighting(weigh, reads=Reads.NOTHING))
 
 
 def row_values(roster: Roster) -> Array:

@@ -10,17 +10,21 @@ from consensus_optax import _check
 from consensus_optax._rules.distances import (
     among_smallest,
     nearest_sums,
-    num_present,
+    rows_and_bad,
     shares_of,
     squared_distances,
 )
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
     r"""Krum, Multi-Krum: mean of the rows nearest to their n - f - 2 nearest others.
+
+    Also known as: Multi-Krum.
 
     .. math:: s_i = \sum_{j \in N_i} \|g_i - g_j\|^2, \qquad
         u = \frac1m \sum_{i \in S} g_i
@@ -69,18 +73,15 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
     _check.count("num_selected", num_selected)
 
     def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
-        size = roster.weights.shape[0]
-        f = num_byzantine
-        _check.enough_rows("num_byzantine", f, size, 2 * f + 3, "n >= 2f + 3")
+        size, f = roster.weights.shape[0], num_byzantine
+        n, bad = rows_and_bad(roster.present, f, spare=3)
         _check.enough_rows(
             "num_selected", num_selected, size, f + num_selected, f"m <= n - f, {f=}"
         )
-        n = num_present(roster.present)
-        bad = jnp.clip((n - 3) // 2, 0, f)
         squares = squared_distances(products, roster.present)
         scores = nearest_sums(squares, n - bad - 2)
         count = jnp.minimum(n - bad, num_selected)
         chosen = among_smallest(scores, count, roster.present)
         return shares_of(chosen * roster.weights), state
 
-    return reducer(Weighting(weigh, reads="affine"))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE))

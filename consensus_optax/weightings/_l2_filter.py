@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._pairs import distances, lower_median, medoid
@@ -27,11 +28,11 @@ class L2FilterState(NamedTuple):
     distance_max: Array
 
 
+@named
 def l2_filter(
     max_distance: Threshold = 2.0,
     reference: str = "medoid",
     relative: bool = True,
-    scope: str = "model",
 ) -> Reducer:
     r"""L2-distance filter: the mean of the rows near their middle.
 
@@ -57,7 +58,6 @@ def l2_filter(
         number, array or schedule.
       reference: ``"medoid"`` or ``"mean"``.
       relative: whether to measure in units of the median distance.
-      scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
 
     Returns:
       A :class:`Reducer` with ``accepted``, ``distance_median``, ``distance_max`` in
@@ -81,7 +81,6 @@ def l2_filter(
     _check.interval("max_distance", max_distance, 0)
     _check.one_of("reference", reference, ("medoid", "mean"))
     _check.flag("relative", relative)
-    _check.one_of("scope", scope, ("model", "leaf"))
 
     def init(params: Tree, dtype: Any) -> L2FilterState:
         del params, dtype
@@ -111,5 +110,5 @@ def l2_filter(
         )
         return weights, L2FilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    reads = "centered" if reference == "mean" else "affine"
-    return reducer(Weighting(weigh, init, reads=reads, scope=scope))
+    reads = Reads.CENTERED if reference == "mean" else Reads.AFFINE
+    return reducer(Weighting(weigh, init, reads=reads))

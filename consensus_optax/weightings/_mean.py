@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from consensus_optax._rules.kinds import Weighting
+from consensus_optax._rules.kinds import Reads, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 
 
+@named
 def mean() -> Reducer:
     r"""The mean of the rows, the baseline of every comparison.
+
+    Also known as: average, averaging, FedAvg.
 
     .. math:: u = \sum_i w_i g_i / \sum_i w_i
 
@@ -33,5 +37,5 @@ def mean() -> Reducer:
       [2.5, 3.5]
     """
     return reducer(
-        Weighting(lambda _, roster, state: (roster.shares, state), reads="nothing")
+        Weighting(lambda _, roster, state: (roster.shares, state), reads=Reads.NOTHING)
     )

@@ -12,8 +12,14 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.distances import num_present, shares_of, squared_distances
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.distances import (
+    num_present,
+    rows_and_bad,
+    shares_of,
+    squared_distances,
+)
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
@@ -22,8 +28,11 @@ _SUBSETS_AT_ONCE = 256
 _SAME = 1e-5  # diameters that differ by less are one, as rounding makes them differ
 
 
+@named
 def minimum_diameter(num_byzantine: int) -> Reducer:
     r"""Minimum-diameter averaging (MDA): the mean of the tightest n - f rows.
+
+    Also known as: MDA, minimum-diameter averaging.
 
     .. math:: u = \frac{1}{n - f} \sum_{i \in S} g_i, \qquad
         S = \arg\min_{|S| = n - f}\ \max_{i, j \in S} \|g_i - g_j\|
@@ -65,11 +74,11 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
       [2.0]
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
-    minimum = 2 * num_byzantine + 1
 
     def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
         size = roster.weights.shape[0]
-        _check.enough_rows("num_byzantine", num_byzantine, size, minimum, "n > 2f")
+        present = roster.present
+        _, bad = rows_and_bad(present, num_byzantine)
         subsets = sum(math.comb(size, f) for f in range(num_byzantine + 1))
         if subsets > _MOST_SUBSETS:
             raise ValueError(
@@ -77,8 +86,6 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
                 f"{size} rows without {num_byzantine} are {subsets}. Use `co.krum`, or "
                 f"`co.nearest_neighbor_mixing` before another rule."
             )
-        present = roster.present
-        bad = jnp.clip((num_present(present) - 1) // 2, 0, num_byzantine)
         squares = squared_distances(products, present)
         left_out = np.zeros((subsets, size), bool)
         chosen = (
@@ -104,4 +111,4 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
         means = masses / positive_or_one(sums)
         return shares_of(jnp.where(tightest[:, None], means, 0).sum(0)), state
 
-    return reducer(Weighting(weigh, reads="affine"))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE))

@@ -8,14 +8,18 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._cosine_filter import CosineFilterState
 from consensus_optax.weightings._pairs import cosines, off_diagonal
 
 
-def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reducer:
+@named
+def neighbor_filter(max_distance: Threshold = 0.97) -> Reducer:
     r"""Pairwise GAF: the row with most neighbours, averaged with its neighbours.
+
+    Also known as: pairwise GAF.
 
     .. math:: N_i = \{j : 1 - \cos(g_i, g_j) \le \tau\}, \quad
         c = \arg\max_i \sum_{j \in N_i} w_j, \quad
@@ -34,9 +38,8 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
     ``weights``: votes in the count of neighbours, and what the mean is weighted by.
 
     Args:
-      threshold: largest cosine distance of neighbours, in [0, 2]. A number, array or
+      max_distance: largest cosine distance of neighbours, in [0, 2]. A number, array or
         schedule.
-      scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
 
     Returns:
       A :class:`Reducer` with ``accepted`` (neighbours of the chosen row), and
@@ -58,8 +61,7 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
       >>> update.tolist(), float(state.rule_state.accepted)
       ([1.0, 0.5], 1.0)
     """
-    _check.interval("threshold", threshold, 0, 2)
-    _check.one_of("scope", scope, ("model", "leaf"))
+    _check.interval("max_distance", max_distance, 0, 2)
 
     def init(params: Tree, dtype: Any) -> CosineFilterState:
         del params, dtype
@@ -69,7 +71,7 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
         del state
         cosine, moving = cosines(gramian)
         pairs = off_diagonal(moving & roster.present)
-        limit = _check.value_at(threshold, roster.step, cosine.dtype)
+        limit = _check.value_at(max_distance, roster.step, cosine.dtype)
         near = pairs & (1 - cosine <= limit)
         votes = jnp.where(near, roster.shares[None, :], 0).sum(1)
         closeness = jnp.where(near, roster.shares[None, :] * cosine, 0).sum(1)
@@ -87,4 +89,4 @@ def neighbor_filter(threshold: Threshold = 0.97, scope: str = "model") -> Reduce
         )
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, scope=scope))
+    return reducer(Weighting(weigh, init))

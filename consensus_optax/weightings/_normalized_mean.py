@@ -6,13 +6,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def normalized_mean() -> Reducer:
     r"""The mean of unit-normalized rows, over the whole model.
+
+    Also known as: uniform mean of unit rows.
 
     .. math:: u = \sum_i w_i \frac{g_i}{\|g_i\|} / \sum_i w_i
 
@@ -42,4 +46,4 @@ def normalized_mean() -> Reducer:
         moving = norms > 0
         return jnp.where(moving, roster.shares / jnp.where(moving, norms, 1), 0), state
 
-    return reducer(Weighting(weigh, reads="norms"))
+    return reducer(Weighting(weigh, reads=Reads.NORMS))

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._rules.kinds import Reads, Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.weightings._pairs import cosines, off_diagonal
@@ -29,8 +30,11 @@ class SignFilterState(NamedTuple):
     agreement_min: Array
 
 
-def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
+@named
+def sign_filter(min_agreement: Threshold = 0.5) -> Reducer:
     r"""Sign-agreement filter: the mean of the rows whose signs are those of the others.
+
+    Also known as: sign-agreement filter.
 
     .. math:: a_{ij} = \frac12 \Big(1 + \frac{\langle \mathrm{sign}\,g_i,
         \mathrm{sign}\,g_j\rangle}{\|\mathrm{sign}\,g_i\| \|\mathrm{sign}\,g_j\|}\Big),
@@ -49,9 +53,8 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
     ``weights``: votes, and what the mean is weighted by.
 
     Args:
-      threshold: least mean share of agreeing signs, in [0, 1]. A number, array or
+      min_agreement: least mean share of agreeing signs, in [0, 1]. A number, array or
         schedule.
-      scope: ``"model"``: one decision; ``"leaf"``: each parameter by itself.
 
     Returns:
       A :class:`Reducer` with ``accepted``, ``agreement_mean``, ``agreement_min`` in
@@ -73,8 +76,7 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
       [2.0, 3.0, 4.0]
     """
-    _check.interval("threshold", threshold, 0, 1)
-    _check.one_of("scope", scope, ("model", "leaf"))
+    _check.interval("min_agreement", min_agreement, 0, 1)
 
     def init(params: Tree, dtype: Any) -> SignFilterState:
         del params, dtype
@@ -88,7 +90,7 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
         total = votes.sum(1)
         judged = total > 0
         share = (votes * (1 + cosine) / 2).sum(1) / jnp.where(judged, total, 1)
-        least = _check.value_at(threshold, roster.step, share.dtype)
+        least = _check.value_at(min_agreement, roster.step, share.dtype)
         accepted = judged & (share >= least - _SLACK)
         mass = jnp.where(accepted, roster.weights, 0)
         count = jnp.maximum(judged.sum(dtype=share.dtype), 1)
@@ -100,4 +102,4 @@ def sign_filter(threshold: Threshold = 0.5, scope: str = "model") -> Reducer:
         weights = mass / jnp.where(accepted.any(), mass.sum(), 1)
         return weights, SignFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, reads="signs", scope=scope))
+    return reducer(Weighting(weigh, init, reads=Reads.SIGNS))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -31,14 +32,16 @@ class SubspaceState(NamedTuple):
     fell_back: Array
 
 
+@named
 def subspace_weighting(
     momentum: Threshold = 0.0,
     num_rows: int | None = None,
-    rescale: str = "none",
-    scope: str = "model",
+    length: str = "unit",
     shift_negative: bool = False,
 ) -> Reducer:
     r"""Adaptive Consensus (AdaCons): rows weighted by how they agree with the sum.
+
+    Also known as: AdaCons, adaptive consensus.
 
     .. math::
         a_i = \frac{\langle \bar g, g_i\rangle}{\|g_i\| + \epsilon}, \quad
@@ -48,8 +51,8 @@ def subspace_weighting(
 
     with :math:`\epsilon = 10^{-8}` and m = sort(a) at first. The update is a
     *normalized* step (norm at most 1 when no coefficient is negative): a learning rate
-    for SGD does not carry over, one for Adam does; ``rescale="mean_norm"`` gives it
-    the rows' mean norm.
+    for SGD does not carry over, one for Adam does; ``length="mean_norm"`` gives it the
+    rows' mean norm.
 
     Use ``momentum=0.99`` (the authors' training runs) when batches are small and the
     coefficients noisy, with a fixed number of workers; 0 (their class's default)
@@ -71,11 +74,10 @@ def subspace_weighting(
     Args:
       momentum: decay beta of the average of sorted coefficients, in [0, 1).
       num_rows: B, needed with momentum, since the average has that length.
-      rescale: ``"none"``, or ``"mean_norm"`` to multiply by the rows' mean norm.
-      scope: ``"model"``: one set of coefficients; ``"leaf"``: one for each parameter.
+      length: of a row in the sum: ``"unit"``, or ``"mean_norm"``, that of all rows.
       shift_negative: subtract the least coefficient if it is negative, so that no row
-        counts against its direction; with ``scope="leaf"`` and no momentum this is the
-        variant in use on Ascend.
+        counts against its direction; under :func:`per_leaf` and without momentum this
+        is the variant in use on Ascend.
 
     Returns:
       A :class:`Reducer`.
@@ -97,8 +99,7 @@ def subspace_weighting(
       [0.5 0.5]
     """
     _check.interval("momentum", momentum, 0, 1, open_high=True)
-    _check.one_of("rescale", rescale, ("none", "mean_norm"))
-    _check.one_of("scope", scope, ("model", "leaf"))
+    _check.one_of("length", length, ("unit", "mean_norm"))
     _check.flag("shift_negative", shift_negative)
     averaged = not (isinstance(momentum, int | float) and momentum == 0)
     if averaged and num_rows is None:
@@ -135,13 +136,8 @@ def subspace_weighting(
     def weigh(
         gramian: Array, roster: Roster, state: SubspaceState
     ) -> tuple[Array, SubspaceState]:
-        count = roster.weights.shape[0]
-        if num_rows is not None and count != num_rows:
-            raise ValueError(
-                f"`num_rows` must be the number of rows of the stack; got {num_rows}, "
-                f"but the rows are {count}. Pad with rows of weight 0, or make the "
-                f"rule anew."
-            )
+        if num_rows is not None:
+            _check.rows_expected(num_rows, roster.weights.shape[0])
         norms = jnp.sqrt(gramian.diagonal())
         coefficients = (gramian @ roster.shares) / (norms + _EPS)
         if averaged:
@@ -151,13 +147,16 @@ def subspace_weighting(
             coefficients = coefficients - jnp.minimum(least, 0)
         votes = roster.shares * coefficients
         total, spread = votes.sum(), jnp.abs(votes).sum()
-        fell_back = ~(total > _LEAST_SUM * spread)
+        # What the coefficients are differences of: rounding is no agreement.
+        terms = (jnp.abs(gramian) @ roster.shares) / (norms + _EPS)
+        rounding = 8 * jnp.finfo(norms.dtype).eps * (roster.shares @ terms)
+        fell_back = ~(total > _LEAST_SUM * spread + rounding)
         weights = jnp.where(
             fell_back, roster.shares, votes / jnp.where(fell_back, 1, total)
         ) / (norms + _EPS)
-        if rescale == "mean_norm":
+        if length == "mean_norm":
             weights *= roster.shares @ norms
         weights = jnp.where(norms > 0, weights, 0)
         return weights, state._replace(fell_back=fell_back)
 
-    return reducer(Weighting(weigh, init, scope=scope))
+    return reducer(Weighting(weigh, init))

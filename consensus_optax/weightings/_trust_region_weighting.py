@@ -11,6 +11,7 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, stationary_on_simplex, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -45,8 +46,11 @@ class SimplexRegionState(NamedTuple):
     converged: Array
 
 
+@named
 def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
     r"""Second-order weights (trust region) in the subspace that the rows span.
+
+    Also known as: subspace trust region.
 
     .. math:: \min_a\; -\bar g^\top u + \tfrac12\, u^\top \nabla^2 f\, u
         \quad\text{for}\quad u = \sum_i a_i g_i, \quad \|u\| \le \Delta
@@ -134,6 +138,10 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
         lengths = jnp.sqrt(jnp.where(spans, squares, 1))
         basis = jnp.where(spans[None, :], vectors / lengths[None, :], 0)  # (B, B)
         slope = product(basis.T, product(gramian / scale, roster.shares))
+        # Rounding is no direction to go to the boundary in.
+        terms = product(jnp.abs(basis.T), product(jnp.abs(gramian), roster.shares))
+        known = jnp.abs(slope) > 8 * jnp.finfo(slope.dtype).eps * terms / scale
+        slope = jnp.where(known, slope, 0)
         curvature = product(product(basis.T, hessian / scale), basis)
         # What is no direction of the span gets the largest curvatures, the last ones.
         above = 2 * jnp.abs(curvature).sum(1).max() + 1

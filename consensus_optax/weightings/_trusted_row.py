@@ -9,12 +9,16 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
+@named
 def trusted_row(index: int = 0) -> Reducer:
     r"""FLTrust: rows averaged by their cosine with a trusted one, at its length.
+
+    Also known as: FLTrust.
 
     .. math:: t_i = \max(0, \cos(g_i, g_0)), \qquad
         u = \frac{1}{\sum_i t_i} \sum_i t_i \frac{\|g_0\|}{\|g_i\|} g_i

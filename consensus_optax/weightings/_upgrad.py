@@ -6,17 +6,26 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import SolverState, dual_cone, unsolved
+from consensus_optax._rules.solvers import (
+    SolverState,
+    dual_cone,
+    is_left_over,
+    unsolved,
+)
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
 
+@named
 def upgrad(
     preference: Preference | None = None, regularization: Threshold = 1e-4
 ) -> Reducer:
     r"""UPGrad: each row is projected so that it opposes no row; then the mean.
+
+    Also known as: UPGrad, Jacobian descent.
 
     .. math:: u = J^T \sum_i v_i, \qquad
         v_i = \arg\min_{v \ge p_i e_i} v^T H v, \qquad
@@ -30,8 +39,11 @@ def upgrad(
     \mathrm{tr}\,G`; the mean where no two rows oppose each other; linear in the length
     of each row, as far as :math:`\epsilon` is small against the eigenvalues of
     :math:`G / \mathrm{tr}\,G`; the order of the rows is irrelevant.
-    Edge cases: one row, or all equal: that row. Rows that cancel: zero up to
-    :math:`\epsilon`. A zero row constrains nothing and adds nothing.
+    Edge cases: one row, or all equal: that row. Rows that cancel: zero, not ready; so
+    wherever :math:`\epsilon` leaves less than half of the projections
+    (:math:`\sum_i p_i \langle g_i, u_i\rangle > 2 \sum_i \|u_i\|^2`, which are equal
+    but for it), lest an optimizer take the rest for a direction. A zero row constrains
+    nothing and adds nothing.
     ``weights``: sample counts: a row of weight 2 is two equal rows, up to
     :math:`\epsilon`.
 
@@ -71,6 +83,7 @@ def upgrad(
         lower = jnp.diag(_preference.weighted(preference, roster))
         shift = _check.value_at(regularization, roster.step, gramian.dtype)
         weights, new_state = dual_cone(gramian, lower, shift)
-        return weights.sum(0), new_state
+        nothing = is_left_over(gramian, lower, weights)
+        return jnp.where(nothing, 0, weights.sum(0)), new_state
 
     return reducer(Weighting(weigh, unsolved))

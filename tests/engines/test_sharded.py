@@ -112,7 +112,7 @@ KINDS = {
     "losses": lambda: co.among(co.keep_smallest_losses(3), co.sign_vote()),
     "gramian": lambda: co.cosine_filter(0.6),
     "affine": lambda: co.krum(1),
-    "by leaf": lambda: co.subspace_weighting(scope="leaf"),
+    "by leaf": lambda: co.per_leaf(co.subspace_weighting()),
     "columns": co.median,
     "memory": heavy_ball,
     "mixing": lambda: co.after(co.nearest_neighbor_mixing(1), co.median()),

@@ -19,7 +19,7 @@ KINDS = {
     "combination": co.normalized_mean,
     "gramian": co.cosine_filter,
     "affine": lambda: co.krum(1),
-    "by leaf": lambda: co.subspace_weighting(scope="leaf"),
+    "by leaf": lambda: co.per_leaf(co.subspace_weighting()),
     "columns": co.median,
     "memory": heavy_ball,
     "among": lambda: co.among(co.cosine_filter(0.6), co.sign_consensus()),

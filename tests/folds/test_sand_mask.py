@@ -20,7 +20,7 @@ def test_equals_the_loop(k, gamma, threshold, rescale):
 
 def test_is_the_and_mask_for_small_gradients():
     rows = 1e-4 * _pinned.LARGE
-    sand = first_update(co.sand_mask(threshold=0.35, rescale=False), rows)
+    sand = first_update(co.sand_mask(min_agreement=0.35, rescale=False), rows)
     mask = first_update(co.sign_consensus(quorum=0.7, magnitude="mean"), rows)
     np.testing.assert_allclose(sand, mask, rtol=1e-6)  # |agreement| 0.4 is 7 of 10
     assert 0 < np.count_nonzero(mask) < mask.size
@@ -41,5 +41,5 @@ def test_is_finite_at_any_scale(scale):
 
 
 def test_the_published_threshold_is_refused():
-    with pytest.raises(ValueError, match=r"`threshold` must be in \[0, 1\); got 1"):
-        co.sand_mask(threshold=1.0)
+    with pytest.raises(ValueError, match=r"`min_agreement` must be in \[0, 1\); got 1"):
+        co.sand_mask(min_agreement=1.0)

@@ -67,7 +67,7 @@ def test_groups_make_fewer_rows():
 
 
 def test_watched_fields():
-    state = co.cosine_filter(scope="leaf").init({"a": jnp.zeros(2), "b": jnp.zeros(3)})
+    state = co.per_leaf(co.cosine_filter()).init({"a": jnp.zeros(2), "b": jnp.zeros(3)})
     assert training.watched(state, "accepted").shape == ()
     assert training.watched(state, "ready") == 0
     assert training.watched(state, "absent") is None

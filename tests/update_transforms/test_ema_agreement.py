@@ -89,7 +89,7 @@ def test_the_average_of_bfloat16_updates_is_float32():
 
 def test_thresholds_may_be_schedules():
     gate = co.ema_agreement(
-        decay=lambda step: 0.5, threshold=lambda step: jnp.where(step < 2, 2.0, 0.1)
+        decay=lambda step: 0.5, max_distance=lambda step: jnp.where(step < 2, 2.0, 0.1)
     )
     state, seen = gate.init(jnp.zeros(1)), []
     for sign in (1.0, -1.0, -1.0, 1.0):

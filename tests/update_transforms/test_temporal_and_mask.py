@@ -21,7 +21,7 @@ def run(rule, updates, params):
 )
 def test_equals_the_loop(decay):
     steps = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32) + 0.5
-    rule = co.temporal_and_mask(decay, threshold=0.6)
+    rule = co.temporal_and_mask(decay, min_agreement=0.6)
     out, state = run(rule, list(jnp.asarray(steps)), jnp.zeros(12))
     signs, mass = np.zeros(12), 0.0
     for t, update in enumerate(steps):

@@ -9,10 +9,10 @@ from tests import _pinned, _reference_agreement
 from tests._pinned import LARGE, first_update
 
 
-@pytest.mark.parametrize("scope", ["leaf", "model"])
-def test_equals_the_loop(scope):
+@pytest.mark.parametrize("rule", [co.adasum(), co.per_leaf(co.adasum())], ids=repr)
+def test_equals_the_loop(rule):
     # Coefficients are read from float32 inner products, level upon level.
-    _pinned.check(co.adasum(scope), _reference_agreement.adasum, rtol=1e-5)
+    _pinned.check(rule, _reference_agreement.adasum, rtol=1e-5)
 
 
 def test_orthogonal_rows_add_up_and_equal_rows_do_not():
@@ -24,7 +24,8 @@ def test_orthogonal_rows_add_up_and_equal_rows_do_not():
 def test_each_leaf_by_itself():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     rows = {"a": jnp.eye(2), "b": jnp.ones((2, 1))}
-    update, _ = co.adasum().update(rows, co.adasum().init(params), params)
+    rule = co.per_leaf(co.adasum())
+    update, _ = rule.update(rows, rule.init(params), params)
     assert update["a"].tolist() == [1.0, 1.0]
     assert update["b"].tolist() == [1.0]
 

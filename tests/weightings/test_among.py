@@ -44,7 +44,7 @@ def test_nobody_selected_is_nothing():
     ("selector", "rule", "message"),
     [
         (co.sign_consensus(), co.mean(), "`selector` must be a weighting .* Fold"),
-        (co.cosine_filter(scope="leaf"), co.mean(), "scope='leaf'"),
+        (co.per_leaf(co.cosine_filter()), co.mean(), "per_leaf=True"),
         (optax.chain(co.mean()), co.mean(), "`selector` must be a reducer"),
         (co.cosine_filter(), optax.adam(0.1), "`rule` must be a reducer"),
     ],

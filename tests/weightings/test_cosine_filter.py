@@ -89,8 +89,8 @@ def test_rows_without_a_direction_are_rejected():
 def test_leaves_may_decide_for_themselves():
     rows = {"a": jnp.array([[1.0, 0], [1, 0]]), "b": jnp.array([[5.0], [-5.0]])}
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
-    for scope, wanted, ready in (("model", [0, 0], False), ("leaf", [1, 0], True)):
-        rule = co.cosine_filter(scope=scope)
+    whole, apart = co.cosine_filter(), co.per_leaf(co.cosine_filter())
+    for rule, wanted, ready in ((whole, [0, 0], False), (apart, [1, 0], True)):
         result, state = rule.update(rows, rule.init(params), params)
         assert result["a"].tolist() == wanted
         assert result["b"].tolist() == [0]

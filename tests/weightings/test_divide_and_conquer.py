@@ -28,3 +28,13 @@ def test_the_fraction_fixes_counts():
         co.divide_and_conquer(1, 0.0)
     with pytest.raises(ValueError, match="known when traced"):
         co.divide_and_conquer(1, lambda step: 1.0)
+
+
+def test_too_few_rows_for_what_is_dropped():
+    rule, params = co.divide_and_conquer(2, 3.0), jnp.zeros(1)
+    with pytest.raises(
+        ValueError,
+        match=r"`filter_fraction` must leave n > ceil\(c f\), f=2, so with "
+        r"filter_fraction=3.0 at least 7 rows are needed; got 6",
+    ):
+        rule.update(jnp.ones((6, 1)), rule.init(params), params)

@@ -83,7 +83,7 @@ def test_a_schedule_of_decays():
 
 def test_a_rule_that_remembers_and_one_by_leaf():
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
-    for rule in (co.centered_clipping(1.0), co.subspace_weighting(scope="leaf")):
+    for rule in (co.centered_clipping(1.0), co.per_leaf(co.subspace_weighting())):
         plain = rule.update(rows, rule.init(PARAMS), PARAMS)[0]
         reducer = co.ema_weights(rule, 3)
         got, state = reducer.update(rows, reducer.init(PARAMS), PARAMS)
@@ -93,7 +93,7 @@ def test_a_rule_that_remembers_and_one_by_leaf():
 
 
 def test_selectors_can_be_averaged():
-    among = co.among(co.ema_weights(co.min_norm(), 3), co.mean())
+    among = co.among(co.ema_weights(co.mgda(), 3), co.mean())
     update, state = among.update(jnp.eye(3), among.init(PARAMS), PARAMS)
     np.testing.assert_allclose(update, 1 / 3, rtol=1e-5)
     assert state.ready
@@ -103,7 +103,7 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="`rule` must be made of a Weighting"):
         co.ema_weights(co.sign_consensus(), 3)
     with pytest.raises(ValueError, match="`rule` must be a reducer of this library"):
-        co.ema_weights("min_norm", 3)
+        co.ema_weights("mgda", 3)
     with pytest.raises(ValueError, match="`num_rows` must be at least 1; got 0"):
         co.ema_weights(co.mean(), 0)
     with pytest.raises(ValueError, match=r"`decay` must be in \[0, 1\]; got 1.5"):

@@ -26,9 +26,9 @@ def reference(momentum, count, rescale=False):
     return np.array([rule(rows, [1.0] * count) for rows in steps])
 
 
-def all_steps(momentum, num_rows, dtype, rescale="none"):
+def all_steps(momentum, num_rows, dtype, length="unit"):
     """A compiled function: rows of all steps and weights to the updates of all."""
-    rule = co.subspace_weighting(momentum, num_rows, rescale)
+    rule = co.subspace_weighting(momentum, num_rows, length)
     params = jnp.zeros(P, dtype)
 
     @jax.jit

@@ -15,7 +15,7 @@ from tests.zoo.weightings import WEIGHTINGS
 ZOO = [*FOLDS, *WEIGHTINGS, *COLUMNS, *ROBUST, *AGREEMENT, *MULTI_OBJECTIVE, *OWN]
 # One row of every factory, and of every way in which it may read rows: what depends on
 # no other option is asked of these alone.
-_way = lambda row: (row.factory, *map(row.options.get, ("scope", "reference")))
+_way = lambda row: (row.factory, row.per_leaf, row.options.get("reference"))
 FACTORIES = list({_way(row): row for row in reversed(ZOO)}.values())[::-1]
 
 
@@ -26,7 +26,7 @@ def _kind(rule):
             signs = all(statistic.of_signs for statistic in s)
             return "fold", len(s), signs, rule.matters is None
         case Weighting():
-            return "weighting", rule.reads, rule.scope, rule.remembers
+            return "weighting", rule.reads, rule.per_leaf, rule.remembers
         case Among():
             return "among", _kind(rule.selector), _kind(rule.rule)
         case After():

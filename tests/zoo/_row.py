@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import consensus_optax as co
 from tests._stacks import B
 
 
@@ -24,6 +25,7 @@ class Row(NamedTuple):
         project asks for.
       least_rows: a stack of fewer is an error when traced.
       rounding: names of stacks whose update float32 cannot know; it is not compared.
+      per_leaf: whether it is wrapped in ``co.per_leaf``.
     """
 
     factory: Callable[..., Any]
@@ -35,12 +37,14 @@ class Row(NamedTuple):
     rtol: float = 1e-6
     least_rows: int = 1
     rounding: tuple[str, ...] = ()
+    per_leaf: bool = False
 
     def __str__(self):
         short = str | float | int | None
         plain = {k: v for k, v in self.options.items() if isinstance(v, short)}
         options = ", ".join(f"{key}={value}" for key, value in plain.items())
-        return f"{self.factory.__name__}({options})"
+        call = f"{self.factory.__name__}({options})"
+        return f"per_leaf({call})" if self.per_leaf else call
 
     @property
     def remembers_rows(self):
@@ -50,9 +54,9 @@ class Row(NamedTuple):
     def make(self, num_rows=B, **options):
         """The reducer, for stacks of that many rows if it must know."""
         given = {**self.options, **options}
-        return self.factory(
-            **given | ({"num_rows": num_rows} if self.remembers_rows else {})
-        )
+        given |= {"num_rows": num_rows} if self.remembers_rows else {}
+        made = self.factory(**given)
+        return co.per_leaf(made) if self.per_leaf else made
 
     def settings(self, num_rows=B):
         """The numeric thresholds with their values, and all other arguments."""

@@ -61,7 +61,7 @@ FOLDS = [
             laws.one_row_gives_that_row,
         ),
         empty=("zero", "opposite", "tie"),
-        thresholds=("threshold",),
+        thresholds=("min_ratio",),
     ),
     Row(
         co.sand_mask,
@@ -72,7 +72,7 @@ FOLDS = [
             laws.one_row_gives_that_row,
         ),
         empty=("zero", "opposite", "tie"),
-        thresholds=("k", "gamma", "threshold"),
+        thresholds=("k", "gamma", "min_agreement"),
         rtol=1e-5,  # the variance is a difference of sums of squares
     ),
     Row(
@@ -90,33 +90,33 @@ FOLDS = [
 
 FILTERS = [
     Row(
-        co.cosine_filter,
+        co.previous_update_filter,
         whole_model(ref.everyone),
         (*ANY_ORDER, laws.one_row_gives_that_row, laws.weights_are_counts),
-        options={"reference": "previous", "average": "mean"},
-        thresholds=("threshold",),
+        thresholds=("max_distance",),
     ),
     Row(
         co.neighbor_filter,
         whole_model(ref.neighbor_filter(0.97)),
         HULL,
         empty=("zero", "one row"),
-        thresholds=("threshold",),
+        thresholds=("max_distance",),
     ),
     Row(
         co.neighbor_filter,
         by_leaf(ref.neighbor_filter(0.6)),
         (laws.scales_with_the_rows, laws.equal_rows_give_that_row),
-        options={"threshold": 0.6, "scope": "leaf"},
+        options={"max_distance": 0.6},
+        per_leaf=True,
         empty=("zero", "one row"),
-        thresholds=("threshold",),
+        thresholds=("max_distance",),
     ),
     Row(
         co.sign_filter,
         whole_model(ref.sign_filter(0.5)),
         ANY_ORDER,
         empty=("zero", "opposite", "tie", "one row"),
-        thresholds=("threshold",),
+        thresholds=("min_agreement",),
     ),
     Row(
         co.l2_filter,
@@ -141,6 +141,7 @@ FILTERS = [
         co.adasum,
         by_leaf(ref.adasum),
         (laws.scales_with_the_rows, laws.one_row_gives_that_row),
+        per_leaf=True,
         empty=("zero", "tie"),
         rtol=1e-4,  # in small leaves rows nearly cancel, level upon level
     ),
@@ -153,7 +154,6 @@ FILTERS = [
             laws.equal_rows_give_that_row,
             laws.weights_say_presence_only,
         ),
-        options={"scope": "model"},
         empty=("zero", "tie"),
     ),
 ]

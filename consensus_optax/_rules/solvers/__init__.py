@@ -9,15 +9,16 @@ G is symmetric and positive semidefinite up to rounding; rows and columns of abs
 rows are 0.
 """
 
-from consensus_optax._rules.solvers._cone import dual_cone
+from consensus_optax._rules.solvers._cone import dual_cone, is_left_over
 from consensus_optax._rules.solvers._fair import fair_division
-from consensus_optax._rules.solvers._simplex import over_simplex
+from consensus_optax._rules.solvers._simplex import length_of, over_simplex
 from consensus_optax._rules.solvers._solution import (
     Solution,
     SolverState,
     cancels,
     cosines,
     product,
+    proven,
     ratio,
     unsolved,
 )
@@ -30,8 +31,11 @@ __all__ = [
     "cosines",
     "dual_cone",
     "fair_division",
+    "is_left_over",
+    "length_of",
     "over_simplex",
     "product",
+    "proven",
     "ratio",
     "stationary_on_simplex",
     "unsolved",

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rules.solvers._solution import Solution, product, ratio, solution
+from consensus_optax._rules.solvers._solution import (
+    Solution,
+    cancels,
+    product,
+    ratio,
+    solution,
+)
 from consensus_optax._typing import Array
 
 
@@ -116,6 +122,18 @@ def dual_cone(
     slope = product(point, hessian) + offset
     worst = jnp.max(jnp.abs(jnp.minimum(point, slope)))
     return solution(jnp.maximum(lower + point * size / length, lower), worst)
+
+
+def is_left_over(gramian: Array, lower: Array, weights: Array) -> Array:
+    """Whether projections come to no more than what their regularization leaves, ().
+
+    A projection J'v of J'u is what J'u has in its direction: <J'u, J'v> = |J'v|^2.
+    Regularization makes it shorter, and points it away from rows that it should not
+    oppose: not worth having where by more than half, or where the rows cancel.
+    """
+    image = product(weights, ratio(gramian, jnp.trace(gramian)))
+    short = jnp.sum(image * lower) > 2 * jnp.sum(image * weights)
+    return short | cancels(gramian, weights.sum(0))
 
 
 def _largest_eigenvalue(matrix: Array, steps: int = 10) -> Array:

@@ -107,6 +107,26 @@ def over_simplex(
     return solution(_on_simplex(problem, end.x), end.residual)
 
 
+def length_of(gramian: Array, weights: Array) -> Array:
+    """The length of J'x as a problem with a radius has it, ().
+
+    That is a little more than 0 where the rows cancel. What is divided by any other
+    number no longer meets the conditions that the problem's solution meets.
+    """
+    count = jnp.maximum(jnp.sum(gramian.diagonal() > 0), 1).astype(gramian.dtype)
+    mean = jnp.trace(gramian) / count
+    matrix = ratio(gramian, mean)
+    shift = rounding(cosines(matrix)[0]) * matrix.diagonal()
+    _, root = _raised(matrix, shift)
+    return jnp.sqrt(mean) * jnp.linalg.norm(product(root, weights))
+
+
+def _raised(matrix: Array, shift: Array) -> tuple[Array, Array]:
+    """A matrix with a Cholesky factor R', and R: no x'Gx is lost to rounding."""
+    matrix += jnp.diag(shift + 1e-3 * jnp.finfo(matrix.dtype).eps)
+    return matrix, jnp.linalg.cholesky(matrix).T
+
+
 def _at_unit_scale(
     gramian: Array, present: Array, linear: Array | None, radius: Array | None
 ) -> _Problem:
@@ -119,9 +139,8 @@ def _at_unit_scale(
     slope = jnp.where(present, slope, 0)
     bend = jnp.ones((), dtype) if radius is None else ratio(radius, jnp.sqrt(mean))
     shift = rounding(cosines(matrix)[0]) * matrix.diagonal()
-    if radius is not None:  # a factor keeps x'Gx near 0 from being lost to rounding
-        matrix += jnp.diag(shift + 1e-3 * jnp.finfo(dtype).eps)
-        root = jnp.linalg.cholesky(matrix).T
+    if radius is not None:
+        matrix, root = _raised(matrix, shift)
     unit = bend + jnp.max(jnp.abs(slope))
     slope = jnp.where(present, ratio(slope, unit), 8)
     return _Problem(matrix, root, slope, ratio(bend, unit), shift, present)

@@ -113,8 +113,8 @@ class Exchange(NamedTuple):
         """Whole rows are at hand, as far as the parameters are."""
         return self._coordinates((), lambda index, leaf: leaf)
 
-    def of_blocks(self) -> Coordinates:
-        """An N-th of the coordinates, padded, is at hand."""
+    def of_blocks(self, dtypes: Sequence[Any]) -> Coordinates:
+        """An N-th of the coordinates, padded, is at hand; updates travel in dtypes."""
         axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
 
         def unpadded(index: int, block: Array) -> Array:
@@ -127,7 +127,17 @@ class Exchange(NamedTuple):
             spread = self.spreads[index]
             return self.own_block(spread.part(make(spread.whole)))
 
-        return self._coordinates(axes, unpadded)._replace(draw=draw)
+        def whole(blocks: list[Array], exact: bool) -> list[Array]:
+            wanted = [block.dtype for block in blocks] if exact else dtypes
+            pairs = zip(blocks, wanted, strict=True)
+            pairs = zip(
+                self.collect([narrowed(*x) for x in pairs]), blocks, strict=True
+            )
+            return [leaf.astype(block.dtype) for leaf, block in pairs]
+
+        own = lambda leaves: list(map(self.own_block, leaves))
+        of_all = self._coordinates(axes, unpadded)
+        return of_all._replace(draw=draw, own=own, whole=whole)
 
     def _coordinates(
         self, axes: tuple[str, ...], unpadded: Callable[[int, Array], Array]
@@ -170,6 +180,12 @@ class Exchange(NamedTuple):
                 end = start + arrays[i].shape[-1]
                 sent[i], start = result[..., start:end], end
         return [sent[i] for i in range(len(arrays))]
+
+
+def narrowed(block: Array, dtype: Any) -> Array:
+    """The block in a dtype, unless it is in a narrower one already."""
+    narrower = jnp.dtype(dtype).itemsize < block.dtype.itemsize
+    return block.astype(dtype) if narrower else block
 
 
 def _as_bits(send: Callable[[Array], Array], array: Array) -> Array:

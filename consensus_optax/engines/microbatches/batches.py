@@ -10,8 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._gradients.per_example import Arranged, value_and_rows
+from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rules.kinds import Roster
+from consensus_optax._running.memory import Memory
+from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
 
 
@@ -33,23 +36,10 @@ class Block(NamedTuple):
     value: Any
 
     @property
-    def rows(self) -> Roster:
-        """These rows as folds see them; they are not all, so no step and no extras."""
-        return Roster(self.weights, jnp.zeros((), jnp.int32), {})
-
-
-class Seen(NamedTuple):
-    """What is known of all rows once they have been computed.
-
-    Attributes:
-      rows: all of them; on a mesh those of all devices.
-      num_nonfinite: () int32, how many are left out for an inf or a nan.
-      value: what the function returned for each row; on a mesh each of this device's.
-    """
-
-    rows: Roster
-    num_nonfinite: Array
-    value: Any = None
+    def source(self) -> Memory:
+        """These rows alone; they are not all, so there is no step and are no extras."""
+        roster = Roster(self.weights, jnp.zeros((), jnp.int32), {})
+        return Memory(self.stack.leaves, Seen(roster, self.num_nonfinite))
 
 
 class Microbatches(NamedTuple):
@@ -93,25 +83,12 @@ class Microbatches(NamedTuple):
         weights, num_nonfinite = present_weights(stack, weights)
         return Block(index, stack, weights, num_nonfinite, value)
 
-    def weighted_grad(self, index: Any, weights: Array) -> Tree:
-        """Gradient of sum_i weights[i] loss_i of a microbatch: a plain backward pass.
-
-        A row of weight 0 may be one that gives nan, which no factor removes: its place
-        is taken by a row that counts.
-        """
-        counts = weights != 0
-        taken = self.indices[index]
-        there = taken < self.arranged.num_rows
-        own = jnp.where(there, taken, 0)
-        factors = jnp.where(there, weights[own], 0)
-        rows = self.arranged.take(jnp.where(factors != 0, own, jnp.argmax(counts)))
-
-        def weighted_sum(*args: Any) -> Array:
-            values = jax.vmap(self.fun, rows.in_axes)(*args)
-            values = self.losses(values)
-            return jnp.vdot(factors.astype(values.dtype), values)
-
-        return jax.grad(weighted_sum, self.argnums)(*rows.args)
+    def row(self, index: Array) -> list[Array]:
+        """Gradients of one row, floating leaves in its own dtypes."""
+        value_and_grad = jax.value_and_grad(self.fun, self.argnums, self.has_aux)
+        _, rows = value_and_rows(value_and_grad, self.arranged.take(index[None]))
+        leaves = as_stack(rows, self.params).leaves
+        return [verbs.as_array(leaf, leaf.dtype)[0] for leaf in leaves]
 
     def in_order(self, by_block: Tree) -> Tree:
         """Undoes the split: leaves (k, m, ...) to (B, ...) in the order of the rows."""
@@ -121,6 +98,26 @@ class Microbatches(NamedTuple):
             return rows[: self.arranged.num_rows]
 
         return jax.tree.map(join, by_block)
+
+    def joined(self, blocks: Array) -> Array:
+        """Lower blocks (k, k, m, m) to the symmetric (B, B), in the rows' order."""
+        count, size = self.indices.shape
+        lower = jnp.arange(count)[:, None] >= jnp.arange(count)[None, :]
+        mirrored = blocks.transpose(1, 0, 3, 2)
+        full = jnp.where(lower[:, :, None, None], blocks, mirrored)
+        joined = full.transpose(2, 0, 3, 1).reshape(count * size, count * size)
+        num_rows = self.arranged.num_rows
+        return joined[:num_rows, :num_rows]
+
+    def of_devices(self, blocks: Array) -> Array:
+        """(k, N m, ...), rows of N devices, to (N B, ...), device after device."""
+        count, size = self.indices.shape
+        num_rows, shape = self.arranged.num_rows, blocks.shape[2:]
+        devices = blocks.shape[1] // size
+        apart = blocks.reshape(count, devices, size, *shape)
+        in_order = jnp.moveaxis(apart, 0, 2)  # (N, m, k, ...)
+        rows = in_order.reshape(devices, size * count, *shape)[:, :num_rows]
+        return rows.reshape(devices * num_rows, *shape)
 
     def scan(
         self, step: Callable[[Any, Block], tuple[Any, Any]], carry: Any

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import ratio
+from consensus_optax._rules.solvers import cancels, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings import _preference
@@ -16,8 +17,11 @@ from consensus_optax.weightings._preference import Preference
 from consensus_optax.weightings._spectrum import spectrum
 
 
-def aligned(preference: Preference | None = None, scale: str = "min") -> Reducer:
+@named
+def aligned_mtl(preference: Preference | None = None, scale: str = "min") -> Reducer:
     r"""Aligned-MTL: a weighted sum of rows whose stack was given equal singular values.
+
+    Also known as: Aligned-MTL, aligned.
 
     .. math:: u = J^T \lambda, \qquad
         \lambda = \sqrt{\sigma}\, V \Lambda^{-1/2} V^T p, \qquad G = V \Lambda V^T
@@ -56,7 +60,7 @@ def aligned(preference: Preference | None = None, scale: str = "min") -> Reducer
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = aligned(), jnp.zeros(2)
+      >>> rule, params = aligned_mtl(), jnp.zeros(2)
       >>> rows = jnp.array([[4., 0.], [0., 1.]])
       >>> update, _ = rule.update(rows, rule.init(params), params)
       >>> [round(float(x), 3) for x in update]
@@ -81,6 +85,7 @@ def aligned(preference: Preference | None = None, scale: str = "min") -> Reducer
         largest = jnp.max(jnp.where(kept, stretch, 0)) * jnp.sum(wanted)
         rounding = 8 * jnp.finfo(weights.dtype).eps * largest
         nothing = jnp.max(jnp.abs(weights)) <= rounding
+        nothing |= cancels(gramian, weights)
         return jnp.where(nothing, 0, weights), state
 
     return reducer(Weighting(weigh))

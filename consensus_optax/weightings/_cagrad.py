@@ -9,17 +9,23 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import (
     SolverState,
     cancels,
+    length_of,
     over_simplex,
     product,
+    proven,
     ratio,
     unsolved,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 
-def conflict_averse(c: Threshold = 0.5) -> Reducer:
+@named
+def cagrad(c: Threshold = 0.5) -> Reducer:
     r"""CAGrad: in a ball around the mean, the step whose least gain is largest.
+
+    Also known as: CAGrad, conflict-averse.
 
     .. math:: u = \arg\max_{\|d - \bar g\| \le c \|\bar g\|} \min_i \langle g_i, d
         \rangle = \bar g + c \|\bar g\| \frac{J^T \lambda}{\|J^T \lambda\|}, \qquad
@@ -28,14 +34,15 @@ def conflict_averse(c: Threshold = 0.5) -> Reducer:
 
     Differences from the authors' code:
       1. theirs divides the update by 1 + c^2 (an option there); the learning rate can;
-      2. where :math:`J^T \lambda` is 0 to rounding (7e-4 of the rows it is made of in
-         float32, 1e-4 in float64) the update is zero; theirs adds 1e-8 to a divisor;
+      2. where :math:`J^T \lambda` or u is 0 to rounding (7e-4 of the rows it is made of
+         in float32, 1e-4 in float64) the update is zero; theirs adds 1e-8 to a divisor;
       3. a zero row, which no step helps, is left out of the least gain.
 
     Guarantees: :math:`\|u - \bar g\| \le c \|\bar g\|`; with c >= 1 no row is opposed;
     the order of the rows is irrelevant; scaling all rows scales it.
     Edge cases: c = 0: the mean. One row, or all equal: (1 + c) times that row. Rows
-    that cancel: zero, not ready.
+    that cancel, also some of them alone (a Pareto-stationary point): zero, not ready,
+    unless c is so near 1 that a step across the others is left.
     ``weights``: sample counts of the mean: a row of weight 2 is two equal rows.
 
     Args:
@@ -55,7 +62,7 @@ def conflict_averse(c: Threshold = 0.5) -> Reducer:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = conflict_averse(1.0), jnp.zeros(2)
+      >>> rule, params = cagrad(1.0), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 2.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print([round(float(x), 3) for x in update], state.rule_state.converged)
@@ -73,9 +80,9 @@ def conflict_averse(c: Threshold = 0.5) -> Reducer:
         radius = relative * jnp.sqrt(mean_square)
         moving = roster.present & (gramian.diagonal() > 0)
         worst, new_state = over_simplex(gramian, moving, with_mean, radius)
-        length = jnp.sqrt(jnp.maximum(product(worst, product(gramian, worst)), 0))
-        weights = roster.shares + ratio(radius, length) * worst
-        still = cancels(gramian, worst) | cancels(gramian, roster.shares)
-        return jnp.where(still & (relative > 0), 0, weights), new_state
+        weights = roster.shares + ratio(radius, length_of(gramian, worst)) * worst
+        cancel = cancels(gramian, worst)  # so no step has a gain for every row
+        nothing = (relative > 0) & (cancel | cancels(gramian, weights))
+        return jnp.where(nothing, 0, weights), proven(new_state, cancel)
 
     return reducer(Weighting(weigh, unsolved))

@@ -14,13 +14,17 @@ from consensus_optax._rules.solvers import (
     ratio,
     unsolved,
 )
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
 
-def nash(max_norm: Threshold | None = 1.0) -> Reducer:
+@named
+def nash_mtl(max_norm: Threshold | None = 1.0) -> Reducer:
     r"""Nash-MTL: the step that maximises the product of the rows' gains.
+
+    Also known as: Nash-MTL, Nash.
 
     .. math:: u = J^T \lambda, \qquad
         \lambda_i\, (G \lambda)_i = w_i \quad\text{for all } i
@@ -61,7 +65,7 @@ def nash(max_norm: Threshold | None = 1.0) -> Reducer:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = nash(), jnp.zeros(2)
+      >>> rule, params = nash_mtl(), jnp.zeros(2)
       >>> rows = jnp.array([[3., 0.], [0., 40.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print([round(float(x), 3) for x in update], state.rule_state.converged)

@@ -7,14 +7,18 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import ratio
+from consensus_optax._rules.solvers import cancels, ratio
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 from consensus_optax.weightings._spectrum import spectrum
 
 
-def impartial() -> Reducer:
+@named
+def imtl_g() -> Reducer:
     r"""IMTL-G: the step on whose line all rows have projections of one length.
+
+    Also known as: IMTL-G, impartial.
 
     .. math:: u = J^T \lambda, \qquad \lambda = v / \sum_i v_i, \qquad
         v = G^+ \sqrt{\mathrm{diag}\,G}
@@ -43,7 +47,7 @@ def impartial() -> Reducer:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = impartial(), jnp.zeros(2)
+      >>> rule, params = imtl_g(), jnp.zeros(2)
       >>> rows = jnp.array([[3., 0.], [0., 1.]])
       >>> update, _ = rule.update(rows, rule.init(params), params)
       >>> [round(float(x), 3) for x in update]
@@ -59,6 +63,7 @@ def impartial() -> Reducer:
         # Rounding of a sum of terms that are divided by the least eigenvalue.
         largest = given.pseudo_inverse_norm() * lengths.sum()
         sound = jnp.abs(total) > 8 * jnp.finfo(v.dtype).eps * largest
+        sound &= ~cancels(gramian, v)
         return jnp.where(sound, v / jnp.where(sound, total, 1), 0), state
 
     return reducer(Weighting(weigh))

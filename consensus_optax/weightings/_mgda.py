@@ -5,13 +5,23 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Roster, Weighting
-from consensus_optax._rules.solvers import SolverState, cancels, over_simplex, unsolved
+from consensus_optax._rules.solvers import (
+    SolverState,
+    cancels,
+    over_simplex,
+    proven,
+    unsolved,
+)
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array
 
 
-def min_norm() -> Reducer:
+@named
+def mgda() -> Reducer:
     r"""MGDA: the shortest convex combination of the rows.
+
+    Also known as: MGDA, min-norm.
 
     .. math:: u = J^T \lambda, \qquad
         \lambda = \arg\min_{\lambda \ge 0,\ \sum_i \lambda_i = 1} \lambda^T G \lambda
@@ -27,7 +37,7 @@ def min_norm() -> Reducer:
     hull of the rows; their order is irrelevant; scaling all rows scales it.
     Edge cases: one row, or all equal: that row. A zero row, or rows that cancel (u is
     shorter than 7e-4 of the rows it is made of in float32, 1e-4 in float64): zero, not
-    ready, lest an optimizer take rounding for a direction.
+    ready, lest an optimizer take rounding for a direction; residual 0.
     ``weights``: 0 = absent; other values do not matter.
 
     Returns:
@@ -41,7 +51,7 @@ def min_norm() -> Reducer:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = min_norm(), jnp.zeros(2)
+      >>> rule, params = mgda(), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print([round(float(x), 3) for x in update], state.rule_state.converged)
@@ -55,6 +65,6 @@ def min_norm() -> Reducer:
         weights, new_state = over_simplex(gramian, roster.present)
         still = jnp.any(roster.present & (gramian.diagonal() <= 0))
         nothing = still | cancels(gramian, weights)
-        return jnp.where(nothing, 0, weights), new_state
+        return jnp.where(nothing, 0, weights), proven(new_state, nothing)
 
     return reducer(Weighting(weigh, unsolved))

@@ -7,20 +7,24 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, cancels, fair_division, unsolved
+from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
 
-def fair(alpha: Threshold = 2.0) -> Reducer:
+@named
+def fairgrad(alpha: Threshold = 2.0) -> Reducer:
     r"""FairGrad: the step whose gains are divided alpha-fairly among the rows.
+
+    Also known as: FairGrad, fair.
 
     .. math:: u = J^T \lambda, \qquad
         (G \lambda)_i = (w_i / \lambda_i)^{1 / \alpha} \quad\text{for all } i
 
     It maximises :math:`\sum_i w_i \langle g_i, u\rangle^{1 - \alpha} / (1 - \alpha)`
     over steps of its length. alpha = 0: the mean; 1: proportional, the direction of
-    :func:`nash`; 2: the least harmonic mean of gains; to infinity: the least gain.
+    :func:`nash_mtl`; 2: the least harmonic mean of gains; to infinity: the least gain.
 
     Difference from the authors' code: the equations are solved by Newton's method on
     the scaled problem; theirs gives the unscaled one to a least-squares solver.
@@ -50,7 +54,7 @@ def fair(alpha: Threshold = 2.0) -> Reducer:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> rule, params = fair(1.0), jnp.zeros(2)
+      >>> rule, params = fairgrad(1.0), jnp.zeros(2)
       >>> rows = jnp.array([[2., 0.], [0., 5.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print([round(float(x), 3) for x in update], state.rule_state.converged)

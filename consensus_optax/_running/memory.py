@@ -1,0 +1,141 @@
+"""Rows in memory: the source that every reducer starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from consensus_optax._rows import verbs
+from consensus_optax._rows.gramians import border
+from consensus_optax._rows.verbs import AnyLeaf
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._running.blocks import reduce_columns
+from consensus_optax._running.packing import Packed, pack
+from consensus_optax._running.source import Asked, Seen
+from consensus_optax._typing import Array
+
+
+class Memory(NamedTuple):
+    """Rows that are held, factored or not: of all coordinates, or of this device's.
+
+    Attributes:
+      leaves: the rows.
+      seen: which they are. Its coordinates say which are at hand, and sum over all.
+    """
+
+    leaves: Sequence[AnyLeaf]
+    seen: Seen
+
+    def inner(self, asked: Asked) -> tuple[Any, Memory]:
+        """See `Source`; so are the others."""
+        if asked.reads == Reads.NOTHING:
+            return None, self
+        roster, leaves = self.seen.roster, self.leaves
+        coordinates = roster.coordinates
+        if asked.previous is None and not asked.per_leaf:
+            leaves = self._packed.leaves
+            previous = [None] * len(leaves)
+        else:
+            previous = coordinates.own(asked.previous or []) or [None] * len(leaves)
+        pairs = zip(leaves, previous, strict=True)
+        products = [_products(asked, leaf, roster, old) for leaf, old in pairs]
+        products = coordinates.counted(products)
+        return coordinates.total(over_leaves(asked, products)), self
+
+    def combine(self, weights: Array) -> list[Array]:
+        """Rows of weight 0 are never read."""
+        order = self.seen.roster.order
+        if weights.ndim == 2:
+            pairs = zip(self.leaves, weights, strict=True)
+            return [verbs.combine(leaf, own, order) for leaf, own in pairs]
+        packed = self._packed
+        return packed.unpack(
+            [verbs.combine(leaf, weights, order) for leaf in packed.leaves]
+        )
+
+    def statistics(self, rule: Fold) -> tuple[list[list[Array]], Memory]:
+        """One statistic after the other, small leaves together."""
+        roster, packed = self.seen.roster, self._packed
+        matters = rule.matters and (lambda *first: rule.matters(*first, roster))
+        merged = [
+            verbs.fold(leaf, rule.statistics, roster.weights, roster.order, matters)
+            for leaf in packed.leaves
+        ]
+        by_statistic = zip(*merged, strict=True)
+        return [packed.unpack(list(parts)) for parts in by_statistic], self
+
+    def columns(self, rule: Columns) -> tuple[list[Array], Memory]:
+        """All leaves in one loop over blocks, if the same devices hold them."""
+        roster = self.seen.roster
+        if roster.coordinates.alike:
+            return reduce_columns(rule.reduce, self.leaves, roster), self
+        reduce = lambda leaf: reduce_columns(rule.reduce, [leaf], roster)[0]
+        return list(map(reduce, self.leaves)), self
+
+    def among(self, weights: Array) -> Memory:
+        """Nothing is computed."""
+        return self._replace(seen=self.seen.among(weights))
+
+    def mixed(self, matrix: Array, weights: Array) -> Memory:
+        """Leaves that are computed when they are read."""
+        order = self.seen.roster.order
+        leaves = [verbs.Mixed(matrix, leaf, order) for leaf in self.leaves]
+        return Memory(leaves, self.seen.among(weights))
+
+    def multiplied_out(
+        self, send: Callable[[list[Array]], list[Array]], signs: bool
+    ) -> tuple[list[Array], Memory]:
+        """What ``send`` makes of the rows as arrays, or of their signs in int8."""
+        dtype = self.seen.roster.weights.dtype
+        return send([as_sent(leaf, signs, dtype) for leaf in self.leaves]), self
+
+    @property
+    def _packed(self) -> Packed:
+        """Small leaves strung together, if the same devices hold all of them."""
+        roster = self.seen.roster
+        if roster.coordinates.alike:
+            return pack(self.leaves, roster.weights.dtype)
+        return Packed(self.leaves, lambda results: results)
+
+
+def as_sent(leaf: AnyLeaf, signs: bool, dtype: Any) -> Array:
+    """Rows multiplied out in their own dtype, or their signs in int8."""
+    if signs:
+        own = verbs.as_array(leaf, dtype) if isinstance(leaf, verbs.Mixed) else leaf
+        return verbs.as_array(verbs.signs(own, dtype), dtype).astype(jnp.int8)
+    return verbs.as_array(leaf, dtype if isinstance(leaf, verbs.Mixed) else leaf.dtype)
+
+
+def over_leaves(asked: Asked, products: list[Any]) -> Any:
+    """Products of all leaves summed, or stacked."""
+    if asked.per_leaf:
+        return jnp.stack(products)
+    return sum(products[1:], products[0])
+
+
+def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> Any:
+    """Inner products of one leaf's rows, bordered by those with a previous update."""
+    dtype, present = roster.weights.dtype, roster.present
+    if verbs.has_layers(leaf):  # one at a time: rows may have to be multiplied out
+        olds = [] if old is None else [old]
+        of_layer = lambda layer, *old: _products(
+            asked, layer, roster, old[0] if old else None
+        )
+        return verbs.over_layers(of_layer, leaf, *olds)
+    if asked.reads == Reads.NORMS:
+        return jnp.where(present, verbs.squared_norms(leaf, dtype), 0)
+    if asked.about is not None:
+        shares = (jnp.arange(present.shape[0]) == asked.about).astype(dtype)
+        leaf, center = verbs.centered(leaf, shares, roster.order)
+        old = None if old is None else old - center
+    elif asked.reads == Reads.SIGNS:
+        leaf = verbs.signs(leaf, dtype)
+        old = None if old is None else jnp.sign(old)
+    pairs = present[:, None] & present[None, :]
+    gramian = jnp.where(pairs, verbs.gramian(leaf, dtype), 0)
+    if old is None:
+        return gramian
+    side = jnp.where(present, verbs.inner_products(leaf, old), 0)
+    return border(gramian, side, old)

@@ -1,0 +1,82 @@
+"""Sources: what hands out all that a rule may read of rows, however these come."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._typing import Array
+
+
+class Seen(NamedTuple):
+    """What is known of all rows.
+
+    Attributes:
+      roster: all of them; on a mesh those of all devices.
+      num_nonfinite: () int32, how many are left out for an inf or a nan.
+      value: where a source computes the rows, what the function returned for each; on a
+        mesh for each of this device's.
+    """
+
+    roster: Roster
+    num_nonfinite: Array
+    value: Any = None
+
+    def among(self, weights: Array) -> Seen:
+        """The same with other weights."""
+        return self._replace(roster=self.roster._replace(weights=weights))
+
+
+class Asked(NamedTuple):
+    """Which inner products are asked for.
+
+    Attributes:
+      reads: ``NORMS``, ``GRAMIAN`` or ``SIGNS``; ``NOTHING`` only finds out who is
+        there.
+      per_leaf: those of every leaf, stacked, rather than their sum.
+      previous: an update, whole, that joins as one row more at the end.
+      about: () index of a row that is taken off all rows, and off ``previous``.
+    """
+
+    reads: Reads
+    per_leaf: bool = False
+    previous: list[Array] | None = None
+    about: Array | None = None
+
+
+class Source(Protocol):
+    """Rows, as much of them as a rule can ask for.
+
+    Whoever is there may be found out by the first look at the rows alone: each look
+    gives the source to go on with, whose ``seen`` is complete. Updates are in pieces,
+    ``seen.roster.coordinates`` knows which.
+    """
+
+    @property
+    def seen(self) -> Seen:
+        """What is known of the rows so far."""
+        ...
+
+    def inner(self, asked: Asked) -> tuple[Any, Source]:
+        """Inner products, 0 where a row is absent; norms (B,), others (B, B)."""
+        ...
+
+    def combine(self, weights: Array) -> list[Array]:
+        """sum_i weights[i] row_i of every leaf; weights (B,), or (leaves, B)."""
+        ...
+
+    def statistics(self, rule: Fold) -> tuple[list[list[Array]], Source]:
+        """For every statistic of a fold its merged value in every leaf."""
+        ...
+
+    def columns(self, rule: Columns) -> tuple[list[Array], Source]:
+        """What a rule makes of all rows of a coordinate."""
+        ...
+
+    def among(self, weights: Array) -> Source:
+        """The same rows with other weights; absent ones stay so."""
+        ...
+
+    def mixed(self, matrix: Array, weights: Array) -> Source:
+        """Rows sum_j matrix[i, j] row_j with new weights; absent ones have zeros."""
+        ...

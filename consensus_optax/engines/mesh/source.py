@@ -1,0 +1,192 @@
+"""A source whose rows are spread over devices: what travels, and who sums.
+
+Most rules look at all rows of a coordinate or at inner products, which are sums over
+coordinates: rows are exchanged for coordinates once, and each device goes on with its
+part of all rows. What needs less sends less.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._rows.statistics import halved, merge_present
+from consensus_optax._rows.verbs import Leaf, Mixed
+from consensus_optax._rules.kinds import Columns, Fold
+from consensus_optax._running.memory import Memory
+from consensus_optax._running.source import Asked, Seen, Source
+from consensus_optax._typing import Array
+from consensus_optax.engines.mesh.exchange import Exchange, narrowed
+from consensus_optax.engines.microbatches.source import Computed
+
+
+class Shared(NamedTuple):
+    """The rows of all devices, of which this one has a share.
+
+    Attributes:
+      exchange: with the other devices.
+      local: a source of this device's rows, in memory or computed a few at a time.
+      dtypes: in which updates travel, leaf by leaf, if the rule allows it.
+      per_row: which extra arguments have one entry for every row.
+      seen: all rows; for rows that are computed, once they have been looked at.
+    """
+
+    exchange: Exchange
+    local: Memory | Computed
+    dtypes: list[Any]
+    per_row: tuple[str, ...]
+    seen: Seen
+
+    @classmethod
+    def of(
+        cls,
+        exchange: Exchange,
+        local: Memory | Computed,
+        dtypes: list[Any],
+        per_row: tuple[str, ...],
+    ) -> Shared:
+        """From the rows of each device."""
+        seen = local.seen
+        roster = seen.roster._replace(coordinates=exchange.of_rows())
+        local = local._replace(seen=seen._replace(roster=roster))
+        source = cls(exchange, local, dtypes, per_row, local.seen)
+        if isinstance(local, Computed):
+            return source
+        return source._replace(seen=source._of_all(local.seen))
+
+    def inner(self, asked: Asked) -> tuple[Any, Source]:
+        """What is known of each row alone is collected; for pairs rows are dealt."""
+        if asked.reads.pairs or not self._combines():
+            return self._dealt().inner(asked)
+        norms, local = self.local.inner(asked._replace(previous=None))
+        if norms is not None:
+            norms = self.exchange.collect_rows(norms)
+        return norms, self._after(local)
+
+    def combine(self, weights: Array) -> list[Array]:
+        """Every device combines its rows; the sum of N such is a plain all-reduce.
+
+        In float32; of narrower rows narrow numbers are sent.
+        """
+        combined = self.local.combine(self.exchange.own_rows(weights))
+        dtypes = self._row_dtypes(combined)
+        if all(dtype.itemsize >= 4 for dtype in dtypes):
+            return lax.psum(combined, self.exchange.axis_name)
+        pairs = zip(combined, dtypes, strict=True)
+        dealt = self.exchange.deal([narrowed(x, dtype)[None] for x, dtype in pairs])
+        pairs = zip(dealt, combined, strict=True)
+        blocks = [block.astype(x.dtype).sum(0) for block, x in pairs]
+        return self.exchange.of_blocks(self.dtypes).whole(blocks, False)
+
+    def statistics(self, rule: Fold) -> tuple[list[list[Array]], Source]:
+        """Every device folds its rows; what travels is statistics, in float32."""
+        if not self._folds(rule):
+            return self._dealt(rule.reads_signs).statistics(rule)
+        exchange = self.exchange
+        own, local = self.local.statistics(rule._replace(matters=None))
+        source = self._after(local)
+        roster = source.seen.roster
+        present = roster.present.reshape(exchange.num_devices, -1).any(1)  # (N,)
+        by_leaf = [jnp.stack(statistics) for statistics in zip(*own, strict=True)]
+        apart = (exchange.num_devices, len(rule.statistics))
+        dealt = [x.reshape(*apart, x.shape[1]) for x in exchange.deal(by_leaf)]
+
+        def merged(index: int, leaf: Array) -> Array:
+            merge = rule.statistics[index].merge
+
+            def pair(x: Any, y: Any) -> Any:
+                has_x, has_y = x[1][:, None], y[1][:, None]
+                return merge_present(merge, x[0], y[0], has_x, has_y), x[1] | y[1]
+
+            return halved((leaf[:, index], present), pair)[0]
+
+        statistics = [[merged(k, leaf) for leaf in dealt] for k in range(apart[1])]
+        return statistics, source._replace(seen=source._in_blocks)
+
+    def columns(self, rule: Columns) -> tuple[list[Array], Source]:
+        """All rows of a coordinate are where it is dealt to."""
+        return self._dealt().columns(rule)
+
+    def among(self, weights: Array) -> Shared:
+        """Nothing is computed; weights are those of all rows."""
+        local = self.local.among(self.exchange.own_rows(weights))
+        return self._replace(local=local, seen=self.seen.among(weights))
+
+    def mixed(self, matrix: Array, weights: Array) -> Source:
+        """Rows are mixed where all of them are."""
+        return self._dealt().mixed(matrix, weights)
+
+    def _dealt(self, signs: bool = False) -> Memory:
+        """All rows of this device's coordinates, leaf by leaf (B, width)."""
+        blocks, local = self.local.multiplied_out(self.exchange.deal, signs)
+        return Memory(blocks, self._after(local)._in_blocks)
+
+    @property
+    def _in_blocks(self) -> Seen:
+        """What is known of all rows, for who has some coordinates of them."""
+        coordinates = self.exchange.of_blocks(self.dtypes)
+        roster = self.seen.roster._replace(coordinates=coordinates)
+        return self.seen._replace(roster=roster)
+
+    def _after(self, local: Memory | Computed) -> Shared:
+        """The same once the device's own rows have been looked at."""
+        if local is self.local:
+            return self
+        return self._replace(local=local, seen=self._of_all(local.seen))
+
+    def _of_all(self, own: Seen) -> Seen:
+        """What is known of the rows of all devices."""
+        exchange, roster = self.exchange, own.roster
+        both = jnp.append(
+            roster.weights, own.num_nonfinite.astype(roster.weights.dtype)
+        )
+        both = exchange.collect_rows(both)  # one collective for both
+        both = both.reshape(exchange.num_devices, -1)
+        weights, num_bad = both[:, :-1].reshape(-1), both[:, -1].sum()
+        of_all = lambda tree: jax.tree.map(lambda x: exchange.collect_rows(x.T).T, tree)
+        extra = {
+            name: of_all(given) if name in self.per_row else given
+            for name, given in roster.extra.items()
+        }
+        roster = roster._replace(weights=weights, extra=extra)
+        return Seen(roster, num_bad.astype(jnp.int32), own.value)
+
+    def _combines(self) -> bool:
+        """Whether a combination of these rows is less to send than they are.
+
+        One narrow row travels without loss in fewer bytes.
+        """
+        if isinstance(self.local, Computed):  # rows would have to be held
+            return True
+        narrow = (x.shape[0] == 1 and x.dtype.itemsize < 4 for x in self._leaves)
+        return not all(narrow)
+
+    def _folds(self, rule: Fold) -> bool:
+        """Whether the statistics of these rows are less to send than they are.
+
+        Statistics are in the dtype of decisions, signs in int8.
+        """
+        if isinstance(self.local, Computed):  # as above
+            return True
+        wide = self.seen.roster.weights.dtype.itemsize
+        leaves = self._leaves
+        each = lambda leaf: 1 if rule.reads_signs else leaf.dtype.itemsize
+        sent = sum(math.prod(leaf.shape) * each(leaf) for leaf in leaves)
+        merged = sum(math.prod(leaf.shape[1:]) for leaf in leaves)
+        return wide * len(rule.statistics) * merged < sent
+
+    def _row_dtypes(self, combined: list[Array]) -> list[Any]:
+        """Those in which rows, or what they combine to, travel."""
+        computed = isinstance(self.local, Computed)
+        return [leaf.dtype for leaf in (combined if computed else self._leaves)]
+
+    @property
+    def _leaves(self) -> list[Leaf]:
+        """The rows held, which no one has mixed yet."""
+        if isinstance(self.local, Computed):
+            return []
+        return [leaf for leaf in self.local.leaves if not isinstance(leaf, Mixed)]

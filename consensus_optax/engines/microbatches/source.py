@@ -1,0 +1,204 @@
+"""A source that computes its rows a few at a time, as often as it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from consensus_optax._rows import verbs
+from consensus_optax._rows.gramians import border
+from consensus_optax._rows.statistics import Statistic, merge_present
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._running.memory import Memory, over_leaves
+from consensus_optax._running.source import Asked, Seen
+from consensus_optax._typing import Array
+from consensus_optax.engines.microbatches.batches import Block, Microbatches
+from consensus_optax.engines.microbatches.pairs import gramians
+
+
+class _Merged(NamedTuple):
+    """Statistics of the rows so far, and whether there has been any row."""
+
+    statistics: list[list[Array]]
+    started: Array
+
+
+class Computed(NamedTuple):
+    """Rows of microbatches. Every look is one pass, and no stack is ever held.
+
+    But the Gramian of k microbatches takes the gradients of every pair of them,
+    (k + 1) / 2 passes; and who looks at all rows of a coordinate holds them.
+
+    Attributes:
+      microbatches: of the rows, with the weights known so far.
+      seen: see `Source`.
+    """
+
+    microbatches: Microbatches
+    seen: Seen
+
+    @classmethod
+    def of(cls, microbatches: Microbatches, step: Array) -> Computed:
+        """The source before anything has been computed."""
+        roster = Roster(microbatches.weights, step, {})
+        return cls(microbatches, Seen(roster, jnp.zeros((), jnp.int32)))
+
+    def inner(self, asked: Asked) -> tuple[Any, Computed]:
+        """Norms in one pass; so is what only finds out who is there."""
+        micro = self.microbatches
+        coordinates = self.seen.roster.coordinates
+        center = None if asked.about is None else micro.row(asked.about)
+        read = lambda block: _read(asked, block, center)
+        olds = None
+        if asked.previous is not None:
+            olds = _read_update(asked, coordinates.own(asked.previous), center)
+
+        def step(carry: None, block: Block) -> tuple[None, Any]:
+            products: list[Array] = []
+            sides: list[Array] = []
+            dtype = block.stack.dtype
+            if asked.reads == Reads.NORMS:
+                leaves = block.stack.leaves
+                products = [verbs.squared_norms(leaf, dtype) for leaf in leaves]
+            elif asked.reads.pairs:
+                leaves = read(block)
+                products = gramians(micro, block.index, leaves, read, dtype)
+                if olds is not None:
+                    pairs = zip(leaves, olds, strict=True)
+                    sides = [verbs.inner_products(leaf, old) for leaf, old in pairs]
+            return carry, (products, sides, _kept(block))
+
+        _, (products, sides, kept) = micro.scan(step, None)
+        source = self._after(kept)
+        present = source.seen.roster.present
+        if asked.reads == Reads.NOTHING:
+            return None, source
+        if asked.reads == Reads.NORMS:
+            norms = micro.in_order(products)
+            products = [jnp.where(present, leaf, 0) for leaf in norms]
+        else:
+            pairs = present[:, None] & present[None, :]
+            products = [jnp.where(pairs, micro.joined(leaf), 0) for leaf in products]
+        if olds is not None and asked.reads.pairs:
+            sides = [jnp.where(present, x, 0) for x in micro.in_order(sides)]
+            triples = zip(products, sides, olds, strict=True)
+            products = [border(*triple) for triple in triples]
+        products = coordinates.counted(products)
+        return coordinates.total(over_leaves(asked, products)), source
+
+    def combine(self, weights: Array) -> list[Array]:
+        """One pass over the rows, which adds in the dtype of decisions.
+
+        A plain backward pass of the weighted losses would round weights and sums to the
+        dtype in which the model computes.
+        """
+        taken = self.microbatches.indices
+
+        def step(carry: list[Array], block: Block) -> tuple[list[Array], None]:
+            fill = {"mode": "fill", "fill_value": 0}
+            own = weights.at[..., taken[block.index]].get(**fill)
+            own = jnp.where(block.weights > 0, own, 0)
+            return jax.tree.map(jnp.add, carry, block.source.combine(own)), None
+
+        shapes = jax.eval_shape(
+            lambda: self.microbatches.block(0).source.combine(weights[..., taken[0]])
+        )
+        zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]
+        return self.microbatches.scan(step, zeros)[0]
+
+    def statistics(self, rule: Fold) -> tuple[list[list[Array]], Computed]:
+        """One pass, which holds the statistics."""
+        rule = rule._replace(matters=None)  # says what matters of all rows
+        observe = lambda block: block.source.statistics(rule)[0]
+
+        def step(carry: _Merged, block: Block) -> tuple[_Merged, Any]:
+            any_row = jnp.any(block.weights > 0)
+
+            def merge(statistic: Statistic, old: Any, new: Any) -> Any:
+                both = carry.started, any_row
+                return merge_present(statistic.merge, old, new, *both)
+
+            triples = zip(
+                rule.statistics, carry.statistics, observe(block), strict=True
+            )
+            merged = [
+                [merge(statistic, *pair) for pair in zip(old, new, strict=True)]
+                for statistic, old, new in triples
+            ]
+            return _Merged(merged, carry.started | any_row), _kept(block)
+
+        shapes = jax.eval_shape(lambda: observe(self.microbatches.block(0)))
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        start = _Merged(empty, jnp.zeros((), bool))
+        end, kept = self.microbatches.scan(step, start)
+        return end.statistics, self._after(kept)
+
+    def columns(self, rule: Columns) -> tuple[list[Array], Memory]:
+        """Rows are held, in one pass."""
+        return self._held().columns(rule)
+
+    def among(self, weights: Array) -> Computed:
+        """Nothing is computed yet."""
+        micro = self.microbatches._replace(weights=weights)
+        return Computed(micro, self.seen.among(weights))
+
+    def mixed(self, matrix: Array, weights: Array) -> Memory:
+        """Rows are held, in one pass."""
+        return self._held().mixed(matrix, weights)
+
+    def multiplied_out(
+        self, send: Callable[[list[Array]], list[Array]], signs: bool
+    ) -> tuple[list[Array], Computed]:
+        """What ``send`` makes of the rows as arrays, microbatch by microbatch.
+
+        It gives leaves (N m, ...) from (m, ...): with the rows of N devices.
+        """
+
+        def step(carry: None, block: Block) -> tuple[None, Any]:
+            sent, _ = block.source.multiplied_out(send, signs)
+            return carry, (sent, _kept(block))
+
+        _, (blocks, kept) = self.microbatches.scan(step, None)
+        return list(map(self.microbatches.of_devices, blocks)), self._after(kept)
+
+    def _held(self) -> Memory:
+        leaves, source = self.multiplied_out(lambda leaves: leaves, signs=False)
+        return Memory(leaves, source.seen)
+
+    def _after(self, kept: Any) -> Computed:
+        """The source when a pass has left behind what is known of its blocks."""
+        micro = self.microbatches
+        weights, value = micro.in_order((kept[0], kept[2]))
+        extra = {**self.seen.roster.extra, "values": micro.losses(value)}
+        roster = self.seen.roster._replace(weights=weights, extra=extra)
+        return Computed(
+            micro._replace(weights=weights), Seen(roster, kept[1].sum(), value)
+        )
+
+
+def _kept(block: Block) -> Any:
+    return block.weights, block.num_nonfinite, block.value
+
+
+def _read(asked: Asked, block: Block, center: list[Array] | None) -> list[Any]:
+    """The leaves of which inner products are asked for."""
+    leaves, dtype = block.stack.leaves, block.stack.dtype
+    if center is not None:
+        pairs = zip(leaves, center, strict=True)
+        return [verbs.as_array(x, dtype) - c.astype(dtype)[None] for x, c in pairs]
+    if asked.reads == Reads.SIGNS:
+        return [verbs.signs(leaf, dtype) for leaf in leaves]
+    return leaves
+
+
+def _read_update(
+    asked: Asked, update: list[Array], center: list[Array] | None
+) -> list[Array]:
+    """An update in the same terms."""
+    if center is not None:
+        pairs = zip(update, center, strict=True)
+        return [leaf - c.astype(leaf.dtype) for leaf, c in pairs]
+    return [jnp.sign(leaf) for leaf in update] if asked.reads == Reads.SIGNS else update

@@ -1,0 +1,32 @@
+"""Gradient surgery as published, on plain numbers, as _reference_multi_objective.py.
+
+No JAX but for the numbers that are drawn.
+"""
+
+import jax
+
+from tests._reference_agreement import dot
+from tests._reference_multi_objective import relative
+
+
+def others_of(key, step, i, count):
+    """The other rows, in the random order in which row i meets them."""
+    row_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
+    draw = lambda j: float(jax.random.uniform(jax.random.fold_in(row_key, j)))
+    return sorted([j for j in range(count) if j != i], key=draw)
+
+
+def pcgrad(key, step=0):
+    def rule(rows, weights):
+        total = [0.0] * len(rows[0])
+        for i, w in enumerate(relative(weights)):
+            h = list(rows[i])
+            for j in others_of(key, step, i, len(rows)):
+                against = dot(h, rows[j])
+                if against < 0:
+                    part = against / dot(rows[j], rows[j])
+                    h = [x - part * y for x, y in zip(h, rows[j], strict=True)]
+            total = [t + w * x for t, x in zip(total, h, strict=True)]
+        return total
+
+    return rule

@@ -1,0 +1,183 @@
+"""The law of sources: an answer does not depend on how the rows are obtained.
+
+Every rule, three steps with its state, from rows in memory, in microbatches, on a mesh,
+and in microbatches on a mesh, on stacks with far, nearly equal, zero, absent and broken
+rows. All stacks of one (rule, source) are one compiled program.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import consensus_optax as co
+from tests._stacks import P, matrix, params, tree
+from tests.engines.test_sharded import mesh_of
+from tests.zoo import KINDS, ZOO
+
+ROWS, STEPS = 12, 3
+
+
+def loss(weights, batch):
+    """Linear, so that the gradient of a row is the row, to the bit."""
+    inner = jax.tree.map(lambda w, x: jnp.vdot(w, x[0]), weights, batch)
+    return sum(jax.tree.leaves(inner))
+
+
+@functools.cache
+def stacks(dtype=np.float32):
+    """Name to rows (STEPS, ROWS, P) and weights (ROWS,)."""
+    random = np.random.default_rng(26)
+    center = random.normal(size=P)
+    center[-1] = 2
+    rows = center + 0.5 * random.normal(size=(STEPS, ROWS, P))
+    ones = np.ones(ROWS)
+
+    def changed(*changes):
+        new = rows.copy()
+        for index, value in changes:
+            new[:, index] = value
+        return new
+
+    apart = center + 50 * np.sign(random.normal(size=(STEPS, 3, P)))
+    far = {}
+    for size in (1e3, 1e6, 1e10):
+        away = size * np.sign(random.normal(size=(STEPS, P)))
+        for name, place in (("first", 0), ("last", ROWS - 1)):
+            moved = rows.copy()
+            moved[:, 4:7], moved[:, place] = apart, away
+            far[f"far {size:g} {name}"] = moved, ones
+    absent = ones.copy()
+    absent[[0, 5, 6]] = 0
+    found = far | {
+        "ordinary": (rows, ones),
+        "weighted": (rows, random.uniform(0.5, 2, ROWS)),
+        # as near to each other as float32 tells them apart to three digits
+        "nearly equal": (1e3 * center + rows, ones),
+        "equal": (np.broadcast_to(rows[:, :1], rows.shape), ones),
+        "zero row": (changed((3, 0.0)), ones),
+        "zero": (0 * rows, ones),
+        "absent": (changed((0, np.nan), (5, 1e10)), absent),
+        "broken": (changed((2, np.nan), (11, np.inf)), ones),
+        "one row": (rows, (np.arange(ROWS) == 7).astype(float)),
+        "nobody": (changed((slice(None), np.nan)), ones),
+        "tiny": (1e-10 * rows, ones),
+    }
+    names = list(found)
+    arrays = [np.stack([found[name][i] for name in names]) for i in (0, 1)]
+    return names, *(x.astype(dtype) for x in arrays)
+
+
+def stepper(reducer, update_of):
+    """Three steps of one stack: what comes out of each, for rows (STEPS, B, ...)."""
+
+    def steps(rows, weights, start):
+        def step(state, now):
+            update, state = update_of(reducer, now, weights, state)
+            seen = state.ready, state.num_present, state.num_nonfinite
+            return state, (update, seen)
+
+        return jax.lax.scan(step, start, rows)[1]
+
+    return steps
+
+
+def given_rows(reducer, rows, weights, state):
+    values = loss_values(rows)
+    return reducer.update(
+        rows, state, params_like(rows), weights=weights, values=values
+    )
+
+
+def computed(size):
+    def update_of(reducer, rows, weights, state):
+        of_batch = co.value_and_reduced_grad(loss, reducer, microbatch_size=size)
+        _, update, new = of_batch(params_like(rows), rows, state=state, weights=weights)
+        return update, new
+
+    return update_of
+
+
+def params_like(rows):
+    return params(jax.tree.leaves(rows)[0].dtype)
+
+
+def loss_values(rows):
+    one = lambda row: loss(params_like(rows), jax.tree.map(lambda x: x[None], row))
+    return jax.vmap(one)(rows)
+
+
+MESH = 4
+SOURCES = {
+    "microbatches of 5": (5, None),
+    "microbatches of 1": (1, None),
+    "mesh": (None, MESH),
+    "microbatches of 2 on a mesh": (2, MESH),
+}
+
+
+def outcomes(row, source, dtype=np.float32):
+    """(updates (S, STEPS, P), ready, num_present, num_nonfinite) of all stacks."""
+    size, devices = SOURCES[source] if source else (None, None)
+    names, rows, weights = stacks(dtype)
+    reducer = row.make(num_rows=ROWS)
+    start = reducer.init(params(dtype))
+    if devices:
+        reducer = co.sharded(reducer, "data")
+    steps = stepper(reducer, computed(size) if size else given_rows)
+    program = jax.vmap(steps, (0, 0, None))
+    if devices:
+        by_row = PartitionSpec(None, None, "data")
+        program = jax.shard_map(
+            program,
+            mesh=mesh_of(devices),
+            in_specs=(by_row, PartitionSpec(None, "data"), PartitionSpec()),
+            out_specs=PartitionSpec(),
+        )
+    update, seen = jax.jit(program)(tree(rows, dtype), jnp.asarray(weights), start)
+    return names, matrix(update, batch_ndim=2), [np.asarray(x) for x in seen]
+
+
+@functools.cache
+def in_memory(row_id, dtype=np.float32):
+    return outcomes(ZOO[row_id], None, dtype)
+
+
+def check(row, source, rtol, dtype=np.float32):
+    names, wanted, facts = in_memory(ZOO.index(row), dtype)
+    _, got, seen = outcomes(row, source, dtype)
+    size = np.abs(wanted).max(-1)  # (S, STEPS)
+    gap = np.abs(got - wanted).max(-1)
+    wrong = {
+        name: f"off by {gap[s].max():.1e} of {size[s].max():.1e}"
+        for s, name in enumerate(names)
+        if not (gap[s] <= rtol * size[s]).all() and name not in row.rounding
+    }
+    assert not wrong
+    for one, other in zip(facts, seen, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def cases():
+    """One source for each kind of rule, and the whole product where CI asks for it."""
+    for index, row in enumerate(ZOO):
+        for place, source in enumerate(SOURCES):
+            now = row in KINDS and KINDS.index(row) % len(SOURCES) == place
+            marks = () if now else pytest.mark.whole_zoo
+            yield pytest.param(row, source, marks=marks, id=f"{row} in {source}{index}")
+
+
+@pytest.mark.parametrize(("row", "source"), [*cases()])
+def test_the_answer_does_not_depend_on_the_source(row, source):
+    check(row, source, rtol=1e-5)
+
+
+@pytest.mark.whole_zoo
+@pytest.mark.parametrize("row", KINDS, ids=str)
+@pytest.mark.parametrize("source", SOURCES)
+def test_nor_does_it_in_float64(row, source):
+    with jax.enable_x64(True):
+        check(row, source, rtol=1e-12, dtype=np.float64)
