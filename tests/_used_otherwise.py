@@ -116,7 +116,7 @@ def experts() -> Model:
 
 
 def one_of_several() -> Model:
-    """One layer of a stack, as unrolled layers are read; columns scaled are no factor."""
+    """One layer of a stack, as unrolled layers are read; columns that are scaled."""
     params = {"columns": array(0, WIDTH, 32), "one": array(1, DEPTH, 32, WIDTH)}
 
     def loss(p, x):

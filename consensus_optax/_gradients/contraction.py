@@ -51,7 +51,7 @@ _CONVOLUTION = "conv_general_dilated"
 
 def unfinished(
     function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
-) -> tuple[Any, Any, list[str]]:
+) -> tuple[Any, Any]:
     """Evaluates ``vmap(function, in_axes)(*args)`` without the rows' contractions.
 
     Args:
@@ -60,12 +60,9 @@ def unfinished(
       *args: arguments of all rows.
 
     Returns:
-      (value, rows, ends): rows with outer products where possible; for every leaf of
-      rows, in order, the names of the operations at which the walk back ended.
+      (value, rows), rows with outer products where possible.
     """
-    all_rows = jax.vmap(with_products(function), tuple(in_axes))
-    closed, shapes, wanted = _traced(all_rows, args)
-    ended = [" + ".join(ends(closed.jaxpr, var)) for var in wanted]
+    closed, shapes, wanted = _traced(_of_all_rows(function, in_axes), args)
     outputs = _evaluated(closed, args, wanted, _keep)
     value_tree, rows_tree = map(jax.tree.structure, shapes)
     values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
@@ -75,7 +72,44 @@ def unfinished(
     ]
     whole = lambda x: x.materialize() if is_kept(x) else x
     value = jax.tree.unflatten(value_tree, map(whole, values))
-    return value, jax.tree.unflatten(rows_tree, map(_worth, rows)), ended
+    return value, jax.tree.unflatten(rows_tree, map(_worth, rows))
+
+
+def ends_of_rows(
+    function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
+) -> list[str]:
+    """For every leaf of :func:`unfinished` rows the operations in which it ends.
+
+    Where these make products and the leaf is none, with the reason.
+    """
+    closed, _, wanted = _traced(_of_all_rows(function, in_axes), args)
+    outputs = _evaluated(closed, args, wanted, _keep)
+    leaves = outputs[len(outputs) - len(wanted) :]
+    pairs = zip(ends(closed.jaxpr, wanted), leaves, strict=True)
+    return [" + ".join(end) + _why(end, leaf) for end, leaf in pairs]
+
+
+def _why(end: tuple[str, ...], leaf: Any) -> str:
+    """Why a leaf that ends in products may be an array."""
+    if is_outer_product(leaf):
+        return "" if is_outer_product(_worth(leaf)) else f", which is {_NO_LARGER}"
+    of_products = [name.split()[0] in ("dot_general", "scatter-add") for name in end]
+    if not any(of_products):
+        return ""
+    if not all(of_products):
+        return ", a sum of which not all are products"
+    if any("in scan" in name for name in end):
+        return f", which is {_NO_LARGER}, or is added to what is not zero"
+    return ", which is read as an array before, or of terms that are laid out otherwise"
+
+
+_NO_LARGER = "no larger multiplied out"
+
+
+def _of_all_rows(
+    function: Callable[..., Any], in_axes: Sequence[int | None]
+) -> Callable[..., Any]:
+    return jax.vmap(with_products(function), tuple(in_axes))
 
 
 def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +121,7 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def of_row(*args: Any) -> Any:
         closed, shapes, wanted = _traced(function, args)
-        ended = itertools.chain(*(ends(closed.jaxpr, var) for var in wanted))
+        ended = itertools.chain(*ends(closed.jaxpr, wanted))
         some = any(_CONVOLUTION in end for end in ended)
         outputs = _evaluated(closed, args, wanted if some else (), _rewrite)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 from jax.extend import core
 
-from consensus_optax._gradients.sources import PLACES, sources
+from consensus_optax._gradients.sources import PLACES, described, sources
 from consensus_optax._rows.layers import LayersFirst, placed
 from consensus_optax._rows.outer_product import OuterProduct
 
@@ -111,35 +111,68 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
         if var not in producers:
             continue
         eqn = producers[var]
-        stack.extend(sources(eqn))
-        if eqn.primitive.name in CALLS and _may_open(eqn):
-            inner, _ = _inner(eqn)
-            reached = walk_back(inner, [inner.outvars[eqn.outvars.index(var)]])
-            pairs = zip(eqn.invars, inner.invars, strict=True)
-            stack.extend(given for given, own in pairs if own in reached)
+        stack.extend(_operands_on_the_way(eqn, var))
     return marked
 
 
-def ends(jaxpr: Any, var: Any) -> list[str]:
-    """Names of the operations at which the walk back from a variable ends."""
-    producers = _producers(jaxpr)
-    if isinstance(var, core.Literal) or var not in producers:
-        return ["input"]
-    eqn = producers[var]
-    name = eqn.primitive.name
-    if found := sources(eqn):
-        return [end for operand in found for end in ends(jaxpr, operand)]
-    if name in CALLS:
-        inner, _ = _inner(eqn)
-        out = inner.outvars[eqn.outvars.index(var)]
-        reached = walk_back(inner, [out])
-        pairs = zip(eqn.invars, inner.invars, strict=True)
-        outer = [given for given, own in pairs if own in reached]
-        within = [end for end in ends(inner, out) if not (outer and end == "input")]
-        return within + [end for given in outer for end in ends(jaxpr, given)]
-    if name == "scan":
-        return _ends_of_scan(eqn, eqn.outvars.index(var))
-    return [name]
+def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
+    """For every wanted variable the operations at which the walk back from it ends.
+
+    Every name once. A variable is visited once, however many sums it is part of.
+    """
+    producers, stack = _producers(jaxpr), list(wanted)
+    known: dict[Any, tuple[str, ...]] = {}
+    bodies: dict[int, list[tuple[str, ...]]] = {}
+
+    def of_body(eqn: Any, body: Any) -> list[tuple[str, ...]]:
+        if id(eqn) not in bodies:
+            bodies[id(eqn)] = ends(body, body.outvars)
+        return bodies[id(eqn)]
+
+    given = lambda var: not is_in(var, producers)
+    found = lambda var: ("input",) if given(var) else known[var]
+    while stack:
+        var = stack[-1]
+        if given(var) or var in known:
+            stack.pop()
+            continue
+        eqn = producers[var]
+        operands = _operands_on_the_way(eqn, var)
+        unknown = [x for x in operands if not given(x) and x not in known]
+        stack.extend(unknown)
+        if not unknown:
+            names = [end for operand in operands for end in found(operand)]
+            if not sources(eqn):
+                own = _end(eqn, var, of_body)
+                names += [end for end in own if not (operands and end == "input")]
+            known[var] = tuple(dict.fromkeys(names))
+    return [found(var) for var in wanted]
+
+
+def _operands_on_the_way(eqn: Any, var: Any) -> Sequence[Any]:
+    """Where the walk back goes on from an operation's output, through a call too."""
+    if eqn.primitive.name not in CALLS or not _may_open(eqn):
+        return sources(eqn)
+    inner, _ = _inner(eqn)
+    reached = walk_back(inner, [inner.outvars[eqn.outvars.index(var)]])
+    pairs = zip(eqn.invars, inner.invars, strict=True)
+    return [given for given, own in pairs if own in reached]
+
+
+def _end(eqn: Any, var: Any, of_body: Any) -> tuple[str, ...]:
+    """Where the walk back ends at an operation that is no move, or inside of it."""
+    index = eqn.outvars.index(var)
+    if eqn.primitive.name in CALLS:
+        return of_body(eqn, _inner(eqn)[0])[index]
+    if eqn.primitive.name != "scan":
+        return (described(eqn),)
+    scan = as_scan(eqn)
+    carried = index < scan.num_carry
+    if eqn.effects or (carried and not scan.accumulates(index)):
+        return ("scan with effects" if eqn.effects else "scan",)
+    inner = of_body(eqn, scan.body)[index]
+    kept = [end for end in inner if not (carried and end == "input")]
+    return tuple(f"{end} in scan" for end in kept or ["sum"])
 
 
 def evaluate(
@@ -230,21 +263,11 @@ def _parts(jaxpr: Any) -> Any:
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
 
 
-def _ends_of_scan(eqn: Any, index: int) -> list[str]:
-    """Where in its body the walk back from an output of a scan ends."""
-    scan = as_scan(eqn)
-    carried = index < scan.num_carry
-    if eqn.effects or (carried and not scan.accumulates(index)):
-        return ["scan with effects" if eqn.effects else "scan"]
-    inner = ends(scan.body, scan.body.outvars[index])
-    return [f"{end} in scan" for end in inner if not (carried and end == "input")]
-
-
 def _producers(jaxpr: Any) -> dict[Any, Any]:
     return {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
 
 
-def is_in(var: Any, those: set[Any]) -> bool:
+def is_in(var: Any, those: Collection[Any]) -> bool:
     """Whether a variable, which may be a literal, is among others."""
     return not isinstance(var, core.Literal) and var in those
 

@@ -175,8 +175,7 @@ def value_and_rows(
     if materialize:
         all_rows = jax.vmap(with_products(value_and_grad), arranged.in_axes)
         return all_rows(*arranged.args)
-    value, rows, _ = unfinished(value_and_grad, arranged.in_axes, *arranged.args)
-    return value, rows
+    return unfinished(value_and_grad, arranged.in_axes, *arranged.args)
 
 
 def arranger(

@@ -1,4 +1,4 @@
-"""Whether rows kept as factors are finite: finite factors may have infinite products."""
+"""Whether rows kept as factors are finite: of finite factors the product may not be."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import consensus_optax as co
-from consensus_optax._gradients.contraction import unfinished
+from consensus_optax._gradients.contraction import ends_of_rows
 
 ROWS = 3
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
@@ -94,12 +94,11 @@ def test_rows_end_in_a_product(name):
     ends = []
 
     def rows(params, groups):  # traced alone: what it ends in is known by then
-        *out, found = unfinished(of_row, (None, 0), params, groups)
-        ends.extend(found)
-        return out
+        ends.extend(ends_of_rows(of_row, (None, 0), params, groups))
 
     jax.eval_shape(rows, params, batch[:, None])
-    assert ends == ["conv_general_dilated" if name in LEFT else "dot_general"]
+    (end,) = ends  # small ones are no larger multiplied out
+    assert end.startswith("conv_general_dilated" if name in LEFT else "dot_general")
 
 
 def test_many_channels_stay_factored():

@@ -1,8 +1,11 @@
 """Factors of weights that are scaled, cut, strung together, or one of several."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from tests._models import assert_rows
+import consensus_optax as co
+from tests._models import ROWS, WIDTH, array, assert_rows, square
 from tests._used_otherwise import USED_OTHERWISE
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
@@ -11,3 +14,29 @@ pytestmark = pytest.mark.standard_promotion  # models mix types as their librari
 @pytest.mark.parametrize("name", USED_OTHERWISE)
 def test_rows_are_those_of_vmap_of_grad(name):
     assert_rows(USED_OTHERWISE[name](), 5e-6)  # float32 rounding through all layers
+
+
+def test_explain_says_why_products_are_arrays(capsys):
+    params = {"read": array(0, WIDTH, 32), "sum": array(1, 32, WIDTH)}
+    params |= {
+        "scale": jnp.ones(()),
+        "carried": array(2, ROWS),
+        "small": array(3, 2, 2),
+    }
+
+    def loss(p, x):
+        x = jnp.tanh(x @ (p["read"] * p["scale"])) @ p["sum"]
+        step = lambda x, _: (x + p["carried"][None, :1], None)
+        x = jax.lax.scan(step, x, None, length=2)[0]
+        return square(x) + square(p["sum"]) + square(x[:, :2] @ p["small"])
+
+    co.explain(loss, params, array(4, ROWS, WIDTH))
+    said = capsys.readouterr().out
+    for line in (
+        "array: ends in dot_general, which is read as an array before",
+        "dot_general, a sum of which not all are products",
+        "array: ends in dot_general, which is no larger multiplied out",
+    ):
+        assert line in said
+    assert "ends in\n" not in said
+    assert "ends in \n" not in said

@@ -108,7 +108,7 @@ def sums(start, reads):
 def test_only_sums_from_zeros_that_are_not_read_are_factored(from_zeros, reads):
     start = lambda: jnp.zeros((16, 8)) if from_zeros else array(0, 16, 8)
     function, given = sums(start, reads), (array(1, 4, 3, 1, 16), array(2, 4, 3, 1, 8))
-    value, rows, _ = unfinished(function, (0, 0), *given)
+    value, rows = unfinished(function, (0, 0), *given)
     assert co.is_outer_product(rows) == (from_zeros and not reads)
     expected = jax.vmap(function)(*given)
     assert_close(value, expected[0], 2e-6)  # float32 rounding, as below
@@ -122,7 +122,7 @@ def test_more_products_may_be_stacked_than_there_are_operands():
         return x.sum(), lax.scan(turn, 0.0, None, length=2)[1]
 
     x = array(0, 4, 1, 16)
-    _, rows, _ = unfinished(value_and_grad, (0,), x)
+    _, rows = unfinished(value_and_grad, (0,), x)
     assert all(map(co.is_outer_product, rows))
     for got, wanted in zip(rows, jax.vmap(value_and_grad)(x)[1], strict=True):
         assert_close(got.materialize(), wanted, 2e-6)  # float32 rounding
