@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import consensus_optax as co
-from tests._models import ROWS, WIDTH, array, assert_rows, square
+from tests._models import ROWS, WIDTH, array, assert_close, assert_rows, square
 from tests._used_otherwise import USED_OTHERWISE
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
@@ -40,3 +40,21 @@ def test_explain_says_why_products_are_arrays(capsys):
         assert line in said
     assert "ends in\n" not in said
     assert "ends in \n" not in said
+
+
+@pytest.mark.parametrize("mode", ["clip", "fill"])
+def test_windows_that_begin_elsewhere(mode):
+    """Clipped, every start in a line is its first entry; filled, it is outside."""
+    dims = jax.lax.GatherDimensionNumbers((1, 2), (), (0, 1))
+
+    def loss(table, starts):
+        windows = jax.lax.gather(table, starts[0], dims, (1, WIDTH), mode=mode)
+        return square(windows)
+
+    table, starts = array(0, 40, WIDTH), jnp.arange(ROWS * 6).reshape(ROWS, 3, 2)
+    rows = co.per_example_grad(loss)(table, starts % 5)
+    one = lambda table, starts: jax.grad(loss)(table, starts[None])
+    assert_close(
+        co.materialize(rows), jax.vmap(one, (None, 0))(table, starts % 5), 2e-6
+    )  # float32 rounding
+    assert co.is_outer_product(rows) == (mode == "clip")
