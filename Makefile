@@ -2,6 +2,7 @@
 #   make demo                      train on ARC tasks, print the table, draw the curves
 #   make test                      the test suite
 #   make test PYTHON=python3.12    the same with another interpreter, side by side
+#   make mutants                   what the tests do not see, if it is changed
 # ARGS adds options: make test ARGS="-k sign", make demo ARGS="--steps 50 --seeds 3".
 
 PYTHON ?= python3
@@ -11,21 +12,28 @@ BIN := $(VENV)/bin
 # The extras of pyproject.toml that a target needs; each is installed once.
 INSTALLED := $(VENV)/.installed-
 
+# Programs compiled for tests, of this machine, for a week: a second run takes less.
+COMPILED := $(CURDIR)/$(VENV)/compiled-$(shell uname -n)
+
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint format types doctest notebooks bench clean
+.PHONY: help demo test lint format types doctest notebooks bench mutants clean
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: demo test lint format types doctest notebooks bench clean"
+	@echo "Targets: demo test lint format types doctest notebooks bench mutants clean"
 
 demo: $(INSTALLED)demo
 	$(BIN)/python -m consensus_optax compare --task arc \
 	  --rules mean,sign_consensus,cosine_filter,subspace_weighting \
 	  --out runs/demo $(ARGS)
 
+test: export JAX_COMPILATION_CACHE_DIR ?= $(COMPILED)
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
+test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 test: $(INSTALLED)test
+	@mkdir -p $(COMPILED) && find $(COMPILED) -type f -mtime +7 -delete
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests $(ARGS)
 
 lint: $(INSTALLED)dev
@@ -51,6 +59,11 @@ notebooks: $(INSTALLED)dev
 
 bench: $(INSTALLED)dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# In an environment of its own: `cosmic-ray` and what it brings along serve nothing else.
+mutants:
+	$(MAKE) VENV=.venv-mutants .venv-mutants/.installed-mutants
+	.venv-mutants/bin/python -m tests._mutants $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs build dist .pytest_cache .ruff_cache

@@ -81,6 +81,27 @@ def function(name: str, value: Any, *arguments: str) -> None:
         raise ValueError(f"`{name}` must be {wanted}; got one of {signature}") from None
 
 
+def known_words(given: Collection[str], ours: Collection[str]) -> None:
+    """Checks that no keyword is a misspelt one of ours.
+
+    Others pass, since a chain hands the same keywords to all its parts; ``value`` and
+    whatever else optax reads is never meant to be ours.
+    """
+    for name in given:
+        if name in ours or name in _OPTAX_WORDS:
+            continue
+        meant = difflib.get_close_matches(name.lower(), ours, 1, _LOOKS_LIKE)
+        if meant:
+            raise ValueError(
+                f"`{name}` is no keyword of `update`; did you mean `{meant[0]}`?"
+            )
+
+
+# Of optax's line searches, plateau reduction and microbatching.
+_OPTAX_WORDS = ("value", "grad", "value_fn", "loss")
+_LOOKS_LIKE = 0.8  # one letter wrong, missing or exchanged in `values`
+
+
 def flag(name: str, value: Any) -> None:
     """Checks a static True or False."""
     if not isinstance(value, bool | np.bool_):

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from tests._reference import dot, mean, norm
+from tests._reference import dot, halfway_to_mean, mean, norm
 
 
 def squared_distance(x, y):
@@ -166,6 +166,14 @@ def bulyan(num_byzantine):
         return near_median(
             [rows[i] for i in selected], [weights[i] for i in selected], 2 * near
         )
+
+    return rule
+
+
+def bulyan_of_more(num_byzantine):
+    def rule(rows, weights):
+        halfway = halfway_to_mean(lambda moved, _: moved)(rows, weights)
+        return bulyan(num_byzantine)(rows + halfway, weights + weights)
 
     return rule
 

@@ -44,6 +44,7 @@ def norm(tree):
     return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in leaves(tree)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _workloads.NAMES)
 def test_contestants_agree_with_the_plain_gradient(name):
     work = _workloads.workload(name, smoke=True)
@@ -119,6 +120,7 @@ def test_measured_rows_survive_the_file(tmp_path, capsys):
     assert _harness.read("absent", tmp_path) == []
 
 
+@pytest.mark.slow
 def test_smoke_run_of_scans_has_every_model_both_ways(tmp_path, capsys):
     scans.main(["--smoke", "--out", str(tmp_path)])
     rows = _harness.read("scans", tmp_path)
@@ -144,6 +146,7 @@ def test_slope_of_a_power_law():
     assert scaling.slopes(rows, "width") == {"cubic": 3.0}
 
 
+@pytest.mark.slow
 def test_every_rule_is_measured_alone_and_in_a_step(monkeypatch, tmp_path):
     assert {*_registry.factories(), *rules.OTHERS} == set(rules.rules())
     monkeypatch.setattr(rules, "SMOKE_BATCHES", (8,))
@@ -165,6 +168,7 @@ def test_every_rule_is_measured_alone_and_in_a_step(monkeypatch, tmp_path):
     assert "| Gramian | " in text
 
 
+@pytest.mark.slow
 def test_rules_that_need_arguments_take_their_rows():
     params = jnp.zeros(rules.PARAMS)
     for batch_size in (min(rules.BATCHES), max(rules.BATCHES)):
@@ -175,6 +179,7 @@ def test_rules_that_need_arguments_take_their_rows():
             assert update.shape == params.shape, name
 
 
+@pytest.mark.slow
 def test_memory_is_told_in_parameters(monkeypatch):
     monkeypatch.setattr(memory, "OURS", (("sign_consensus", "lazy"),))
     work = _workloads.workload("mlp", smoke=True)

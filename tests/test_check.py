@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import consensus_optax as co
+from consensus_optax import _check
 
 GRAMMAR = [
     (lambda: co.sign_consensus(0.3), "`quorum` must be in (0.5, 1]; got 0.3"),
@@ -97,3 +98,17 @@ def test_traced_thresholds_are_not_checked():
         return rule.update(rows, rule.init(params), params)[1].rule_state.accepted
 
     assert [accepted(t) for t in (-1.0, 0.5, 1.0, 5.0)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("weight", "weights"), ("Value_s", "values"), ("wieghts", "weights")],
+)
+def test_words_like_ours_are_errors(word, meant):
+    with pytest.raises(ValueError, match=f"`{word}` is no .* mean `{meant}`"):
+        _check.known_words([word], ("weights", "values"))
+
+
+def test_words_of_others_pass():
+    ours = ("weights", "values", "mine")
+    _check.known_words(["value", "grad", "value_fn", "loss", "mine", "lr", "key"], ours)

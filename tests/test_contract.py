@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 import consensus_optax as co
 from tests._stacks import B, matrix, params
-from tests.zoo import FACTORIES
+from tests.zoo import EVERY_FACTORY
 
-every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
+every_reducer = pytest.mark.parametrize("row", EVERY_FACTORY)
 
 
 def described(value):
@@ -220,7 +220,9 @@ def test_one_trace_donated_buffers_and_a_standstill_without_rows(row):
         donated = jax.tree.leaves((parameters, state[1].inner))
         parameters, state = compiled(parameters, state, rows, weights)
         assert all(x.is_deleted() for x in donated)
-        seen.append((matrix(parameters), matrix(state[1].inner), state[0].ready))
+        seen.append(
+            (matrix(parameters), matrix(state[1].inner), state[0].consensus_ready)
+        )
     assert traces == 1
     assert [bool(ready) for _, _, ready in seen] == [True, False, True, True]
     assert (seen[0][0] == seen[1][0]).all()

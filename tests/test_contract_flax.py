@@ -13,11 +13,11 @@ from flax.training.train_state import TrainState
 
 import consensus_optax as co
 from tests._stacks import B
-from tests.zoo import FACTORIES
+from tests.zoo import EVERY_FACTORY, FACTORIES
 
 pytestmark = pytest.mark.standard_promotion  # Flax and optax mix integers and floats
 
-every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
+every_reducer = pytest.mark.parametrize("row", EVERY_FACTORY)
 X = jnp.sin(jnp.arange(B * 3.0).reshape(B, 3))
 Y = X @ jnp.ones((3, 2)) + 0.1
 

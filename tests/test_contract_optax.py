@@ -10,11 +10,11 @@ from optax.experimental import aggregating
 import consensus_optax as co
 from tests._laws import close
 from tests._stacks import STACKS, B, matrix
-from tests.zoo import FACTORIES
+from tests.zoo import EVERY_FACTORY, FACTORIES
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
 
-every_reducer = pytest.mark.parametrize("row", FACTORIES, ids=str)
+every_reducer = pytest.mark.parametrize("row", EVERY_FACTORY)
 with_thresholds = pytest.mark.parametrize(
     "row", [row for row in FACTORIES if row.thresholds], ids=str
 )
@@ -118,6 +118,31 @@ def test_chain_and_process_are_the_parts_in_order(make):
 
 
 @one_of_each
+def test_process_accumulates_reduced_updates(make):
+    """``process`` asks the state for one field called ready: the accumulator's."""
+    rows, parameters, _ = problem()
+    accumulated = optax.chain(make(), aggregating.accumulate_avg_updates(2))
+    tx = aggregating.process(optax.identity(), accumulated, optax.sgd(1.0))
+    alone = make()
+
+    def three_steps(rows):
+        state, one, steps = tx.init(parameters), alone.init(parameters), []
+        for _ in range(3):
+            updates, state = tx.update(rows, state, parameters)
+            reduced, one = alone.update(rows, one, parameters)
+            steps.append((matrix_of(updates), matrix_of(reduced)))
+        return steps
+
+    matrix_of = lambda tree: jnp.concatenate(jax.tree.leaves(tree))
+    first, second, third = jax.jit(three_steps)(rows)
+    np.testing.assert_array_equal(first[0], 0)
+    wanted = -(first[1] + second[1]) / 2
+    np.testing.assert_allclose(second[0], wanted, rtol=0, atol=1e-6)  # of sums of two
+    np.testing.assert_array_equal(third[0], 0)
+    assert np.any(second[0])
+
+
+@one_of_each
 def test_partition_decides_by_label(make):
     rows, parameters, _ = problem()
     sgd = lambda: optax.chain(make(), optax.sgd(1.0))
@@ -139,8 +164,8 @@ def test_partition_decides_by_label(make):
 
 @one_of_each
 def test_process_makes_no_step_without_consensus(make):
-    """`process` reads ``ready``: the optimizer is not even called."""
-    tx = process(make(), optax.adamw(0.1))
+    """By `skip_if_empty`, as in a chain: ``ready`` is left to an accumulator."""
+    tx = process(make(), co.skip_if_empty(optax.adamw(0.1)))
     rows, parameters, _ = problem()
 
     @jax.jit
@@ -150,7 +175,7 @@ def test_process_makes_no_step_without_consensus(make):
     _, state = step(tx.init(parameters), jnp.ones(B))
     updates, after = step(state, jnp.zeros(B))
     assert not matrix(updates).any()
-    assert_equal(after[2], state[2])
+    assert_equal(after[2].inner, state[2].inner)
     updates, after = step(after, jnp.ones(B))
     assert matrix(updates).any()
     assert optax.tree.get(after[2], "count") == 2
@@ -185,7 +210,7 @@ def test_logged_numbers_are_found_in_any_state():
     parameters, rows = jnp.zeros(2), jnp.array([[1.0, 1.0], [2.0, -1.0]])
     _, state = tx.update(rows, tx.init(parameters), parameters)
     assert optax.tree.get(state, "consensus_ratio") == 0.5
-    assert optax.tree.get(state, "ready")
+    assert optax.tree.get(state, "consensus_ready")
     assert optax.tree.get(state, "num_present") == 2
     tx = optax.chain(co.cosine_filter(), co.skip_if_empty(optax.sgd(0.1)))
     _, state = tx.update(rows, tx.init(parameters), parameters)

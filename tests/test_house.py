@@ -56,7 +56,8 @@ CROSS_CUTTING = {
     *["test_benchmarks", "test_benchmarks_federated"],
     *["test_benchmarks_multihost", "test_multihost"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
-    "test_contract_leaves",
+    *["test_contract_leaves", "test_sources"],
+    *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
 }
 

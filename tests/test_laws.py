@@ -48,7 +48,7 @@ def runner(row, dtype=jnp.float32, compiled=None, **options):
 
     def run(rows, weights):
         updates, new = program(tree(rows, dtype), jnp.asarray(weights, dtype))
-        numbers = (new.ready, new.num_present, new.num_nonfinite)
+        numbers = (new.consensus_ready, new.num_present, new.num_nonfinite)
         updates = compared(row, matrix(updates, batch_ndim=1))
         return Outcome(updates, *map(np.asarray, numbers))
 
@@ -71,7 +71,7 @@ def expected(row, stacks):
 
 
 def test_equals_the_published_loops_in_float32(row, run):
-    close(run(*ALL).update, expected(row, STACKS.values()), row.rtol)
+    close(run(*ALL).update, expected(row, STACKS.values()), row.tolerance)
 
 
 def test_unpadded_rows_equal_the_published_loops_in_float64(row, run):
@@ -85,14 +85,14 @@ def test_unpadded_rows_equal_the_published_loops_in_float64(row, run):
     rows, weights = np.full_like(ALL.rows, np.nan), np.zeros_like(ALL.weights)
     rows[:, places], weights[:, places] = ALL.rows[:, :4], ALL.weights[:, :4]
     padded = run(rows, weights)
-    close(padded.update, unpadded.update, row.rtol)  # float32 against float64
+    close(padded.update, unpadded.update, row.tolerance)  # float32 against float64
     for got, wanted in zip(padded[1:], unpadded[1:], strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 
 def test_keeps_its_laws(row, run):
     for law in row.laws:
-        law(run, row.rtol)
+        law(run, row.tolerance)
 
 
 def test_counts_present_and_non_finite_rows(run):
@@ -121,7 +121,7 @@ def test_what_an_absent_row_holds_is_irrelevant(run):
 
 
 def test_weights_are_relative(row, run):
-    close(run(ALL.rows, 3 * ALL.weights).update, run(*ALL).update, row.rtol)
+    close(run(ALL.rows, 3 * ALL.weights).update, run(*ALL).update, row.tolerance)
 
 
 def test_negative_and_non_finite_weights_are_zero(run):

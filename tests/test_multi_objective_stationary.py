@@ -71,7 +71,7 @@ def outcome(make, settings=(0.0,)):
 
     every = jax.jit(jax.vmap(jax.vmap(first, (0, None)), (None, 0)))
     updates, state = every(ALL, jnp.asarray(settings, jnp.float32))
-    ready = np.asarray(state.ready)
+    ready = np.asarray(state.consensus_ready)
     np.testing.assert_array_equal(ready, (np.asarray(updates) != 0).any(-1))
     return np.asarray(updates, np.float64), ready, state.rule_state
 
@@ -147,7 +147,7 @@ def test_opposite_rows_are_projected_to_nothing():
     first = lambda rows: reducer.update(rows, reducer.init(params), params)
     updates, state = jax.vmap(first)(jnp.asarray(rows))
     np.testing.assert_array_equal(updates, 0)
-    assert not state.ready.any()
+    assert not state.consensus_ready.any()
 
 
 def test_a_mean_of_rounding_is_no_step_to_the_boundary():
@@ -158,13 +158,13 @@ def test_a_mean_of_rounding_is_no_step_to_the_boundary():
     )
     updates, state = jax.vmap(first)(rows)
     np.testing.assert_array_equal(updates, 0)
-    assert not state.ready.any()
+    assert not state.consensus_ready.any()
 
 
 def test_mgda_with_a_zero_row_has_no_residual():
     rows, params = jnp.eye(3).at[1].set(0), jnp.zeros(3)
     reducer = co.mgda()
     update, state = reducer.update(rows, reducer.init(params), params)
-    assert not state.ready
+    assert not state.consensus_ready
     np.testing.assert_array_equal(update, 0)
     assert state.rule_state == (0, True)

@@ -262,3 +262,30 @@ def test_residuals_are_in_the_state():
         _, state = jax.jit(reducer.update)(rows, state, params)
         assert optax.tree.get(state, "converged")
         assert 0 <= optax.tree.get(state, "residual") <= 1e-5
+
+
+@pytest.mark.parametrize(("size", "units"), [(8, 1.2), (3, 64)])
+def test_precision_falls_with_the_square_of_the_condition(size, units):
+    """As the docstrings say, for independent rows and for dependent ones."""
+    rows = np.random.default_rng(7).normal(size=(500, 4, size)).astype(np.float32)
+    lengths = np.linalg.norm(np.float64(rows), axis=2)
+    directions, ones = rows / lengths[..., None], np.ones(4)
+    inverse = lambda matrix: np.linalg.pinv(np.float64(matrix), rcond=1e-9)
+    for reducer, matrix in ((co.conflict_free(), directions), (co.imtl_g(), rows)):
+        first = lambda x, r=reducer: r.update(x, r.init(x[0]), x[0])[0]
+        got = np.asarray(jax.jit(jax.vmap(first))(jnp.asarray(rows)))
+        if matrix is rows:
+            v = (inverse(np.float64(rows) @ rows.mT) @ lengths[..., None])[..., 0]
+            total = v.sum(1, keepdims=True)
+            lost = np.abs(v).sum(1) / np.abs(total[:, 0])
+            wanted = np.einsum("sb,sbp->sp", v / total, rows)
+        else:
+            d, lost = inverse(directions) @ ones, 1.0
+            d /= np.linalg.norm(d, axis=1, keepdims=True)
+            wanted = np.einsum("sbp,sp->s", rows, d)[:, None] * d
+        spectrum = np.linalg.svd(np.float64(matrix), compute_uv=False)
+        squared = (spectrum[:, 0] / spectrum[:, -1]) ** 2
+        error = np.linalg.norm(got - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+        bound = units * np.finfo(np.float32).eps * squared * lost
+        assert (error <= bound).all(), np.max(error / bound)
+        assert np.max(error / bound) > 0.02  # so that the bound means something

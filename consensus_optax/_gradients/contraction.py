@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from consensus_optax._gradients.arguments import known_as
 from consensus_optax._gradients.convolution import as_product
 from consensus_optax._gradients.jaxprs import (
     NOTHING,
@@ -119,6 +120,7 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     the same function.
     """
 
+    @known_as(function)
     def of_row(*args: Any) -> Any:
         closed, shapes, wanted = _traced(function, args)
         ended = itertools.chain(*ends(closed.jaxpr, wanted))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
+from jax import dtypes, lax
 from jax.extend import core
 
 from consensus_optax._gradients.sources import PLACES, described, sources
@@ -278,9 +278,16 @@ def _zeros(jaxpr: Any, zeros: set[Any]) -> set[Any]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "broadcast_in_dim":
             (operand, *_) = eqn.invars
-            literal = isinstance(operand, core.Literal)
-            if (operand.val == 0) if literal else (operand in zeros):
+            if _is_zero(operand) or is_in(operand, zeros):
                 zeros.update(eqn.outvars)
         elif eqn.primitive.name in PLACES and is_in(eqn.invars[0], zeros):
             zeros.update(eqn.outvars)
     return zeros
+
+
+def _is_zero(operand: Any) -> bool:
+    """Whether this is a literal 0; a float0 is no number and compares to none."""
+    if not isinstance(operand, core.Literal):
+        return False
+    is_number = getattr(operand.val, "dtype", None) != dtypes.float0
+    return is_number and bool(operand.val == 0)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._gradients.arguments import (
+    Argnums,
+    Arranged,
+    arranger,
+    kind_of,
+    known_as,
+)
 from consensus_optax._gradients.contraction import unfinished, with_products
-from consensus_optax._rows.explicit import explained, whole_along_rows
-from consensus_optax._rows.varying import varying_like
-from consensus_optax._typing import Array
-
-Argnums = int | Sequence[int]
+from consensus_optax._rows.explicit import explained
 
 
 def per_example_value_and_grad(
@@ -55,12 +58,11 @@ def per_example_value_and_grad(
     """
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     _check.flag("materialize", materialize)
-    value_and_grad = jax.value_and_grad(fun, argnums, has_aux=has_aux)
 
     @explained
     def rows_of(*args: Any, **kwargs: Any) -> Any:
-        of_row = functools.partial(value_and_grad, **kwargs)
-        return value_and_rows(of_row, arrange(args), materialize)
+        of_row = functools.partial(fun, **kwargs)
+        return value_and_rows(of_row, arrange(args), has_aux, materialize)
 
     return rows_of
 
@@ -86,9 +88,11 @@ def per_example_grad(
 
     Args:
       fun: loss, a scalar; with ``has_aux`` a pair (loss, aux).
-      argnums: argument or arguments to differentiate, as in ``jax.grad``.
+      argnums: argument or arguments to differentiate, as in ``jax.grad``; their leaves
+        are floating arrays or numbers.
       batch_argnums: argument or arguments whose leaves lead with the example axis;
-        all others (and keywords) are shared by all rows.
+        all others (and keywords) are shared by all rows, and reach ``fun`` as they are:
+        flags, strings, functions and modules pass.
       has_aux: whether ``fun`` returns (value, aux); the gradient function then returns
         (rows, aux), every leaf of aux with a leading B.
       keep_batch_dim: True: ``fun`` sees batches of ``group_size`` examples; False: one
@@ -104,8 +108,14 @@ def per_example_grad(
       argument with (B, \*shape) leaves.
 
     Raises:
-      ValueError: a static argument is wrong; when traced, leaves of the batch have
-        different lengths, or a length that ``group_size`` does not divide.
+      ValueError: a static argument is wrong; when traced, it names no argument, leaves
+        of the batch have different lengths, or a length that ``group_size`` does not
+        divide, a leaf is none that can be batched or differentiated, or ``fun`` returns
+        no scalar.
+
+    Warns:
+      UserWarning: a shared positional argument has as many entries as the batch, labels
+        for instance, which broadcasting would hide. By keyword it is meant so.
 
     Inside ``jax.shard_map``, with ``check_vma`` or without, rows are those of the
     device's own examples, fit for :func:`sharded`; i is then counted on the device, so
@@ -138,120 +148,50 @@ def per_example_grad(
     return rows_of
 
 
-class Arranged(NamedTuple):
-    """Arguments of a call in which row i is index i of a leading axis.
-
-    Attributes:
-      args: the arguments.
-      in_axes: for each, 0 if it has that axis and None if all rows share it.
-      num_rows: B.
-    """
-
-    args: tuple[Any, ...]
-    in_axes: tuple[int | None, ...]
-    num_rows: int
-
-    def take(self, indices: Array) -> Arranged:
-        """The rows with these indices."""
-        take = lambda leaf: jnp.take(leaf, indices, axis=0)
-        args = [
-            arg if axis is None else jax.tree.map(take, arg)
-            for arg, axis in zip(self.args, self.in_axes, strict=True)
-        ]
-        return self._replace(args=tuple(args), num_rows=indices.shape[0])
-
-    def varying(self, tree: Any) -> Any:
-        """The tree, typed as what is computed from the rows inside ``shard_map``."""
-        pairs = zip(self.args, self.in_axes, strict=True)
-        return varying_like(tree, [arg for arg, axis in pairs if axis == 0])
-
-
 def value_and_rows(
-    value_and_grad: Callable[..., Any],
+    fun: Callable[..., Any],
     arranged: Arranged,
+    has_aux: bool = False,
     materialize: bool = False,
 ) -> tuple[Any, Any]:
     """Values and gradients of all rows, the latter as outer products if possible."""
+    function, in_axes, args = value_and_grad_of_row(fun, arranged, has_aux)
     if materialize:
-        all_rows = jax.vmap(with_products(value_and_grad), arranged.in_axes)
-        return all_rows(*arranged.args)
-    return unfinished(value_and_grad, arranged.in_axes, *arranged.args)
+        return jax.vmap(with_products(function), tuple(in_axes))(*args)
+    return unfinished(function, in_axes, *args)
 
 
-def arranger(
-    argnums: Argnums,
-    batch_argnums: Argnums,
-    keep_batch_dim: bool,
-    group_size: int,
-    prng_argnum: int | None,
-) -> Callable[[Sequence[Any]], Arranged]:
-    """Checks the options that say what a row is; returns what makes rows of a call."""
-    _check.count("group_size", group_size)
-    _check.flag("keep_batch_dim", keep_batch_dim)
-    if not keep_batch_dim and group_size > 1:
-        _check.fail("keep_batch_dim", "True when `group_size` is above 1", False)
-    batched, differentiated = _several(batch_argnums), _several(argnums)
-
-    def arrange(args: Sequence[Any]) -> Arranged:
-        num_rows = _num_rows(args, batched, group_size)
-        arranged: list[Any] = list(args)
-        in_axes: list[int | None] = [None] * len(args)
-        for position in batched:
-            in_axes[position] = 0
-            if keep_batch_dim:
-                group = lambda x: x.reshape(num_rows, group_size, *x.shape[1:])
-                arranged[position] = jax.tree.map(group, args[position])
-        if prng_argnum is not None:
-            in_axes[prng_argnum] = 0
-            arranged[prng_argnum] = row_keys(args[prng_argnum], num_rows)
-        given = Arranged(tuple(arranged), tuple(in_axes), num_rows)
-        for position in differentiated:
-            arranged[position] = given.varying(arranged[position])
-        return given._replace(args=tuple(whole_along_rows(arranged, in_axes)))
-
-    return arrange
+def value_and_grad_of_row(
+    fun: Callable[..., Any], arranged: Arranged, has_aux: bool
+) -> tuple[Callable[..., Any], list[int | None], list[Any]]:
+    """What is mapped over rows, over which axes, and of which arguments."""
+    loss = _scalar(fun, has_aux)
+    value_and_grad = jax.value_and_grad(loss, arranged.argnums, has_aux)
+    return arranged.without_shared(value_and_grad)
 
 
-def _several(argnums: Argnums) -> tuple[int, ...]:
-    return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+def _scalar(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """The loss, which raises where it is not a number."""
 
-
-def row_keys(key: Array, num_rows: int) -> Array:
-    """One key for every row, by its index in the whole batch; B keys stay as given."""
-    single = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
-    if not single:
-        return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
-
-
-def _num_rows(args: Sequence[Any], batched: Sequence[int], group_size: int) -> int:
-    """B, after checking that all leaves of the batch arguments agree on it."""
-    lengths: dict[int, str] = {}
-    for position in batched:
-        if position >= len(args):
+    @known_as(fun)
+    def loss(*args: Any) -> Any:
+        returned = fun(*args)
+        if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
             raise ValueError(
-                f"`batch_argnums` must name positional arguments of the call; got "
-                f"{position}, but there are {len(args)}"
+                "With `has_aux=True`, `fun` must return a pair (loss, aux); what it "
+                f"returned is {kind_of(returned)}."
             )
-        for path, leaf in jax.tree_util.tree_flatten_with_path(args[position])[0]:
-            name = f"argument {position}{jax.tree_util.keystr(path)}"
-            if not getattr(leaf, "ndim", 0):
-                raise ValueError(
-                    f"Every leaf of the batch must lead with the example axis; {name} "
-                    "is a scalar. Pass it as an argument outside `batch_argnums`."
-                )
-            lengths.setdefault(leaf.shape[0], name)
-    if len(lengths) != 1:
-        found = ", ".join(f"{name} has {length}" for length, name in lengths.items())
-        raise ValueError(
-            "All leaves of the batch must have one number of examples; "
-            f"{found or 'there are no leaves'}."
-        )
-    (length,) = lengths
-    if length % group_size or not length:
-        raise ValueError(
-            f"`group_size` must divide the number of examples, at least once; got "
-            f"{group_size} for {length}. Pad the batch, and pass `weights` with 0 for "
-            "the rows that are padding."
-        )
-    return length // group_size
+        value: Any = returned[0] if has_aux else returned
+        if jax.tree.structure(value) != jax.tree.structure(0):
+            raise ValueError(
+                "A scalar is needed of `fun`, the loss of a row; what it returned is "
+                f"{kind_of(value)}. A pair (loss, aux) needs `has_aux=True`."
+            )
+        if jnp.ndim(value):
+            raise ValueError(
+                "A scalar is needed of `fun`, the loss of a row; got an array "
+                f"{jnp.shape(value)}. Return the mean over the batch."
+            )
+        return returned
+
+    return loss

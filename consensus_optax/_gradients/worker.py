@@ -8,13 +8,15 @@ from typing import Any
 import jax
 from jax import lax
 
+from consensus_optax._gradients.arguments import Argnums, positions
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import AxisName, Tree
 
 
 def worker_value_and_grad(
     fun: Callable[..., Any],
     axis_name: AxisName,
-    argnums: int | tuple[int, ...] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
     """Like ``jax.value_and_grad`` on this worker's data alone; the gradient is one row.
@@ -47,13 +49,12 @@ def worker_value_and_grad(
       >>> print(value, rows)
       8.0 [4.]
     """
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     inner = jax.value_and_grad(fun, argnums, has_aux)
 
     def value_and_rows(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         own = list(args)
-        for number in numbers:
-            own[number] = lax.pcast(own[number], axis_name, to="varying")
+        for number in positions("argnums", argnums, len(args)):
+            own[number] = lax.pcast(arrays_of(own[number]), axis_name, to="varying")
         value, gradient = inner(*own, **kwargs)
         return value, jax.tree.map(lambda leaf: leaf[None], gradient)
 
@@ -63,7 +64,7 @@ def worker_value_and_grad(
 def worker_grad(
     fun: Callable[..., Any],
     axis_name: AxisName,
-    argnums: int | tuple[int, ...] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
     """Like ``jax.grad`` on this worker's data alone, as one row.

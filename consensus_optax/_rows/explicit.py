@@ -140,6 +140,8 @@ def whole_along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list
     names = {name for array in rows for name in _names(spec_of(array)[0])}
 
     def gather(array: Any) -> Any:
+        if not isinstance(array, jax.Array):  # a number, a string, a function
+            return array
         spec = spec_of(array)
         if not any(names & set(_names(entry)) for entry in spec):
             return array

@@ -75,22 +75,27 @@ def factor_products(
 
 def _wide_product(rows: Array, others: Array) -> Array:
     """(B, P) times the transpose of (C, P)."""
-    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    whole = lambda x, y: product(x, y.T)
-    size = rows.shape[1]
-    if size < 2 * _COLUMNS:
-        return whole(rows, others)
+    if rows.shape[1] < 2 * _COLUMNS:
+        return in_one_product(rows, others)
+    return lax.platform_dependent(rows, others, cpu=in_chunks, default=in_one_product)
 
-    def in_chunks(x: Array, y: Array) -> Array:
-        def add(index: Any, total: Array) -> Array:
-            part = lambda z: lax.dynamic_slice_in_dim(z, index * _COLUMNS, _COLUMNS, 1)
-            return total + whole(part(x), part(y))
 
-        count = size // _COLUMNS
-        rest = whole(x[:, count * _COLUMNS :], y[:, count * _COLUMNS :])
-        return lax.fori_loop(0, count, add, rest)
+def in_one_product(rows: Array, others: Array) -> Array:
+    """The same, as every device but a CPU does it."""
+    return jnp.matmul(rows, others.T, precision=lax.Precision.HIGHEST)
 
-    return lax.platform_dependent(rows, others, cpu=in_chunks, default=whole)
+
+def in_chunks(rows: Array, others: Array) -> Array:
+    """The same, of rows that are wide, a chunk of their columns at a time."""
+
+    def add(index: Any, total: Array) -> Array:
+        part = lambda z: lax.dynamic_slice_in_dim(z, index * _COLUMNS, _COLUMNS, 1)
+        return total + in_one_product(part(rows), part(others))
+
+    count = rows.shape[1] // _COLUMNS
+    rest = lambda z: z[:, count * _COLUMNS :]
+    start = in_one_product(rest(rows), rest(others))
+    return lax.fori_loop(0, count, add, start)
 
 
 def _multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:

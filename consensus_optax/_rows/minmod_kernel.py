@@ -15,9 +15,9 @@ from consensus_optax._typing import Array
 
 
 def minmod_of_matmuls(
-    a: Array, d: Array, *, block: int = 64, interpret: bool = False
+    a: Array, d: Array, order: Array, *, block: int = 64, interpret: bool = False
 ) -> Array:
-    """Minmod over i of a_iᵀ d_i, computed tile by tile.
+    """Minmod over i of a_iᵀ d_i, row order[i] in place of row i, tile by tile.
 
     Each program holds one tile of the update: it multiplies the rows' factors one
     after the other and merges each product while it is in registers, so nothing of
@@ -27,6 +27,7 @@ def minmod_of_matmuls(
     Args:
       a: (B, T, M) left factors.
       d: (B, T, N) right factors.
+      order: (B,), an absent row points to a present one.
       block: side of a tile, a power of two of at least 16.
       interpret: run as plain JAX operations, on any device.
 
@@ -39,7 +40,7 @@ def minmod_of_matmuls(
     tiles = pl.cdiv(m, block), pl.cdiv(n, block)
     # zeros add nothing to a product and agree on nothing
     fill = lambda x, size: jnp.pad(
-        x, ((0, 0), (0, depth - terms), (0, size * block - x.shape[2]))
+        x[order], ((0, 0), (0, depth - terms), (0, size * block - x.shape[2]))
     )
     out = pl.pallas_call(
         functools.partial(_kernel, rows=rows),

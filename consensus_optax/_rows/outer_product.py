@@ -64,7 +64,8 @@ class OuterProduct:
     by ``materialize``.
     Edge cases: JAX does fill, sort out by ``jnp.where`` and compare keys; so
     ``optax.set_to_zero`` is right, and ``jnp.ones_like`` and ``optax.zero_nans`` act on
-    factors: multiply out before them.
+    factors: multiply out before them. To ``jax_debug_key_reuse`` a selection of rows is
+    a use of keys, and a second one, outside of ``jit``, is reported.
 
     Examples:
       >>> import jax.numpy as jnp

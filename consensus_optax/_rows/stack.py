@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
 
+from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.seal import MISSING
+from consensus_optax._rows.trees import arrays_of, leaf_name, pair
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
 
@@ -49,7 +52,7 @@ def as_stack(updates: Tree, params: Tree) -> Stack:
             "A reducer needs `params` to tell the example axis from the parameters' "
             "axes; got None. Call `update(rows, state, params)`."
         )
-    paths, rows, given, treedef = _pair(updates, params)
+    paths, rows, given, treedef = pair(updates, arrays_of(params))
     num_rows: int | None = None
     for path, leaf, param in zip(paths, rows, given, strict=True):
         _check_leaf(path, leaf, param)
@@ -84,7 +87,7 @@ def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:
         return stack.leaves, stack.dtype
     flat, _ = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_outer_product)
     for path, leaf in flat:
-        check_seal(_named(path), leaf)
+        check_seal(leaf_name(path), leaf)
     leaves = [
         _on_device(leaf) for _, leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
@@ -94,31 +97,6 @@ def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:
 def _on_device(leaf: Leaf) -> Leaf:
     """A NumPy array as one of jax, which loops can index."""
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-
-def _pair(updates: Tree, params: Tree) -> tuple[list[str], list[Leaf], list[Any], Any]:
-    """Paths, leaves of the rows, the parameters they belong to, their structure."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(
-        updates, is_leaf=is_outer_product
-    )
-    try:
-        given = treedef.flatten_up_to(params)
-        matches = all(hasattr(param, "shape") for param in given)
-    except ValueError:
-        given: list[Any] = []
-        matches = False
-    if not matches:
-        raise ValueError(
-            "The rows and `params` must be trees of one structure; got rows "
-            f"{treedef} and params {jax.tree.structure(params)}."
-        )
-    paths = [_named(path) for path, _ in flat]
-    return paths, [leaf for _, leaf in flat], given, treedef
-
-
-def _named(path: Any) -> str:
-    """A leaf as messages call it."""
-    return f"leaf `{jax.tree_util.keystr(path) or '(root)'}`"
 
 
 def _check_leaf(path: str, leaf: Leaf, param: Any) -> None:
@@ -167,14 +145,12 @@ def check_reduced(updates: Tree, like: Tree, every: bool = False) -> None:
     Raises:
       ValueError: when traced, naming the leaf, both shapes and the likely cause.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(
-        updates, is_leaf=is_outer_product
-    )
-    for (path, leaf), wanted in zip(flat, treedef.flatten_up_to(like), strict=True):
+    triples = zip(*pair(updates, like, "updates")[:3], strict=True)
+    for name, leaf, wanted in triples:
         moves = every or jnp.issubdtype(leaf.dtype, jnp.floating)
         if moves and leaf.shape != wanted.shape:
             raise ValueError(
-                f"Updates must have their parameters' shapes here; {_named(path)} is "
+                f"Updates must have their parameters' shapes here; {name} is "
                 f"{leaf.shape}, its parameter {wanted.shape}. Is the reducer missing? "
                 "It comes before, in `optax.chain`."
             )
@@ -194,29 +170,82 @@ def present_weights(
 ) -> tuple[Array, Array]:
     """Weights with 0 for every row that cannot count, and the number of such rows.
 
-    Absent on request: weight 0, negative or not finite. Absent by content: any
-    non-finite entry in any leaf; the second result counts these. ``everywhere`` adds
-    what other devices find in their parts of the same rows.
+    Absent on request: weight 0. Absent for what is wrong with them, and counted by the
+    second result: any non-finite entry in any leaf, or a weight that is none (see
+    :func:`checked_weights`). ``everywhere`` adds what other devices find in their parts
+    of the same rows.
     """
     weights = checked_weights(weights, stack.num_rows, stack.dtype)
-    wanted = weights > 0
     finite = jnp.ones(stack.num_rows, bool)
     for leaf in stack.leaves:
         finite &= verbs.finite_rows(leaf, stack.dtype)
-    finite = everywhere(finite)
-    num_nonfinite = jnp.sum(wanted & ~finite, dtype=jnp.int32)
-    return jnp.where(wanted & finite, weights, 0), num_nonfinite
+    sound = everywhere(finite) & (weights > 0)
+    num_wrong = jnp.sum((weights != 0) & ~sound, dtype=jnp.int32)
+    return jnp.where(sound, weights, 0), num_wrong
 
 
-def checked_weights(weights: Array | None, num_rows: int, dtype: Any) -> Array:
-    """Weights as given, (B,), ones if not; 0 where negative or not finite."""
+def without_nans(stack: Stack, weights: Array) -> Stack:
+    """Under ``jax_debug_nans`` the stack with zeros for rows of weight 0.
+
+    What is made of such rows is thrown away, but eagerly JAX stops at the first nan
+    among it. Else, and where compiled, that costs nothing, and clearing a pass.
+    """
+    if not jax.debug_nans.value:
+        return stack
+    there = weights > 0
+    keep = lambda x: jnp.where(there.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+    def cleared(leaf: Leaf) -> Leaf:
+        if not is_outer_product(leaf):
+            return keep(leaf)
+        left, right = keep(leaf.left), keep(leaf.right)
+        return dataclasses.replace(leaf, left=left, right=right)
+
+    return stack._replace(leaves=[cleared(leaf) for leaf in stack.leaves])
+
+
+def checked_weights(weights: Any, num_rows: int, dtype: Any) -> Array:
+    """Weights in the dtype of decisions, (B,), ones if not given.
+
+    A weight is at least 0, and at most 1e16, so that what is weighted and added stays
+    finite. What is none, say a nan, is -1 where it is traced and cannot be an error.
+
+    Raises:
+      ValueError: there is not one for every row; what is no weight is not traced.
+    """
     if weights is None:
         return jnp.ones(num_rows, dtype)
-    given = jnp.asarray(weights)
+    given = _as_array(weights)
     if given.shape != (num_rows,):
         raise ValueError(
             f"`weights` must have shape ({num_rows},), one for every row; got "
             f"{given.shape}."
         )
-    given = given.astype(dtype)
-    return jnp.where((given > 0) & jnp.isfinite(given), given, 0)
+    known = not isinstance(given, jax.core.Tracer)
+    if known and getattr(given, "is_fully_addressable", True):
+        _check_weights(np.asarray(given, np.float64))
+    given = jnp.asarray(given).astype(dtype)
+    most = min(_MOST, float(jnp.finfo(dtype).max))
+    return jnp.where((given >= 0) & (given <= most), given, -1)
+
+
+_MOST = 1e16  # counts of more are no longer exact, even in float64
+
+
+def _as_array(weights: Any) -> Any:
+    """Counts above 2**31 are no integers of JAX, but they are floating numbers."""
+    if any(isinstance(x, jax.Array) for x in jax.tree.leaves(weights)):
+        return jnp.asarray(weights)
+    try:
+        return np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        _check.fail("weights", "numbers, one for every row", weights)
+
+
+def _check_weights(weights: np.ndarray) -> None:
+    """Raises where one is no weight."""
+    for row in np.flatnonzero(~((weights >= 0) & (weights <= _MOST))):
+        raise ValueError(
+            f"`weights` must be in [0, {_MOST:g}]; got {weights[row]:g} for row {row}. "
+            "Only their ratios count: scale them all. A row that is not there has 0."
+        )

@@ -22,11 +22,13 @@ from consensus_optax._rows.gramians import cross_gramian, factor_products, flat
 from consensus_optax._rows.layers import each_layer, sum_of_layers
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 from consensus_optax._rows.statistics import (
+    ARRAYS_PER_TURN,
     MINMOD,
     WEIGHTED_SUM,
     Statistic,
     fold_rows,
-    fold_stack,
+    fold_stack_by_halves,
+    fold_stack_in_turn,
 )
 from consensus_optax._typing import Array
 
@@ -48,10 +50,7 @@ class Mixed(NamedTuple):
 Leaf = Array | OuterProduct  # as gradients come
 AnyLeaf = Leaf | Mixed  # as rules read them
 
-# Rows merged per turn of a fold, so that the carry is read and written once for all:
-# on two CPU cores 4 reach memory bandwidth. Rows that are matrix products of their own
-# have to be held meanwhile.
-_ARRAYS_PER_TURN = 4
+# Rows that are matrix products of their own have to be held meanwhile.
 _PRODUCTS_PER_TURN = 2
 
 # The Pallas kernel for sign consensus of matrix products is tested in interpret mode
@@ -71,12 +70,16 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
 
     0 * x is nan just for the non-finite x, so one product with a vector of zeros tells
     at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times slower on CPU.
+    Under ``jax_debug_nans``, where a nan made on purpose stops the program, that is it.
     """
     if has_layers(leaf):
         num_bad = lambda layer: (~finite_rows(layer, dtype)).astype(jnp.int32)
         return over_layers(num_bad, leaf) == 0
     if is_outer_product(leaf):
         return finite_products(leaf, dtype)
+    if jax.debug_nans.value:
+        narrowed = jnp.where(jnp.isfinite(leaf), leaf, jnp.inf).astype(dtype)
+        return jnp.isfinite(narrowed).reshape(leaf.shape[0], -1).all(1)
     return jnp.isfinite(_row_sums(leaf.astype(dtype), 0))
 
 
@@ -196,11 +199,13 @@ def fold(
     if isinstance(leaf, Mixed):
         leaf = as_array(leaf, weights.dtype)
     if not is_outer_product(leaf):
-        loop = lambda stack: fold_rows(
-            lambda i: stack[order[i]], statistics, weights, _ARRAYS_PER_TURN
+        return lax.platform_dependent(
+            leaf,
+            cpu=lambda stack: fold_stack_in_turn(stack, statistics, weights, order),
+            default=lambda stack: fold_stack_by_halves(
+                stack, statistics, weights, order
+            ),
         )
-        halve = lambda stack: fold_stack(stack, statistics, weights, order)
-        return lax.platform_dependent(leaf, cpu=loop, default=halve)
     if leaf.is_look_up or leaf.sides[0] > 1:
         return tuple(map(leaf.restore, _fold_matmuls(leaf, statistics, weights, order)))
     a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
@@ -209,7 +214,7 @@ def fold(
     read = lambda i: a[i][:, None] * d[i][None, :]
     looped: tuple[Array, ...] = ()
     if others:
-        loop = lambda: fold_rows(read, others, weights, _ARRAYS_PER_TURN)
+        loop = lambda: fold_rows(read, others, weights, ARRAYS_PER_TURN)
         if short and matters:
             needed = jnp.any(matters(*short))
             nothing = tuple(jnp.zeros_like(short[0]) for _ in others)
@@ -236,7 +241,7 @@ def _fold_matmuls(
     # only here, since Pallas is long to import
     from consensus_optax._rows.minmod_kernel import minmod_of_matmuls
 
-    kernel = lambda left, right: (minmod_of_matmuls(left[order], right[order]),)
+    kernel = lambda left, right: (minmod_of_matmuls(left, right, order),)
     return lax.platform_dependent(leaf.left, leaf.right, cuda=kernel, default=loop)
 
 

@@ -17,6 +17,9 @@ from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.coordinates import ALL, Coordinates
 from consensus_optax._typing import Array, Tree
 
+# Keywords of ``update`` that rules of this library read, besides the weights.
+WORDS = ("weights", "values", "span_hessian")
+
 
 class Roster(NamedTuple):
     """What a rule is told about the rows, besides what it may read of their gradients.

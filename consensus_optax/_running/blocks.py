@@ -34,12 +34,12 @@ class _Part(NamedTuple):
     size: int
 
 
-def _block_entries() -> int:
+def block_entries(platform: str) -> int:
     """Entries of a block: what stays in a core's cache, or what fills an accelerator.
 
     It changes speed and memory alone.
     """
-    return 1 << 19 if jax.default_backend() == "cpu" else 1 << 25
+    return 1 << 19 if platform == "cpu" else 1 << 25
 
 
 def reduce_columns(
@@ -52,7 +52,8 @@ def reduce_columns(
     """
     dtype, count = roster.weights.dtype, roster.weights.shape[0]
     products = [leaf for leaf in leaves if is_outer_product(leaf)]
-    width = min(_block_entries() // count, sum(_row_size(leaf) for leaf in leaves))
+    entries = block_entries(jax.default_backend())
+    width = min(entries // count, sum(_row_size(leaf) for leaf in leaves))
     width = max([width, 1, *(leaf.sides[2] for leaf in products)])
     parts: list[_Part] = []
     place: dict[int, int] = {}  # leaf to its first coordinate in the end

@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import optax
 from optax.experimental import aggregating
 
-from consensus_optax._rows.stack import Stack, as_stack, present_weights
+from consensus_optax import _check
+from consensus_optax._rows.stack import (
+    Stack,
+    as_stack,
+    present_weights,
+    without_nans,
+)
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.distances import num_present
-from consensus_optax._rules.kinds import Roster, Rule
+from consensus_optax._rules.kinds import WORDS, Roster, Rule
 from consensus_optax._running.checked import check_rule
 from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.memory import Memory
@@ -24,14 +31,17 @@ class ReducerState(NamedTuple):
 
     Attributes:
       step: () int32, updates made so far.
-      ready: () bool, False where nothing was agreed on and the update is zero.
+      consensus_ready: () bool, False where nothing was agreed on and the update is
+        zero. (``ready`` is what optax's ``accumulate_avg_updates`` says, and
+        ``aggregating.process`` looks for one such field alone.)
       num_present: () int32, rows that counted.
-      num_nonfinite: () int32, rows excluded for an inf or a nan.
+      num_nonfinite: () int32, rows excluded for an inf or a nan, or for a weight that
+        is none: negative, not finite or above 1e16.
       rule_state: the rule's own state.
     """
 
     step: Array
-    ready: Array
+    consensus_ready: Array
     num_present: Array
     num_nonfinite: Array
     rule_state: Any
@@ -71,7 +81,7 @@ def reducer(rule: Rule) -> Reducer:
       - a row of weight 0 is the same as no row;
       - sums, inner products and votes are in float32 at least (float64 with float64
         parameters), the update has the parameters' dtypes;
-      - nothing agreed on: the update is exactly zero and ``ready`` is False.
+      - nothing agreed on: the update is exactly zero and ``consensus_ready`` is False.
 
     Args:
       rule: a :class:`Fold`, :class:`Columns` or :class:`Weighting`.
@@ -84,8 +94,9 @@ def reducer(rule: Rule) -> Reducer:
 
     Raises:
       ValueError: a field of the rule is not what it must be; in ``update``, when
-        traced: a leaf is not (B,) + its parameter's shape, ``params`` is missing, or
-        ``weights`` is not (B,).
+        traced: a leaf is not (B,) + its parameter's shape, ``params`` is missing,
+        ``weights`` is not (B,), or holds what is no weight and is not traced, or a
+        keyword is a misspelt one of ours.
 
     Cost: that of the rule; the test for non-finite entries reads the rows once.
 
@@ -106,10 +117,10 @@ def reducer(rule: Rule) -> Reducer:
         zero = lambda dtype: jnp.zeros((), dtype)
         return ReducerState(
             step=zero(jnp.int32),
-            ready=zero(jnp.bool_),
+            consensus_ready=zero(jnp.bool_),
             num_present=zero(jnp.int32),
             num_nonfinite=zero(jnp.int32),
-            rule_state=init_rule(rule, params),
+            rule_state=init_rule(rule, arrays_of(params)),
         )
 
     def update(
@@ -120,6 +131,7 @@ def reducer(rule: Rule) -> Reducer:
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, ReducerState]:
+        _check.known_words(extra, WORDS)
         stack = as_stack(updates, params)
         if not stack.leaves:  # say, one label of optax.partition without parameters
             count = jnp.asarray(optax.safe_increment(state.step))
@@ -131,6 +143,7 @@ def reducer(rule: Rule) -> Reducer:
         stack: Stack, weights: Array | None, state: Any, extra: dict[str, Any]
     ) -> tuple[list[Array], ReducerState]:
         weights, num_nonfinite = present_weights(stack, weights)
+        stack = without_nans(stack, weights)
         seen = Seen(Roster(weights, state.step, extra), num_nonfinite)
         outcome, source = run(rule, Memory(stack.leaves, seen), state.rule_state)
         return finished(stack, outcome, source.seen)
@@ -162,7 +175,7 @@ def finished(
         update = [jnp.where(fits, leaf, 0) for leaf in update]
     state = ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
-        ready=ready,
+        consensus_ready=ready,
         num_present=num_present(roster.present),
         num_nonfinite=seen.num_nonfinite,
         rule_state=outcome.state,

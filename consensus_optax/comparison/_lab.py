@@ -13,7 +13,11 @@ from flax import nnx
 import consensus_optax as co
 from consensus_optax import tasks, training
 
-WATCH = ("consensus_ratio", "accepted", "ready")  # what a rule's state may tell
+WATCH = (
+    "consensus_ratio",
+    "accepted",
+    "consensus_ready",
+)  # what a rule's state may tell
 
 Rule = Any  # a reducer, or None for the plain mean gradient
 

@@ -205,7 +205,7 @@ def _num_test(result: Comparison) -> np.ndarray:
 
 
 def _steps_taken(curves: Curves) -> float:
-    return float(np.mean(curves.every_step.get("ready", 1.0)))
+    return float(np.mean(curves.every_step.get("consensus_ready", 1.0)))
 
 
 def _pm(value: Estimate, digits: int, scale: float = 1, sign: bool = False) -> str:

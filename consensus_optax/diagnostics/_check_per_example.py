@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consensus_optax._gradients.arguments import ForgottenAxis, positions
 from consensus_optax._gradients.per_example import per_example_grad
 from consensus_optax._typing import Tree
 
@@ -27,7 +29,8 @@ def check_per_example(
         normalization of a single example everything before it does;
       - whether the mean of the rows is not the gradient of the batch: the loss is a
         sum, or mixes examples (only told of a loss that draws no random numbers);
-      - whether rows draw the same random numbers, such as one dropout mask for all.
+      - whether rows draw the same random numbers, such as one dropout mask for all;
+      - whether an argument that all rows share has as many entries as the batch.
 
     Guarantees: raises nothing of its own: where no rows can be computed, the reason is
     the finding. No finding is no proof.
@@ -56,13 +59,13 @@ def check_per_example(
     arguments = {"has_aux": options.get("has_aux", False)}
     arguments["argnums"] = options.get("argnums", 0)
     try:
-        rows = _rows(fun, call, options)
+        rows, doubts = _rows_and_doubts(fun, call, options)
         whole = None
         if options.get("keep_batch_dim", True):
             whole = jax.grad(fun, **arguments)(*call)
             whole = whole[0] if arguments["has_aux"] else whole
         random = _draws(fun, call)
-        repeated = _rows(fun, _equal_examples(call, options), options)
+        repeated, _ = _rows_and_doubts(fun, _equal_examples(call, options), options)
     except (TypeError, ValueError) as error:
         return [f"The rows cannot be computed. {error}"]
     findings = [*_not_finite(rows), *_zero(rows, whole)]
@@ -74,25 +77,35 @@ def check_per_example(
             "every row draws the same (one dropout mask for all). Make the key an "
             "argument of the loss and name it by `prng_argnum`."
         )
-    return findings
+    return doubts + findings
 
 
-def _rows(fun: Callable[..., Any], call: tuple[Any, ...], options: Any) -> Tree:
-    """The rows as arrays, without aux."""
-    rows = per_example_grad(fun, **{**options, "materialize": True})(*call)
-    return rows[0] if options.get("has_aux", False) else rows
+def _rows_and_doubts(
+    fun: Callable[..., Any], call: tuple[Any, ...], options: Any
+) -> tuple[Tree, list[str]]:
+    """The rows as arrays, without aux, and what :func:`per_example_grad` warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = per_example_grad(fun, **{**options, "materialize": True})(*call)
+    doubts = [str(x.message) for x in caught if x.category is ForgottenAxis]
+    for other in caught:
+        if other.category is not ForgottenAxis:  # the loss's own
+            warnings.warn_explicit(
+                other.message, other.category, other.filename, other.lineno
+            )
+    return (rows[0] if options.get("has_aux", False) else rows), doubts
 
 
 def _draws(fun: Callable[..., Any], call: tuple[Any, ...]) -> bool:
     """Whether random numbers are drawn, whichever way the key comes in."""
-    program = str(jax.make_jaxpr(fun)(*call))
+    program = str(jax.make_jaxpr(lambda: fun(*call))())
     return any(name in program for name in _RANDOM)
 
 
 def _equal_examples(call: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
     """The arguments with the first example in every place of the batch."""
-    batched = options.get("batch_argnums", 1)
-    batched = (batched,) if isinstance(batched, int) else tuple(batched)
+    named = options.get("batch_argnums", 1)
+    batched = positions("batch_argnums", named, len(call))
     repeat = lambda x: jnp.broadcast_to(jnp.asarray(x)[:1], jnp.shape(x))
     return tuple(
         jax.tree.map(repeat, argument) if position in batched else argument

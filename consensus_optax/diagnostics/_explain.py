@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh
 
+from consensus_optax._gradients.arguments import Argnums, arranger, is_array
 from consensus_optax._gradients.contraction import ends_of_rows, unfinished
-from consensus_optax._gradients.per_example import Argnums, arranger
+from consensus_optax._gradients.per_example import value_and_grad_of_row
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 
 Line = tuple[str, str, str]  # path, shape, how it comes
@@ -57,17 +58,20 @@ def explain(
       ['w']  (64, 32)  factored: 1 x (64 + 32), saves 61.0 KiB of 64.0 KiB
     """
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
-    value_and_grad = jax.value_and_grad(fun, argnums, has_aux)
 
-    def rows_of(ends: list[str], *given: Any) -> Any:
-        arranged = arrange(given)
-        function, in_axes, traced = value_and_grad, arranged.in_axes, arranged.args
-        ends.extend(ends_of_rows(function, in_axes, *traced))
-        return unfinished(function, in_axes, *traced)[1]
-
-    def texts_of(*given: Any) -> list[Line]:
+    def texts_of(*args: Any) -> list[Line]:
         ends: list[str] = []
-        rows = jax.eval_shape(functools.partial(rows_of, ends), *given)
+        leaves, treedef = jax.tree.flatten(args)
+        shapes = {i: leaf for i, leaf in enumerate(leaves) if _is_shape(leaf)}
+
+        def rows_of(shapes: dict[int, Any]) -> Any:
+            given = [shapes.get(i, leaf) for i, leaf in enumerate(leaves)]
+            arranged = arrange(jax.tree.unflatten(treedef, given))
+            function, in_axes, traced = value_and_grad_of_row(fun, arranged, has_aux)
+            ends.extend(ends_of_rows(function, in_axes, *traced))
+            return unfinished(function, in_axes, *traced)[1]
+
+        rows = jax.eval_shape(rows_of, shapes)
         flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)
         name = lambda path: jax.tree_util.keystr(path) or "(root)"
         return [
@@ -121,6 +125,11 @@ def _compared(lines: list[Line], off_mesh: list[Line] | None) -> list[Line]:
         return (*line[:2], line[2] + more)
 
     return [loud(*pair) for pair in zip(lines, off_mesh, strict=True)]
+
+
+def _is_shape(leaf: Any) -> bool:
+    """Whether a leaf stands for an array; what is there reaches the loss as it is."""
+    return is_array(leaf) and not isinstance(leaf, np.ndarray | np.generic | jax.Array)
 
 
 def _line(leaf: Any, end: str) -> str:

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.explicit import automatic
-from consensus_optax._rows.stack import as_rows
+from consensus_optax._rows.stack import as_rows, checked_weights
 from consensus_optax._typing import Array, Tree
 
 
@@ -55,9 +55,7 @@ def present(gramian: Array, weights: Array | None) -> tuple[Array, Array]:
 
     Absent: a weight that is not positive, or a diagonal entry that is not finite.
     """
-    if weights is None:
-        weights = jnp.ones(gramian.shape[0], gramian.dtype)
-    weights = jnp.asarray(weights).astype(gramian.dtype)
-    there = (weights > 0) & jnp.isfinite(weights) & jnp.isfinite(gramian.diagonal())
+    weights = checked_weights(weights, gramian.shape[0], gramian.dtype)
+    there = (weights > 0) & jnp.isfinite(gramian.diagonal())
     pairs = there[:, None] & there[None, :]
     return jnp.where(pairs, gramian, 0), jnp.where(there, weights, 0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.stack import checked_weights
 from consensus_optax._rows.statistics import (
     WEIGHTED_MAGNITUDE,
     WEIGHTED_SIGN,
@@ -79,8 +80,8 @@ def present_weights(leaves: list[Any], weights: Array | None) -> tuple[Array, Ar
     """Weights with 0 for absent rows, and for each row one that is there to read."""
     dtype = verbs.decision_dtype(leaves)
     count = leaves[0].shape[0] if leaves else 0
-    weights = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
-    there = (weights > 0) & jnp.isfinite(weights)
+    weights = checked_weights(weights, count, dtype)
+    there = weights > 0
     for leaf in leaves:
         there &= verbs.finite_rows(leaf, dtype)
     order = jnp.where(there, jnp.arange(count), jnp.argmax(there))

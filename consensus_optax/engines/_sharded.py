@@ -13,15 +13,22 @@ from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.stack import Stack, as_stack, present_weights
+from consensus_optax._rows.stack import (
+    Stack,
+    as_stack,
+    checked_weights,
+    present_weights,
+)
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import Leaf
-from consensus_optax._rules.kinds import Fold, Roster, Rule
+from consensus_optax._rules.kinds import WORDS, Fold, Roster, Rule
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.named import named
-from consensus_optax._running.reducer import Aggregator, Reducer, finished, rule_of
-from consensus_optax._running.run import floating_leaves, map_previous, run
+from consensus_optax._running.reducer import Reducer, finished, rule_of
+from consensus_optax._running.run import map_previous, run
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, AxisName, Tree
+from consensus_optax.engines.mesh.aggregator import Sharded
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import (
@@ -33,44 +40,6 @@ from consensus_optax.engines.mesh.specs import (
     spread_of,
     without,
 )
-from consensus_optax.engines.microbatches.source import Computed
-
-
-class Sharded(Aggregator):
-    """A reducer on a mesh, as `sharded` makes it, for engines that compute rows.
-
-    Attributes:
-      rule: the reducer's.
-      axes: mesh axes that rows are sharded along.
-      plain: whether parameters are whole and rows travel as they are.
-    """
-
-    rule: Rule
-    axes: tuple[str, ...]
-    plain: bool
-
-    def of_all_rows(self, own: Array) -> Array:
-        """What there is for every row, (L,) on a device, of all rows."""
-        inside = is_inside(self.axes)
-        return Exchange(self.axes, []).collect_rows(own) if inside else own
-
-    def source(self, local: Computed) -> Shared:
-        """The rows of all devices, that each computes a few at a time.
-
-        Raises:
-          ValueError: when traced, where that is not to be had.
-        """
-        if not (self.plain and is_inside(self.axes)):
-            raise ValueError(
-                "A sharded reducer takes microbatches inside of a `jax.shard_map` over "
-                f"its axes {self.axes} alone, and without `param_specs` and "
-                "`wire_dtype`. Leave `microbatch_size` out, or these."
-            )
-        params = local.microbatches.params
-        leaves = floating_leaves(params)
-        pairs = zip(leaves, specs_of(params, None), strict=True)
-        exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
-        return Shared.of(exchange, local, [leaf.dtype for leaf in leaves], ("values",))
 
 
 @named
@@ -173,12 +142,13 @@ def sharded(
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, Any]:
+        _check.known_words(extra, (*WORDS, *per_row))
+        params = arrays_of(params)
         stack = as_stack(updates, params)
         if not stack.leaves:
             return reducer.update(updates, state, params, **extra)
         specs = specs_of(params, param_specs)
-        if weights is None:
-            weights = jnp.ones(stack.num_rows, stack.dtype)
+        weights = checked_weights(weights, stack.num_rows, stack.dtype)
         named = {name: extra.pop(name) for name in per_row if name in extra}
         across = functools.partial(_update, rule, axes, wire, stack)
         if is_inside(axes):

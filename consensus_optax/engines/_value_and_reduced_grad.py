@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._gradients.per_example import Argnums, arranger, value_and_rows
+from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.stack import as_stack, checked_weights
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._running.reducer import Reducer, finished, rule_of
 from consensus_optax._running.run import run
 from consensus_optax._typing import Array
-from consensus_optax.engines._sharded import Sharded
+from consensus_optax.engines.mesh.aggregator import Sharded
 from consensus_optax.engines.microbatches.batches import Microbatches, row_indices
 from consensus_optax.engines.microbatches.source import Computed
 
@@ -89,19 +91,16 @@ def value_and_reduced_grad(
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
-    numbers = argnums if isinstance(argnums, int) else tuple(argnums)
 
     def reduced(
         *args: Any, state: Any, weights: Array | None = None, **kwargs: Any
     ) -> Any:
         arranged = arrange(args)
-        one = isinstance(numbers, int)
-        params = args[numbers] if one else tuple(args[i] for i in numbers)
+        params = arrays_of(arranged.differentiated(args))
         of_row = functools.partial(fun, **kwargs)
         losses = lambda value: value[0] if has_aux else value
         if microbatch_size is None or microbatch_size >= arranged.num_rows:
-            value_and_grad = jax.value_and_grad(of_row, numbers, has_aux)
-            value, rows = value_and_rows(value_and_grad, arranged)
+            value, rows = value_and_rows(of_row, arranged, has_aux)
             update, new = reducer.update(
                 rows, state, params, weights=weights, values=losses(value)
             )
@@ -109,9 +108,7 @@ def value_and_reduced_grad(
             stack = as_stack(jax.tree.map(_one_row, params), params)
             checked = checked_weights(weights, arranged.num_rows, stack.dtype)
             indices = row_indices(arranged.num_rows, microbatch_size)
-            micro = Microbatches(
-                of_row, numbers, has_aux, arranged, params, checked, indices
-            )
+            micro = Microbatches(of_row, has_aux, arranged, params, checked, indices)
             computed = Computed.of(micro, state.step)
             source = reducer.source(computed) if on_mesh else computed
             outcome, source = run(rule, source, state.rule_state)
@@ -132,7 +129,7 @@ def _one_row(param: Array) -> jax.ShapeDtypeStruct:
 
 def _mean(values: Array, weights: Array) -> Array:
     """Weighted mean of the finite values of rows that are there; nan if none is."""
-    weights = jnp.where(jnp.isfinite(values), weights, 0)
+    weights = jnp.where(jnp.isfinite(values) & (weights > 0), weights, 0)
     present = jnp.where(weights > 0, values, 0).astype(weights.dtype)
     shares = weights / weights.sum()  # first, for their products fit wherever rows do
     return jnp.vdot(shares, present).astype(values.dtype)

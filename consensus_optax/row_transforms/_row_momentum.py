@@ -13,7 +13,8 @@ from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.explicit import of_each_row
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.stack import as_rows
+from consensus_optax._rows.stack import as_rows, checked_weights
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Threshold, Tree
 
 
@@ -85,7 +86,8 @@ def row_momentum(
             shape = (num_rows, *param.shape) if floating else ()
             return jnp.zeros(shape, verbs.decision_dtype(param))
 
-        return RowMomentumState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params))
+        rows = jax.tree.map(zeros, arrays_of(params))
+        return RowMomentumState(jnp.zeros((), jnp.int32), rows)
 
     def update(
         updates: Tree,
@@ -105,7 +107,7 @@ def row_momentum(
             jnp.logical_and, (verbs.finite_rows(leaf, dtype) for leaf in rows)
         )
         finite = of_each_row(are_finite, leaves)
-        moves = finite if weights is None else finite & (jnp.asarray(weights) > 0)
+        moves = finite & (checked_weights(weights, num_rows, dtype) > 0)
 
         def average(leaf: Any, old: Array) -> Array:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):

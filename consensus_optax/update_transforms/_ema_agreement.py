@@ -11,6 +11,7 @@ import optax
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import check_reduced
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, Threshold, Tree
 
@@ -74,7 +75,7 @@ def ema_agreement(
         zeros = lambda p: jnp.zeros(p.shape, verbs.decision_dtype(p))
         return EmaAgreementState(
             jnp.zeros((), jnp.int32),
-            jax.tree.map(zeros, params),
+            jax.tree.map(zeros, arrays_of(params)),
             jnp.zeros((), jnp.float32),
         )
 

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from consensus_optax._rows.stack import check_reduced
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Tree
 
 
@@ -65,7 +66,7 @@ def skip_if_empty(
         updates: Tree, state: Any, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, SkipIfEmptyState]:
         if params is not None:
-            check_reduced(updates, params)
+            check_reduced(updates, arrays_of(params))
 
         def step() -> tuple[Tree, Any]:
             return inner.update(updates, state.inner, params, **extra)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Tree
 
 
@@ -20,7 +21,7 @@ def memory(params: Tree) -> Tree:
     """Zeros like the parameters, float32 at least; of shape () for other leaves."""
     return jax.tree.map(
         lambda p: jnp.zeros(p.shape if floating(p) else (), verbs.decision_dtype(p)),
-        params,
+        arrays_of(params),
     )
 
 

@@ -20,6 +20,7 @@ from consensus_optax.weightings._dual_projection import dual_projection
 from consensus_optax.weightings._ema_weights import ema_weights
 from consensus_optax.weightings._fairgrad import fairgrad
 from consensus_optax.weightings._geometric_median import geometric_median
+from consensus_optax.weightings._grad_vac import grad_vac
 from consensus_optax.weightings._imtl_g import imtl_g
 from consensus_optax.weightings._keep_smallest_losses import keep_smallest_losses
 from consensus_optax.weightings._krum import krum
@@ -57,6 +58,7 @@ __all__ = [
     "ema_weights",
     "fairgrad",
     "geometric_median",
+    "grad_vac",
     "imtl_g",
     "keep_smallest_losses",
     "krum",

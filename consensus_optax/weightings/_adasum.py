@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
@@ -23,7 +22,7 @@ def adasum() -> Reducer:
         \Big) a + \Big(1 - \frac{\langle a, b\rangle}{2 \|b\|^2}\Big) b
 
     of rows 1 and 2, 3 and 4, ..., then of these results, and so on. Every result is a
-    combination of rows, so the tree is climbed on coefficients and the Gramian.
+    combination of rows, so the tree is climbed on the Gramian, which halves.
 
     Guarantees: rows orthogonal to each other: their sum; equal rows: that row; scaling
     all rows scales the update. NOT invariant to the order of the rows, for three or
@@ -42,7 +41,7 @@ def adasum() -> Reducer:
     Returns:
       A :class:`Reducer`.
 
-    Cost: the Gramian, O(B^3) on it, one combination.
+    Cost: the Gramian and one copy of it, O(B^2) on these, one combination.
 
     References: Maleki et al., `Scaling distributed training with adaptive summation
     <https://arxiv.org/abs/2006.02924>`_, 2020; the code in Horovod.
@@ -57,33 +56,60 @@ def adasum() -> Reducer:
     """
 
     def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
-        count = roster.weights.shape[0]
         order = jnp.argsort(~roster.present, stable=True)  # the absent ones last
-        nodes = jnp.eye(count, dtype=gramian.dtype)[order]
-        nodes *= roster.present[order][:, None].astype(gramian.dtype)
-        while nodes.shape[0] > 1:
-            if nodes.shape[0] % 2:
-                nodes = jnp.concatenate([nodes, jnp.zeros_like(nodes[:1])])
-            left, right = nodes[0::2], nodes[1::2]
-            common = _inner(left, gramian, right)
-            nodes = _less(left, common, gramian) + _less(right, common, gramian)
-        return _less(nodes, jnp.zeros_like(nodes[:, 0]), gramian)[0], state
+        there = roster.present[order].astype(gramian.dtype)
+        lengths = there * jnp.sqrt(gramian.diagonal()[order])
+        nodes = _Nodes(gramian[order][:, order], lengths, there)
+        rows = 1
+        while nodes.products.shape[0] > 1:
+            nodes, rows = _merged(nodes, rows), 2 * rows
+        weights = nodes.weights * _shares(nodes, jnp.zeros_like(nodes.bounds))
+        return jnp.zeros_like(weights).at[order].set(weights), state
 
     return reducer(Weighting(weigh))
 
 
-def _inner(x: Array, gramian: Array, y: Array) -> Array:
-    """Inner products of combinations of rows, pair by pair, (n,)."""
-    return (jnp.matmul(x, gramian, precision=lax.Precision.HIGHEST) * y).sum(1)
+class _Nodes(NamedTuple):
+    """The n nodes of one level of the tree; a row is in one of them.
+
+    Attributes:
+      products: (n, n) inner products of the nodes.
+      bounds: (n,) what the nodes' lengths would be if nothing cancelled.
+      weights: (B,) of every row in its node.
+    """
+
+    products: Array
+    bounds: Array
+    weights: Array
 
 
-def _less(node: Array, common: Array, gramian: Array) -> Array:
-    """The node less half of what it has in common with its partner.
+def _merged(nodes: _Nodes, rows: int) -> _Nodes:
+    """The level above: pairs, each less half of what it has in common.
+
+    ``rows``: how many rows a node of this level is made of.
+    """
+    odd = nodes.products.shape[0] % 2
+    products, bounds = (
+        jnp.pad(nodes.products, (0, odd)),
+        jnp.pad(nodes.bounds, (0, odd)),
+    )
+    even = nodes._replace(products=products, bounds=bounds)
+    half, count = bounds.shape[0] // 2, nodes.weights.shape[0]
+    shares = _shares(even, jnp.repeat(products.diagonal(1)[::2], 2))
+    apart = shares[:, None] * products * shares[None, :]
+    of_rows = jnp.repeat(shares, rows, total_repeat_length=count)
+    return _Nodes(
+        apart.reshape(half, 2, half, 2).sum((1, 3)),
+        (jnp.abs(shares) * bounds).reshape(half, 2).sum(1),
+        nodes.weights * of_rows,
+    )
+
+
+def _shares(nodes: _Nodes, common: Array) -> Array:
+    """What is left of a node, (n,), given what each has in common with its partner.
 
     A node whose rows cancel to rounding is zero: it has no direction to compare with.
     """
-    squared = _inner(node, gramian, node)
-    bound = (jnp.abs(node) * jnp.sqrt(gramian.diagonal())[None, :]).sum(1)
-    moving = squared > 8 * jnp.finfo(squared.dtype).eps * bound**2
-    share = jnp.where(moving, 1 - common / jnp.where(moving, squared, 1) / 2, 0)
-    return share[:, None] * node
+    squared = nodes.products.diagonal()
+    moving = squared > 8 * jnp.finfo(squared.dtype).eps * nodes.bounds**2
+    return jnp.where(moving, 1 - common / jnp.where(moving, squared, 1) / 2, 0)

@@ -35,6 +35,9 @@ def conflict_free(preference: Preference | None = None) -> Reducer:
     may be negative. :math:`U^+ p = 0` or a sum of projections that is 0 to rounding:
     zero, not ready. A zero row sets no direction. One row: that row. All equal: N times
     that row.
+    Precision: about :math:`\kappa^2` eps, with :math:`\kappa` the ratio of the
+    largest to the least singular value of the rows' directions, since a Gramian squares
+    it; up to :math:`64 \kappa^2` eps where the rows depend on each other.
     ``weights``: sample counts in the length, relative to the mean weight. The direction
     is the same for all.
 

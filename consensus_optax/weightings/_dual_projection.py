@@ -8,8 +8,10 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import (
     SolverState,
+    cancels,
     dual_cone,
     is_left_over,
+    kept,
     unsolved,
 )
 from consensus_optax._running.named import named
@@ -79,7 +81,9 @@ def dual_projection(
         lower = _preference.weighted(preference, roster)
         shift = _check.value_at(regularization, roster.step, gramian.dtype)
         weights, new_state = dual_cone(gramian, lower[None, :], shift)
-        nothing = is_left_over(gramian, lower[None, :], weights)
-        return jnp.where(nothing, 0, jnp.squeeze(weights, 0)), new_state
+        nothing = is_left_over(kept(gramian, lower[None, :], weights))
+        weights = jnp.squeeze(weights, 0)
+        nothing |= cancels(gramian, weights)
+        return jnp.where(nothing, 0, weights), new_state
 
     return reducer(Weighting(weigh, unsolved))

@@ -32,9 +32,11 @@ def fairgrad(alpha: Threshold = 2.0) -> Reducer:
     Guarantees: every row gains; the order of the rows is irrelevant. Scaling all rows
     by s scales u by :math:`s^{(1 - \alpha) / (1 + \alpha)}`, so a learning rate for SGD
     does not carry over.
-    Edge cases: rows that cancel (a convex combination of their directions is shorter
-    than 7e-4 in float32, 1e-4 in float64) have no solution: zero, not ready. A zero
-    row has no gain to divide: weight 0.
+    Edge cases: where a positive combination of all rows cancels there is no solution:
+    zero, not ready. Where it does of some alone, weights of these grow and their gains
+    fall without end: zero, not ready, as soon as the sum is shorter than 7e-4 of its
+    terms (1e-4 in float64); until then, with a small alpha, what the other rows gain
+    across them. A zero row has no gain to divide: weight 0.
     ``weights``: sample counts, relative to the mean weight: a row of weight 2 is two
     equal rows, up to the length.
 

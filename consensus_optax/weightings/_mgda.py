@@ -43,7 +43,8 @@ def mgda() -> Reducer:
     Returns:
       A :class:`Reducer` with ``residual`` and ``converged`` in its state.
 
-    Cost: one Gramian, some ten Cholesky factors of [B, B], one combination.
+    Cost: one Gramian, some ten Cholesky factors of [B, B], one combination; five
+    arrays of B x B numbers at once.
 
     References: Désidéri, Multiple-gradient descent algorithm (MGDA) for multiobjective
     optimization, 2012; Sener and Koltun, `Multi-Task Learning as Multi-Objective

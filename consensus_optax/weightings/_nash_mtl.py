@@ -42,8 +42,8 @@ def nash_mtl(max_norm: Threshold | None = 1.0) -> Reducer:
     Guarantees: every row gains; no step of that length has a larger product of
     :math:`\langle g_i, u\rangle^{w_i}`; scaling any one row changes nothing; the order
     of the rows is irrelevant.
-    Edge cases: rows that cancel (a convex combination of their directions is shorter
-    than 7e-4 in float32, 1e-4 in float64) have no solution: zero, not ready. A zero
+    Edge cases: rows that cancel, also some of them alone, have no solution: zero, not
+    ready (where the sum is shorter than 7e-4 of its terms, 1e-4 in float64). A zero
     row has nothing to bargain for: weight 0. One row: its direction.
     ``weights``: sample counts, relative to the mean weight: a row of weight 2 is two
     equal rows, up to the length.

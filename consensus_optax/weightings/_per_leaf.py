@@ -21,8 +21,8 @@ def per_leaf(weighting: Reducer) -> Reducer:
 
     Guarantees: on every leaf what ``weighting`` gives for that leaf alone; rows with a
     non-finite entry in any leaf are absent from all.
-    Edge cases: ``ready`` where any leaf has an update; that of a leaf which agrees on
-    nothing is zero.
+    Edge cases: ``consensus_ready`` where any leaf has an update; that of a leaf which
+    agrees on nothing is zero.
 
     Args:
       weighting: a reducer made of a :class:`Weighting`.

@@ -12,6 +12,7 @@ from jax import lax
 from consensus_optax._rows import verbs
 from consensus_optax._rows.outer_product import OuterProduct
 from consensus_optax._rows.stack import as_stack
+from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Tree
 
 
@@ -53,6 +54,7 @@ def span_hessian(
       >>> span_hessian(loss, jnp.ones(2), jnp.array([[1., 0.], [1., 1.]])).tolist()
       [[2.0, 2.0], [2.0, 8.0]]
     """
+    params = arrays_of(params)
     stack = as_stack(rows, params)
     treedef = jax.tree.structure(params)
     gradient = jax.grad(lambda x: fun(x, *args, **kwargs))

@@ -12,8 +12,16 @@ from consensus_optax._typing import Array
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues (B,) ascending, eigenvectors (B, B) in columns, which count (B,)."""
+    """A Gramian (B, B), its eigenvalues (B,) and what belongs to them.
 
+    Attributes:
+      matrix: (B, B).
+      values: (B,) ascending.
+      vectors: (B, B), one in each column.
+      kept: (B,) bool, which eigenvalues are not rounding.
+    """
+
+    matrix: Array
     values: Array
     vectors: Array
     kept: Array
@@ -29,8 +37,15 @@ class Spectrum(NamedTuple):
         return jnp.where(jnp.any(self.kept), 1 / least, 0)
 
     def pseudo_inverse(self, vector: Array) -> Array:
-        """The least-squares solution of least length."""
-        return self.apply(ratio(jnp.ones_like(self.values), self.values), vector)
+        """The least-squares solution of least length, refined once.
+
+        Eigenvectors are known to some units of rounding; what the solution leaves over
+        is known to one.
+        """
+        inverse = ratio(jnp.ones_like(self.values), self.values)
+        rough = self.apply(inverse, vector)
+        missing = vector - product(self.matrix, rough)
+        return rough + self.apply(inverse, missing)
 
 
 def spectrum(matrix: Array, roster: Roster) -> Spectrum:
@@ -38,4 +53,4 @@ def spectrum(matrix: Array, roster: Roster) -> Spectrum:
     values, vectors = jnp.linalg.eigh(matrix)
     count = jnp.sum(roster.present).astype(matrix.dtype)
     least = 4 * count * jnp.finfo(matrix.dtype).eps * jnp.max(values)
-    return Spectrum(values, vectors, values > jnp.maximum(least, 0))
+    return Spectrum(matrix, values, vectors, values > jnp.maximum(least, 0))

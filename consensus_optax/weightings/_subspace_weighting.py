@@ -148,7 +148,7 @@ def subspace_weighting(
         votes = roster.shares * coefficients
         total, spread = votes.sum(), jnp.abs(votes).sum()
         # What the coefficients are differences of: rounding is no agreement.
-        terms = (jnp.abs(gramian) @ roster.shares) / (norms + _EPS)
+        terms = jnp.sum(jnp.abs(gramian) * roster.shares[None, :], 1) / (norms + _EPS)
         rounding = 8 * jnp.finfo(norms.dtype).eps * (roster.shares @ terms)
         fell_back = ~(total > _LEAST_SUM * spread + rounding)
         weights = jnp.where(

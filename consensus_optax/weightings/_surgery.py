@@ -12,13 +12,13 @@ from consensus_optax._typing import Array
 
 
 class Rotation(NamedTuple):
-    """Every row as a combination of the rows, h, and its products with all rows."""
+    """Some rows as combinations of all rows, h, and their products with all rows."""
 
-    weights: Array  # (B, B)
-    products: Array  # (B, B)
+    weights: Array  # (b, B)
+    products: Array  # (b, B)
 
     def plus(self, added: Array, others: Array, gramian: Array) -> Rotation:
-        """Each h and added (B,) times the row ``others`` (B,) names."""
+        """Each h and ``added`` times the row that ``others`` names, (b,) both."""
         indices = jnp.arange(added.shape[0])
         return Rotation(
             self.weights.at[indices, others].add(added),
@@ -26,8 +26,14 @@ class Rotation(NamedTuple):
         )
 
 
-def random_orders(key: Array, roster: Roster) -> Array:
-    """Row i: all rows in an order of its own, another one at every step; (B, B)."""
+def unchanged(rows: Array, gramian: Array) -> Rotation:
+    """The rows of these indices, (b,), as they are."""
+    itself = jax.nn.one_hot(rows, gramian.shape[0], dtype=gramian.dtype)
+    return Rotation(itself, gramian[rows])
+
+
+def random_orders(key: Array, roster: Roster, rows: Array) -> Array:
+    """For each of ``rows`` (b,) all rows in an order of its own, by step; (b, B)."""
     step_key = jax.random.fold_in(key, roster.step)
     places = jnp.cumsum(roster.present) - 1  # an absent row changes no draw
 
@@ -37,4 +43,4 @@ def random_orders(key: Array, roster: Roster) -> Array:
         draw = lambda key: jax.random.uniform(key, (), jnp.float32)
         return jax.vmap(draw)(pair_keys)
 
-    return jnp.argsort(jax.vmap(draws)(places), 1)
+    return jnp.argsort(jax.vmap(draws)(places[rows]), 1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.blocks_of_rows import by_blocks
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import (
+    Kept,
     SolverState,
+    cancels,
     dual_cone,
     is_left_over,
+    kept,
     unsolved,
 )
 from consensus_optax._running.named import named
@@ -60,13 +65,15 @@ def upgrad(
       ValueError: a static argument is out of range; when traced, ``preference`` is not
         (B,).
 
-    Cost: one Gramian, some tens of products [B, B] x [B, B], one combination.
+    Cost: one Gramian, some tens of products [B, B] x [B, B], one combination; five
+    arrays of B x B numbers at once, since 128 rows are projected at a time.
 
     References: Quinton and Rey, `Jacobian Descent for Multi-Objective Optimization
     <https://arxiv.org/abs/2406.16232>`_, 2024.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax
+    import jax.numpy as jnp
       >>> rule, params = upgrad(), jnp.zeros(2)
       >>> rows = jnp.array([[1., 0.], [-1., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
@@ -80,10 +87,21 @@ def upgrad(
         gramian: Array, roster: Roster, state: SolverState
     ) -> tuple[Array, SolverState]:
         del state
-        lower = jnp.diag(_preference.weighted(preference, roster))
+        count = roster.weights.shape[0]
+        lengths = _preference.weighted(preference, roster)
         shift = _check.value_at(regularization, roster.step, gramian.dtype)
-        weights, new_state = dual_cone(gramian, lower, shift)
-        nothing = is_left_over(gramian, lower, weights)
-        return jnp.where(nothing, 0, weights.sum(0)), new_state
+
+        def project(rows: Array, there: Array) -> tuple[Array, Kept, SolverState]:
+            own = jnp.where(there, lengths[rows], 0)[:, None]
+            lower = own * jax.nn.one_hot(rows, count, dtype=gramian.dtype)
+            weights, solved = dual_cone(gramian, lower, shift)
+            return weights.sum(0), kept(gramian, lower, weights), solved
+
+        weights, parts, solved = by_blocks(project, count)
+        weights = weights.sum(0)
+        nothing = is_left_over(Kept(*(part.sum() for part in parts)))
+        nothing |= cancels(gramian, weights)
+        new_state = SolverState(solved.residual.max(), solved.converged.all())
+        return jnp.where(nothing, 0, weights), new_state
 
     return reducer(Weighting(weigh, unsolved))

@@ -7,11 +7,15 @@ import consensus_optax as co
 from consensus_optax._running import blocks
 from tests._stacks import B, factored
 
+SMALL = [B * 30, B * 11, B * 6, B]
 
-@pytest.fixture(params=[1 << 19, B * 30, B * 11, B * 6, B])
+
+@pytest.fixture(
+    params=[blocks.block_entries("gpu"), blocks.block_entries("cpu"), *SMALL]
+)
 def entries(request, monkeypatch):
-    """Blocks that hold everything, or a few coordinates, or one."""
-    monkeypatch.setattr(blocks, "_block_entries", lambda: request.param)
+    """Blocks as on any device, and such that hold a few coordinates, or one."""
+    monkeypatch.setattr(blocks, "block_entries", lambda platform: request.param)
 
 
 @pytest.mark.usefixtures("entries")
@@ -38,6 +42,24 @@ def test_the_size_of_a_block_changes_nothing(absent):
     for name, leaf in update.items():
         wanted = np.median(dense[name][weights > 0], 0)
         np.testing.assert_allclose(leaf.ravel(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_of_several_blocks_on_a_cpu_is_one_block_elsewhere():
+    """To the bit: the median of three rows is one of their entries."""
+    random = np.random.default_rng(2)
+    rows = jnp.asarray(random.normal(size=(3, 3 << 16)), jnp.float32)
+    rule, params = co.median(), jnp.zeros(3 << 16)
+    step = lambda rows: rule.update(rows, rule.init(params), params)[0]
+    assert blocks.block_entries("cpu") < rows.size < blocks.block_entries("tpu")
+    for platform in ("cpu", "tpu"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda name=platform: name)
+            traced = jax.jit(lambda x: step(x)).trace(rows)
+        width = str(blocks.block_entries("cpu") // 3)
+        assert (width in str(traced.jaxpr)) is (platform == "cpu")
+        np.testing.assert_array_equal(
+            traced.lower().compile()(rows), np.median(np.asarray(rows), 0)
+        )
 
 
 def test_no_copy_of_the_stack_is_made():

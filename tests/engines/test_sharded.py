@@ -78,8 +78,10 @@ def check(row, num_devices, rows_each, check_vma):
     absent = 3 if len(rows) > 4 else 0
     assert state.num_present == known.num_present == len(rows) - absent
     assert state.num_nonfinite == known.num_nonfinite == (2 if absent else 0)
-    assert state.ready == known.ready
-    assert known.ready or len(rows) < 3  # filters need two rows, clusters three
+    assert state.consensus_ready == known.consensus_ready
+    assert (
+        known.consensus_ready or len(rows) < 3
+    )  # filters need two rows, clusters three
 
 
 MESHES = [(devices, rows) for devices in (1, 2, 4, 8) for rows in (1, 4)]
@@ -156,9 +158,9 @@ def test_a_device_without_rows_and_nobody_at_all():
     for reducer in (co.sign_consensus(0.6), co.median(), co.mean()):
         got = on_mesh(reducer, mesh_of(2), tree(rows), weights)
         assert_same(got, in_memory(reducer, tree(rows), jnp.asarray(weights)))
-        assert got[1].ready
+        assert got[1].consensus_ready
         update, state = on_mesh(reducer, mesh_of(2), tree(rows * np.nan), weights)
-        assert not state.ready
+        assert not state.consensus_ready
         assert not matrix(update).any()
 
 

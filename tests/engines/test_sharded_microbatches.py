@@ -77,7 +77,7 @@ def test_equals_all_rows_at_once(kind, microbatch_size, check_vma):
     close(matrix(update)[None], matrix(wanted)[None], 3e-5, names=[kind])
     np.testing.assert_allclose(value, wanted_value, rtol=1e-6)
     np.testing.assert_array_equal(aux["first"], wanted_aux["first"])
-    assert state.ready == known.ready
+    assert state.consensus_ready == known.consensus_ready
     assert state.num_present == known.num_present == DEVICES * EACH - 2
     assert state.num_nonfinite == known.num_nonfinite == 1
 
@@ -87,7 +87,7 @@ def test_nobody_at_all(kind):
     value, _, update, state = on_mesh(KINDS[kind](), 2, problem(all_bad=True))
     assert np.isnan(value)
     assert not matrix(update).any()
-    assert not state.ready
+    assert not state.consensus_ready
     assert state.num_nonfinite == DEVICES * EACH - 1
 
 

@@ -77,7 +77,7 @@ def stepper(reducer, update_of):
     def steps(rows, weights, start):
         def step(state, now):
             update, state = update_of(reducer, now, weights, state)
-            seen = state.ready, state.num_present, state.num_nonfinite
+            seen = state.consensus_ready, state.num_present, state.num_nonfinite
             return state, (update, seen)
 
         return jax.lax.scan(step, start, rows)[1]

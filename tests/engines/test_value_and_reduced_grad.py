@@ -90,7 +90,7 @@ def test_mean_is_the_plain_gradient():
     value, update, state = steps(co.mean(), 2, batch, params)
     expected = jax.value_and_grad(loss)(params, batch)
     assert_same((value, update), expected)
-    assert bool(state.ready)
+    assert bool(state.consensus_ready)
 
 
 @pytest.mark.parametrize("size", [None, 2])
@@ -99,7 +99,7 @@ def test_no_sound_row_gives_zero(size):
     for reducer in (co.mean(), co.sign_consensus(), co.cosine_filter()):
         value, update, state = steps(reducer, size, (x * jnp.nan, y), params)
         assert not any(leaf.any() for leaf in jax.tree.leaves(update))
-        assert not bool(state.ready)
+        assert not bool(state.consensus_ready)
         assert int(state.num_nonfinite) == ROWS
         assert np.isnan(value)
 

@@ -31,7 +31,7 @@ def test_a_mean_of_float16_losses_does_not_overflow(size):
     assert value.dtype == jnp.float16
     np.testing.assert_allclose(value, 130, rtol=HALF.eps)
     np.testing.assert_allclose(update, 130, rtol=HALF.eps)  # one rounding of each row
-    assert state.ready
+    assert state.consensus_ready
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -41,7 +41,7 @@ def test_weights_are_not_rounded_to_what_the_model_computes_in(rule, size):
     x, params = 1e-5 * (1 + jnp.arange(16.0).reshape(16, 1) % 4), jnp.ones(1)
     _, update, state = reduced(half_loss, rule(), size, params, x)
     np.testing.assert_allclose(update, 1, rtol=1e-5)  # float32 sums of 16 rows
-    assert state.ready
+    assert state.consensus_ready
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -82,8 +82,8 @@ def test_what_overflows_on_the_way_out_is_not_ready(size):
     x = jnp.full((16, 2), 6e4, jnp.float16)
     _, update, state = reduced(loss, total, size, params, x)
     assert not matrix(update).any()
-    assert not state.ready
+    assert not state.consensus_ready
     assert state.num_nonfinite == 0
     _, update, state = reduced(loss, total, size, params, x / 100)
-    assert state.ready
+    assert state.consensus_ready
     np.testing.assert_allclose(update["w"], 16 * 600, rtol=HALF.eps)

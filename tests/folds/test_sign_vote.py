@@ -27,7 +27,7 @@ def test_a_tie_and_zeros_move_nothing():
     rows = jnp.array([[3.0, 0.0], [-1.0, 0.0]])
     update, state = rule.update(rows, rule.init(params), params)
     assert update.tolist() == [0.0, 0.0]
-    assert not state.ready
+    assert not state.consensus_ready
     assert state.rule_state.consensus_ratio == 0
 
 

@@ -78,6 +78,7 @@ def test_leaves_without_gradient_pass():
     [
         *(optax.trace(0.9), optax.adam(0.1), optax.zero_nans(), optax.ema(0.9)),
         *(optax.add_noise(1.0, 0.0, jax.random.key(0)), optax.apply_every(2)),
+        optax.GradientTransformation(lambda params: jnp.zeros(2, int), optax.identity),
     ],
 )
 def test_a_memory_is_an_error(tx):

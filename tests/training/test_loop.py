@@ -69,7 +69,7 @@ def test_groups_make_fewer_rows():
 def test_watched_fields():
     state = co.per_leaf(co.cosine_filter()).init({"a": jnp.zeros(2), "b": jnp.zeros(3)})
     assert training.watched(state, "accepted").shape == ()
-    assert training.watched(state, "ready") == 0
+    assert training.watched(state, "consensus_ready") == 0
     assert training.watched(state, "absent") is None
     nested = co.among(co.cosine_filter(), co.sign_consensus()).init(jnp.zeros(2))
     assert training.watched(nested, "consensus_ratio").shape == ()

@@ -29,7 +29,7 @@ def test_equals_the_rule_on_the_survivors(rule):
     size = float(jnp.abs(alone).max())
     np.testing.assert_allclose(result, alone, rtol=0, atol=1e-6 * size)
     assert state.rule_state.selector_state.accepted == 4
-    assert state.ready == alone_state.ready
+    assert state.consensus_ready == alone_state.consensus_ready
     assert state.num_present == 6
 
 
@@ -37,7 +37,7 @@ def test_nobody_selected_is_nothing():
     rows = jnp.stack([ROWS[0], -ROWS[0]])
     result, state = first_update(co.among(co.cosine_filter(), co.mean()), rows)
     assert not result.any()
-    assert not state.ready
+    assert not state.consensus_ready
 
 
 @pytest.mark.parametrize(

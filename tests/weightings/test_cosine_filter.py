@@ -62,10 +62,10 @@ def test_the_first_row_decides():
     rows = np.float32([[-1, 0], [1, 0.1], [1, -0.1], [1, 0.2]])
     result, state = first_update(co.cosine_filter(), rows)
     assert result.tolist() == [0, 0]
-    assert not state.ready
+    assert not state.consensus_ready
     result, state = first_update(co.cosine_filter(), rows[[1, 0, 2, 3]])
     assert result[0] == 1
-    assert (state.rule_state.accepted, state.ready) == (2, True)
+    assert (state.rule_state.accepted, state.consensus_ready) == (2, True)
 
 
 def test_what_is_logged():
@@ -94,7 +94,7 @@ def test_leaves_may_decide_for_themselves():
         result, state = rule.update(rows, rule.init(params), params)
         assert result["a"].tolist() == wanted
         assert result["b"].tolist() == [0]
-        assert state.ready == ready
+        assert state.consensus_ready == ready
     assert state.rule_state.accepted.tolist() == [1, 0]
 
 

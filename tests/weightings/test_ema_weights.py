@@ -70,7 +70,7 @@ def test_where_the_rule_agrees_on_nothing_the_average_stays(nothing):
     outcomes = run(reducer, [([1.0, 2.0, 3.0], EVERYONE), (nothing, EVERYONE)])
     update, state = outcomes[1]
     np.testing.assert_array_equal(update, 0)
-    assert not state.ready
+    assert not state.consensus_ready
     np.testing.assert_array_equal(state.rule_state.average, [1, 2, 3])
 
 
@@ -96,7 +96,7 @@ def test_selectors_can_be_averaged():
     among = co.among(co.ema_weights(co.mgda(), 3), co.mean())
     update, state = among.update(jnp.eye(3), among.init(PARAMS), PARAMS)
     np.testing.assert_allclose(update, 1 / 3, rtol=1e-5)
-    assert state.ready
+    assert state.consensus_ready
 
 
 def test_arguments_are_checked():

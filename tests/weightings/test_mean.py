@@ -29,7 +29,7 @@ def test_zero_rows_count_in_the_divisor():
     rows = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     result, state = first_update(co.normalized_mean(), rows)
     np.testing.assert_allclose(result, [0.3, 0.4], rtol=1e-6)  # one square root
-    assert state.ready
+    assert state.consensus_ready
 
 
 @pytest.mark.parametrize("make", [co.mean, co.normalized_mean])
@@ -37,5 +37,5 @@ def test_nobody_is_nothing(make):
     rows = jnp.full((3, 2), jnp.nan)
     result, state = first_update(make(), rows)
     assert result.tolist() == [0, 0]
-    assert not state.ready
+    assert not state.consensus_ready
     assert (state.num_present, state.num_nonfinite) == (0, 3)

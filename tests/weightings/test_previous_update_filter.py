@@ -63,7 +63,7 @@ def test_after_nobody_passed_all_do():
     _, state = rule.update(ahead, rule.init(params), params)
     update, state = rule.update(back, state, params)
     assert not update.any()
-    assert not state.ready
+    assert not state.consensus_ready
     update, state = rule.update(back, state, params)
     assert update.tolist() == [-1.0]
 

@@ -27,8 +27,11 @@ def best(rows, hessian, radius, starts=8):
     return found
 
 
+RULES = {radius: co.trust_region_weighting(radius) for radius in (0.3, 20.0)}
+
+
 @pytest.mark.parametrize("kind", ["convex", "indefinite", "flat", "negative"])
-@pytest.mark.parametrize("radius", [0.3, 20.0])
+@pytest.mark.parametrize("radius", RULES)
 @pytest.mark.parametrize("rows", [SMALL, LARGE, LARGE[:3]], ids=["2x3", "10x5", "3x5"])
 def test_reaches_the_minimum_of_the_model(kind, radius, rows):
     random = np.random.default_rng(5)
@@ -41,8 +44,7 @@ def test_reaches_the_minimum_of_the_model(kind, radius, rows):
     }[kind]
     hessian = axes @ np.diag(size) @ axes.T
     span = jnp.asarray(rows @ hessian @ rows.T, jnp.float32)
-    rule = co.trust_region_weighting(radius)
-    update = first_update(rule, rows, span_hessian=span)
+    update = first_update(RULES[radius], rows, span_hessian=span)
     assert np.linalg.norm(update) <= radius * (1 + 1e-4)
     value = -rows.mean(0) @ update + update @ hessian @ update / 2
     wanted = best(rows, hessian, radius)

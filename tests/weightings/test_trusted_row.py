@@ -38,7 +38,7 @@ def test_nothing_to_trust_is_empty(case):
     rule, extra = case
     got, state = update(rule, **extra)
     assert not got.any()
-    assert not state.ready
+    assert not state.consensus_ready
 
 
 def test_order_of_the_others_and_their_counts():

@@ -34,12 +34,20 @@ def _kind(rule):
     return "columns"
 
 
-# One row of every such kind stands for all where an engine is tried, and CI asks for
-# the others with ``-m whole_zoo``.
-KINDS = [*{_kind(row.make().rule): row for row in reversed(ZOO)}.values()][::-1]
-OF_EACH_KIND = [
-    pytest.param(row, id=str(row), marks=() if row in KINDS else pytest.mark.whole_zoo)
-    for row in ZOO
-]
+def _one_of_each_kind(rows):
+    """The first row of every such kind."""
+    return [*{_kind(row.make().rule): row for row in reversed(rows)}.values()][::-1]
 
-__all__ = ["FACTORIES", "KINDS", "OF_EACH_KIND", "ZOO", "Row"]
+
+def _now_or_in_ci(rows):
+    """One row of every kind stands for all; CI asks for the others by their marker."""
+    now = _one_of_each_kind(rows)
+    mark = lambda row: () if row in now else pytest.mark.whole_zoo
+    return [pytest.param(row, id=str(row), marks=mark(row)) for row in rows]
+
+
+KINDS = _one_of_each_kind(ZOO)
+OF_EACH_KIND = _now_or_in_ci(ZOO)
+EVERY_FACTORY = _now_or_in_ci(FACTORIES)
+
+__all__ = ["EVERY_FACTORY", "FACTORIES", "KINDS", "OF_EACH_KIND", "ZOO", "Row"]

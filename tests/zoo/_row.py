@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import consensus_optax as co
+from tests._laws import Tolerance
 from tests._stacks import B
 
 
@@ -23,6 +24,7 @@ class Row(NamedTuple):
       thresholds: arguments that take numbers, arrays or schedules.
       rtol: of float32, relative to the largest entry of an update; 1e-6 is what the
         project asks for.
+      loose: names of stacks that need another, with it.
       least_rows: a stack of fewer is an error when traced.
       rounding: names of stacks whose update float32 cannot know; it is not compared.
       per_leaf: whether it is wrapped in ``co.per_leaf``.
@@ -35,6 +37,7 @@ class Row(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     thresholds: tuple[str, ...] = ()
     rtol: float = 1e-6
+    loose: Mapping[str, float] = MappingProxyType({})
     least_rows: int = 1
     rounding: tuple[str, ...] = ()
     per_leaf: bool = False
@@ -45,6 +48,11 @@ class Row(NamedTuple):
         options = ", ".join(f"{key}={value}" for key, value in plain.items())
         call = f"{self.factory.__name__}({options})"
         return f"per_leaf({call})" if self.per_leaf else call
+
+    @property
+    def tolerance(self):
+        """``rtol`` and ``loose``."""
+        return Tolerance(self.rtol, self.loose)
 
     @property
     def remembers_rows(self):

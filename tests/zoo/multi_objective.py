@@ -6,7 +6,7 @@ import consensus_optax as co
 from tests import _laws as laws
 from tests import _reference_multi_objective as ref
 from tests._reference import whole_model
-from tests._reference_surgery import pcgrad
+from tests._reference_surgery import grad_vac, pcgrad
 from tests.zoo._row import Row
 
 KEY = jax.random.key(11)
@@ -72,6 +72,14 @@ MULTI_OBJECTIVE = [
         whole_model(pcgrad(KEY)),
         (laws.scales_with_the_rows, CANCEL, laws.one_row_gives_that_row),
         options={"key": KEY},
+        rtol=1e-5,
+    ),
+    Row(
+        co.grad_vac,
+        whole_model(grad_vac(KEY)),
+        (laws.scales_with_the_rows, CANCEL, laws.one_row_gives_that_row),
+        options={"key": KEY, "num_rows": ...},
+        thresholds=("decay",),
         rtol=1e-5,
     ),
     Row(

@@ -9,7 +9,7 @@ G is symmetric and positive semidefinite up to rounding; rows and columns of abs
 rows are 0.
 """
 
-from consensus_optax._rules.solvers._cone import dual_cone, is_left_over
+from consensus_optax._rules.solvers._cone import Kept, dual_cone, is_left_over, kept
 from consensus_optax._rules.solvers._fair import fair_division
 from consensus_optax._rules.solvers._simplex import length_of, over_simplex
 from consensus_optax._rules.solvers._solution import (
@@ -25,6 +25,7 @@ from consensus_optax._rules.solvers._solution import (
 from consensus_optax._rules.solvers._stationary import stationary_on_simplex
 
 __all__ = [
+    "Kept",
     "Solution",
     "SolverState",
     "cancels",
@@ -32,6 +33,7 @@ __all__ = [
     "dual_cone",
     "fair_division",
     "is_left_over",
+    "kept",
     "length_of",
     "over_simplex",
     "product",

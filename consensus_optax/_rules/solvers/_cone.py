@@ -12,7 +12,6 @@ from jax import lax
 
 from consensus_optax._rules.solvers._solution import (
     Solution,
-    cancels,
     product,
     ratio,
     solution,
@@ -124,16 +123,27 @@ def dual_cone(
     return solution(jnp.maximum(lower + point * size / length, lower), worst)
 
 
-def is_left_over(gramian: Array, lower: Array, weights: Array) -> Array:
-    """Whether projections come to no more than what their regularization leaves, ().
+class Kept(NamedTuple):
+    """Of projections J'v of J'u, summed: <J'u, J'v> and |J'v|^2, relative to tr G."""
 
-    A projection J'v of J'u is what J'u has in its direction: <J'u, J'v> = |J'v|^2.
-    Regularization makes it shorter, and points it away from rows that it should not
-    oppose: not worth having where by more than half, or where the rows cancel.
-    """
+    wanted: Array
+    squares: Array
+
+
+def kept(gramian: Array, lower: Array, weights: Array) -> Kept:
+    """What is left of projections; both without regularization."""
     image = product(weights, ratio(gramian, jnp.trace(gramian)))
-    short = jnp.sum(image * lower) > 2 * jnp.sum(image * weights)
-    return short | cancels(gramian, weights.sum(0))
+    return Kept(jnp.sum(image * lower), jnp.sum(image * weights))
+
+
+def is_left_over(projections: Kept) -> Array:
+    """Whether the regularization has taken more than half of projections, ().
+
+    A projection of J'u is what J'u has in its direction: the two numbers are equal.
+    Regularization makes it shorter, and points it against rows that it should not
+    oppose.
+    """
+    return projections.wanted > 2 * projections.squares
 
 
 def _largest_eigenvalue(matrix: Array, steps: int = 10) -> Array:

@@ -14,6 +14,7 @@ from jax.scipy.linalg import cho_solve
 from consensus_optax._rules.solvers._solution import (
     Solution,
     cosines,
+    factor_of,
     product,
     ratio,
     rounding,
@@ -76,7 +77,8 @@ def fair_division(
     def violation(v: Array) -> Array:
         wanted = jnp.exp(target - power * jnp.log(v))
         gap = jnp.abs(product(matrix, v) - wanted)
-        return jnp.max(gap / (product(jnp.abs(matrix), v) + wanted))
+        reach = jnp.sum(jnp.abs(matrix) * v[None, :], 1)  # no second matrix is held
+        return jnp.max(gap / (reach + wanted))
 
     def longest(values: Array, moves: Array) -> Array:
         falling = moves < 0
@@ -88,7 +90,7 @@ def fair_division(
         missing = target - jnp.log(s) - power * jnp.log(v)
         system = matrix + jnp.diag(power * s / v + shift)
         side = s - product(matrix, v) + s * missing
-        dv = cho_solve((jnp.linalg.cholesky(system), True), side)
+        dv = cho_solve((factor_of(system), True), side)
         ds = s * (missing - power * dv / v)
         stride = jnp.minimum(longest(v, dv), longest(s, ds))
         new_v, new_s = v + stride * dv, s + stride * ds

@@ -15,6 +15,7 @@ from jax.scipy.linalg import cho_solve
 from consensus_optax._rules.solvers._solution import (
     Solution,
     cosines,
+    factor_of,
     product,
     ratio,
     rounding,
@@ -29,11 +30,13 @@ _STRIDES = np.array([1, 0.8, 0.6, 0.4, 0.25, 0.15, 0.08, 0.04, 0.02, 0.01])
 
 
 class _Problem(NamedTuple):
-    """A problem at unit scale.
+    """A problem at unit scale, but for the Gramian: a copy of it would be one more.
 
     Attributes:
-      matrix: (B, B) with a mean diagonal of 1 over the rows present.
-      root: (B, B) R with R'R = matrix if f is the norm, else None.
+      gramian: (B, B) as given.
+      unit: () its mean diagonal over the rows present.
+      raised: (B,) what is added to the diagonal, after division, if f is the norm.
+      root: (B, B) R with R'R = the matrix that this makes if f is the norm, else None.
       slope: (B,) p, larger for absent rows than any other row's slope can be.
       bend: () the factor of f.
       shift: (B,) what a diagonal must grow by for a Cholesky factor to exist in spite
@@ -41,7 +44,9 @@ class _Problem(NamedTuple):
       present: (B,) bool.
     """
 
-    matrix: Array
+    gramian: Array
+    unit: Array
+    raised: Array
     root: Array | None
     slope: Array
     bend: Array
@@ -115,41 +120,50 @@ def length_of(gramian: Array, weights: Array) -> Array:
     """
     count = jnp.maximum(jnp.sum(gramian.diagonal() > 0), 1).astype(gramian.dtype)
     mean = jnp.trace(gramian) / count
-    matrix = ratio(gramian, mean)
-    shift = rounding(cosines(matrix)[0]) * matrix.diagonal()
-    _, root = _raised(matrix, shift)
+    root = _root(gramian, mean, _raised(_shift(gramian, mean)))
     return jnp.sqrt(mean) * jnp.linalg.norm(product(root, weights))
 
 
-def _raised(matrix: Array, shift: Array) -> tuple[Array, Array]:
-    """A matrix with a Cholesky factor R', and R: no x'Gx is lost to rounding."""
-    matrix += jnp.diag(shift + 1e-3 * jnp.finfo(matrix.dtype).eps)
-    return matrix, jnp.linalg.cholesky(matrix).T
+def _shift(gramian: Array, unit: Array) -> Array:
+    """What the diagonal of G / unit must grow by for a Cholesky factor to exist."""
+    return rounding(cosines(gramian)[0]) * ratio(gramian.diagonal(), unit)
+
+
+def _raised(shift: Array) -> Array:
+    """The same where rows may be zero."""
+    return shift + 1e-3 * jnp.finfo(shift.dtype).eps
+
+
+def _root(gramian: Array, unit: Array, raised: Array) -> Array:
+    """R with R'R = G / unit and a raised diagonal: no x'Gx is lost to rounding."""
+    return factor_of(ratio(gramian, unit) + jnp.diag(raised)).T
 
 
 def _at_unit_scale(
     gramian: Array, present: Array, linear: Array | None, radius: Array | None
 ) -> _Problem:
-    """Divides G by its mean diagonal and the objective by its largest coefficient."""
+    """Divides the objective by its largest coefficient."""
     dtype, size = gramian.dtype, gramian.shape[0]
     count = jnp.maximum(jnp.sum(present), 1).astype(dtype)
     mean = jnp.trace(gramian) / count
-    matrix, root = ratio(gramian, mean), None
     slope = jnp.zeros(size, dtype) if linear is None else ratio(linear, mean)
     slope = jnp.where(present, slope, 0)
     bend = jnp.ones((), dtype) if radius is None else ratio(radius, jnp.sqrt(mean))
-    shift = rounding(cosines(matrix)[0]) * matrix.diagonal()
+    shift = _shift(gramian, mean)
+    raised, root = jnp.zeros_like(shift), None
     if radius is not None:
-        matrix, root = _raised(matrix, shift)
+        raised = _raised(shift)
+        root = _root(gramian, mean, raised)
     unit = bend + jnp.max(jnp.abs(slope))
     slope = jnp.where(present, ratio(slope, unit), 8)
-    return _Problem(matrix, root, slope, ratio(bend, unit), shift, present)
+    bend = ratio(bend, unit)
+    return _Problem(gramian, mean, raised, root, slope, bend, shift, present)
 
 
 def _products(problem: _Problem, x: Array) -> tuple[Array, Array]:
     """Gx and x'Gx."""
     if problem.root is None:
-        image = product(problem.matrix, x)
+        image = ratio(product(problem.gramian, x), problem.unit)
         return image, product(x, image)
     short = product(problem.root, x)
     return product(short, problem.root), product(short, short)
@@ -187,7 +201,8 @@ def _violation(problem: _Problem, x: Array) -> Array:
     x = _on_simplex(problem, x)
     slope = jnp.abs(problem.slope)
     gradient = _gradient(problem, x)
-    lengths = jnp.sqrt(problem.matrix.diagonal())
+    squares = ratio(problem.gramian.diagonal(), problem.unit)
+    lengths = jnp.sqrt(squares + problem.raised)
     used = product(x, lengths)
     reach = problem.bend * (lengths + used)
     if problem.root is None:
@@ -211,9 +226,10 @@ def _advance(problem: _Problem, iterate: _Iterate) -> _Iterate:
     image, square = _products(problem, x)
     first, second = _curvature(problem, square, center)
     dual = y + z - problem.slope - first * image
-    system = first * problem.matrix + second * jnp.outer(image, image)
-    system += jnp.diag(z / x + first * problem.shift)
-    factor = jnp.linalg.cholesky(system)
+    system = ratio(first, problem.unit) * problem.gramian
+    system += second * jnp.outer(image, image)
+    system += jnp.diag(z / x + first * (problem.shift + problem.raised))
+    factor = factor_of(system)
     sides = jnp.stack([dual + center / x - z, jnp.ones_like(x)], 1)
     free, unit = cho_solve((factor, True), sides).T
     dy = (1 - x.sum() - free.sum()) / unit.sum()

@@ -71,6 +71,11 @@ def rounding(matrix: Array) -> Array:
     return jnp.finfo(matrix.dtype).eps * (8 + 2 * jnp.linalg.norm(matrix))
 
 
+def factor_of(matrix: Array) -> Array:
+    """The lower Cholesky factor of a symmetric matrix, no copy of it made symmetric."""
+    return lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+
 def cancels(gramian: Array, weights: Array) -> Array:
     """Whether the weighted rows cancel as far as a Gramian can tell, () bool.
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._gradients.per_example import Arranged, value_and_rows
+from consensus_optax._gradients.arguments import Arranged
+from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rules.kinds import Roster
@@ -50,16 +51,15 @@ class Microbatches(NamedTuple):
 
     Attributes:
       fun: the loss of one row, (value, aux) with ``has_aux``.
-      argnums: what it is differentiated by.
       has_aux: whether it returns aux.
       arranged: its arguments, of all rows.
-      params: the argument or arguments that ``argnums`` names.
-      weights: (B,) 0 for rows that cannot count, as far as is known.
+      params: the argument or arguments that are differentiated.
+      weights: (B,) 0 for rows that are not there, negative for those that cannot
+        count, as far as is known.
       indices: (k, m) which rows make a microbatch; B and above is padding.
     """
 
     fun: Callable[..., Any]
-    argnums: int | tuple[int, ...]
     has_aux: bool
     arranged: Arranged
     params: Tree
@@ -76,8 +76,7 @@ class Microbatches(NamedTuple):
         taken = self.indices[index]
         there = taken < num_rows
         safe = jnp.where(there, taken, 0)
-        value_and_grad = jax.value_and_grad(self.fun, self.argnums, self.has_aux)
-        value, rows = value_and_rows(value_and_grad, self.arranged.take(safe))
+        value, rows = value_and_rows(self.fun, self.arranged.take(safe), self.has_aux)
         stack = as_stack(rows, self.params)
         weights = jnp.where(there, self.weights[safe], 0)
         weights, num_nonfinite = present_weights(stack, weights)
@@ -85,10 +84,9 @@ class Microbatches(NamedTuple):
 
     def row(self, index: Array) -> list[Array]:
         """Gradients of one row, floating leaves in its own dtypes."""
-        value_and_grad = jax.value_and_grad(self.fun, self.argnums, self.has_aux)
-        _, rows = value_and_rows(value_and_grad, self.arranged.take(index[None]))
-        leaves = as_stack(rows, self.params).leaves
-        return [verbs.as_array(leaf, leaf.dtype)[0] for leaf in leaves]
+        own = self.arranged.take(index[None])
+        leaves = as_stack(value_and_rows(self.fun, own, self.has_aux)[1], self.params)
+        return [verbs.as_array(leaf, leaf.dtype)[0] for leaf in leaves.leaves]
 
     def in_order(self, by_block: Tree) -> Tree:
         """Undoes the split: leaves (k, m, ...) to (B, ...) in the order of the rows."""

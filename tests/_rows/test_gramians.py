@@ -1,0 +1,106 @@
+"""Inner products of all pairs of rows: each way of taking them, against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consensus_optax as co
+from consensus_optax._rows import gramians
+from tests._bounds import assert_sums
+
+B, C = 5, 3
+
+
+def arrays(width, dtype=jnp.float32):
+    """Two stacks of a mean of 1, of which one row is far off."""
+    random = np.random.default_rng(width)
+    x, y = 1 + random.normal(size=(B, width)), 1 + random.normal(size=(C, width))
+    x[2] *= 1e4
+    return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+
+
+def check(got, x, y, roundings=0):
+    x, y = (np.asarray(z, np.float64).reshape(z.shape[0], -1) for z in (x, y))
+    magnitudes = np.abs(x) @ np.abs(y).T
+    assert_sums(got, x @ y.T, magnitudes, x.shape[1], roundings=roundings)
+
+
+@pytest.mark.parametrize("way", [gramians.in_one_product, gramians.in_chunks])
+@pytest.mark.parametrize("width", [16384, 16385, 20000, 24575])
+def test_wide_rows_in_chunks_or_in_one_product(way, width):
+    """Whole chunks, and one column more or less."""
+    x, y = arrays(width)
+    check(jax.jit(way)(x, y), x, y)
+
+
+@pytest.mark.parametrize("width", [1, 300, 16383, 16384])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_arrays(width, dtype):
+    x, y = arrays(width, dtype)
+    check(gramians.cross_gramian(x, y, jnp.float32), x, y)
+
+
+def factored(rows, seed, terms, m, n, layers=()):
+    random = np.random.default_rng(seed)
+    side = lambda size: jnp.asarray(
+        random.normal(1, 1, (rows, *layers, terms, size)), jnp.float32
+    )
+    return co.OuterProduct(side(m), side(n), (*layers, m, n))
+
+
+def exact(leaf):
+    """The rows multiplied out in float64, and those of the factors' magnitudes."""
+    sides = [np.asarray(side, np.float64) for side in (leaf.left, leaf.right)]
+    rows = np.einsum("...tm,...tn->...mn", *sides)
+    magnitudes = np.einsum("...tm,...tn->...mn", *map(np.abs, sides))
+    return rows.reshape(rows.shape[0], -1), magnitudes.reshape(rows.shape[0], -1)
+
+
+# T x T products of factors, and rows multiplied out in one block and in several, of
+# which the last is filled up.
+SHAPES = {
+    "by factors": (2, 9, 7, ()),
+    "multiplied out": (6, 5, 4, ()),
+    "in blocks": (40, 331, 317, ()),
+    "layers": (2, 9, 7, (3,)),
+}
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("name", SHAPES)
+def test_factored_rows(name, same):
+    terms, m, n, layers = SHAPES[name]
+    x = factored(B, 0, terms, m, n, layers)
+    y = x if same else factored(C, 1, terms, m, n, layers)
+    got = jax.jit(
+        lambda x, y: gramians.cross_gramian(x, x if same else y, jnp.float32)
+    )(x, y)
+    (rows, sizes), (others, other_sizes) = exact(x), exact(y)
+    # sums of sums: each rounds on its own
+    depth = terms**2 * (m + n) * int(np.prod(layers))
+    assert_sums(got, rows @ others.T, sizes @ other_sizes.T, depth)
+
+
+def test_looked_up_rows():
+    """Indices out of range read nothing, equal ones add up."""
+    random = np.random.default_rng(2)
+    places = jnp.array([[0, 3, 3], [-1, 2, 4], [5, 0, 1], [2, 2, 2]])
+    found = jnp.asarray(random.normal(size=(4, 3, 2)), jnp.float32)
+    leaf = co.OuterProduct(places, found, (5, 2))
+    rows = np.zeros((4, 5, 2))
+    for i, t in np.ndindex(4, 3):
+        if 0 <= places[i, t] < 5:
+            rows[i, places[i, t]] += np.asarray(found[i, t], np.float64)
+    got = gramians.cross_gramian(leaf, leaf, jnp.float32)
+    sizes = np.abs(np.asarray(found, np.float64)).sum((1, 2))
+    assert_sums(got, *(f(rows) for f in (pairs, lambda _: np.outer(sizes, sizes))), 18)
+    dense = jnp.ones((2, 5, 2))
+    against = gramians.cross_gramian(leaf, dense, jnp.float32)
+    wanted = rows.sum((1, 2))[:, None] * np.ones((1, 2))
+    assert_sums(against, wanted, sizes[:, None] * np.ones((1, 2)), 10)
+
+
+def pairs(rows):
+    flat = rows.reshape(rows.shape[0], -1)
+    return flat @ flat.T
