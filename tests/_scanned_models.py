@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tests._models import LENGTH, ROWS, WIDTH, Model, array, half, square
+from tests._models import LENGTH, ROWS, WIDTH, Model, array, bounded, square
 
 DEPTH = 3
 
@@ -96,15 +96,15 @@ def used_twice() -> Model:
 
 
 def not_understood() -> Model:
-    """What ends no gradient, or is no sum: a scaled gradient, a carry that is read."""
-    params = {"scaled": array(0, DEPTH, WIDTH, WIDTH), "read": array(1, WIDTH, WIDTH)}
+    """What ends no gradient, or is no sum: a bounded gradient, a carry that is read."""
+    params = {"bounded": array(0, DEPTH, WIDTH, WIDTH), "read": array(1, WIDTH, WIDTH)}
 
     def loss(p, x):
-        def layer(carry, scaled):
+        def layer(carry, w_of_layer):
             x, w = carry
-            return (jnp.tanh(half(x, scaled) + x @ w), 0.9 * w), None
+            return (jnp.tanh(bounded(x, w_of_layer) + x @ w), 0.9 * w), None
 
-        return square(lax.scan(layer, (x, p["read"]), p["scaled"])[0][0])
+        return square(lax.scan(layer, (x, p["read"]), p["bounded"])[0][0])
 
     return Model(loss, params, array(2, ROWS, WIDTH), set())
 

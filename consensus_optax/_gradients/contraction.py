@@ -79,9 +79,32 @@ def unfinished(
 def ends_of_rows(
     function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
 ) -> list[str]:
-    """For every leaf of :func:`unfinished` rows the operations in which it ends."""
+    """For every leaf of :func:`unfinished` rows the operations in which it ends.
+
+    Where these make products and the leaf is none, with the reason.
+    """
     closed, _, wanted = _traced(_of_all_rows(function, in_axes), args)
-    return [" + ".join(end) for end in ends(closed.jaxpr, wanted)]
+    outputs = _evaluated(closed, args, wanted, _keep)
+    leaves = outputs[len(outputs) - len(wanted) :]
+    pairs = zip(ends(closed.jaxpr, wanted), leaves, strict=True)
+    return [" + ".join(end) + _why(end, leaf) for end, leaf in pairs]
+
+
+def _why(end: tuple[str, ...], leaf: Any) -> str:
+    """Why a leaf that ends in products may be an array."""
+    if is_outer_product(leaf):
+        return "" if is_outer_product(_worth(leaf)) else f", which is {_NO_LARGER}"
+    of_products = [name.split()[0] in ("dot_general", "scatter-add") for name in end]
+    if not any(of_products):
+        return ""
+    if not all(of_products):
+        return ", a sum of which not all are products"
+    if any("in scan" in name for name in end):
+        return f", which is {_NO_LARGER}, or is added to what is not zero"
+    return ", which is read as an array before, or of terms that are laid out otherwise"
+
+
+_NO_LARGER = "no larger multiplied out"
 
 
 def _of_all_rows(

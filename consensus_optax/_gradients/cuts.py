@@ -98,6 +98,11 @@ def _along(
 
 def _on_axis(leaf: OuterProduct, axis: int, change: OfAxis) -> OuterProduct | None:
     """The rows with one axis of the parameter changed, if it is one of a factor's."""
+    if [name for name, _ in leaf.steps] == ["reshape"]:
+        shape = leaf.shape[1:]
+        sides = lambda shape: [side for side in shape if side > 1]
+        if sides(shape) == sides(leaf.row_shape):  # axes of size 1 are anywhere
+            leaf = dataclasses.replace(leaf, row_shape=shape, steps=())
     shapes = [leaf.row_shape]
     for name, argument in leaf.steps:
         last = shapes[-1]
@@ -136,7 +141,7 @@ def _on_factor(leaf: OuterProduct, place: int, change: OfAxis) -> OuterProduct |
     start = 0
     while math.prod(leaf.row_shape[:start]) < (leaf.num_layers or 1):
         start += 1
-    if place < start or leaf.row_shape[place] == 1:
+    if place < start:
         return None
     middle = start
     while math.prod(leaf.row_shape[start:middle]) < m:

@@ -9,7 +9,7 @@ import jax
 from jax import dtypes, lax
 from jax.extend import core
 
-from consensus_optax._gradients.sources import PLACES, sources
+from consensus_optax._gradients.sources import PLACES, described, sources
 from consensus_optax._rows.layers import LayersFirst, placed
 from consensus_optax._rows.outer_product import OuterProduct
 
@@ -105,11 +105,13 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
     producers, marked, stack = _producers(jaxpr), set(), list(wanted)
     while stack:
         var = stack.pop()
-        if isinstance(var, core.Literal) or var in marked or var not in producers:
+        if isinstance(var, core.Literal) or var in marked:
             continue
         marked.add(var)
+        if var not in producers:
+            continue
         eqn = producers[var]
-        stack.extend(sources(eqn))
+        stack.extend(_operands_on_the_way(eqn, var))
     return marked
 
 
@@ -135,13 +137,26 @@ def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
             stack.pop()
             continue
         eqn = producers[var]
-        operands = sources(eqn)
+        operands = _operands_on_the_way(eqn, var)
         unknown = [x for x in operands if not given(x) and x not in known]
         stack.extend(unknown)
         if not unknown:
             names = [end for operand in operands for end in found(operand)]
-            known[var] = tuple(dict.fromkeys(names)) or _end(eqn, var, of_body)
+            if not sources(eqn):
+                own = _end(eqn, var, of_body)
+                names += [end for end in own if not (operands and end == "input")]
+            known[var] = tuple(dict.fromkeys(names))
     return [found(var) for var in wanted]
+
+
+def _operands_on_the_way(eqn: Any, var: Any) -> Sequence[Any]:
+    """Where the walk back goes on from an operation's output, through a call too."""
+    if eqn.primitive.name not in CALLS or not _may_open(eqn):
+        return sources(eqn)
+    inner, _ = _inner(eqn)
+    reached = walk_back(inner, [inner.outvars[eqn.outvars.index(var)]])
+    pairs = zip(eqn.invars, inner.invars, strict=True)
+    return [given for given, own in pairs if own in reached]
 
 
 def _end(eqn: Any, var: Any, of_body: Any) -> tuple[str, ...]:
@@ -150,14 +165,14 @@ def _end(eqn: Any, var: Any, of_body: Any) -> tuple[str, ...]:
     if eqn.primitive.name in CALLS:
         return of_body(eqn, _inner(eqn)[0])[index]
     if eqn.primitive.name != "scan":
-        return (eqn.primitive.name,)
+        return (described(eqn),)
     scan = as_scan(eqn)
     carried = index < scan.num_carry
     if eqn.effects or (carried and not scan.accumulates(index)):
         return ("scan with effects" if eqn.effects else "scan",)
     inner = of_body(eqn, scan.body)[index]
     kept = [end for end in inner if not (carried and end == "input")]
-    return tuple(f"{end} in scan" for end in kept)
+    return tuple(f"{end} in scan" for end in kept or ["sum"])
 
 
 def evaluate(
@@ -218,7 +233,7 @@ def _evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
 def _open(eqn: Any, scope: Scope, keep: Keep) -> list[Any]:
     """A call, evaluated in place."""
     inner, consts = _inner(eqn)
-    operands = [scope.number(var) for var in eqn.invars]
+    operands = [scope.read(var) for var in eqn.invars]
     if eqn.params.get("prevent_cse"):  # recompute, as jax.checkpoint asks
         operands = list(lax.optimization_barrier(tuple(operands)))
     outs = zip(eqn.outvars, inner.outvars, strict=True)

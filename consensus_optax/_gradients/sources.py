@@ -41,3 +41,16 @@ def _is_number_of_each_row(var: Any, rows: Any) -> bool:
         return len(whole) > 1
     same = len(shape) == len(whole) and shape[0] == whole[0]
     return same and math.prod(shape) == shape[0] < math.prod(whole)
+
+
+def described(eqn: Any) -> str:
+    """An operation at which a gradient ends, with what keeps it from being factors."""
+    name = eqn.primitive.name
+    if name == "dot_general":
+        _, (batch, _) = eqn.params["dimension_numbers"]
+        return name if batch else f"{name} without an example axis"
+    if name != "scatter-add":
+        return name
+    dims, table = eqn.params["dimension_numbers"], eqn.invars[0].aval
+    whole = tuple(dims.scatter_dims_to_operand_dims)[:1] == (1,) and table.ndim > 2
+    return name if whole else f"{name} that looks up no lines of a table"

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rows.finite import finite_products
 from consensus_optax._rows.gramians import cross_gramian, factor_products, flat
 from consensus_optax._rows.layers import each_layer, sum_of_layers
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
@@ -65,7 +66,7 @@ def decision_dtype(*trees: Any) -> Any:
 
 
 def finite_rows(leaf: Leaf, dtype: Any) -> Array:
-    """Which rows have no inf or nan, (B,) bool; of factors the factors are read.
+    """Which rows have no inf or nan, (B,) bool; of factors see ``finite_products``.
 
     0 * x is nan just for the non-finite x, so one product with a vector of zeros tells
     at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times slower on CPU.
@@ -75,8 +76,7 @@ def finite_rows(leaf: Leaf, dtype: Any) -> Array:
         num_bad = lambda layer: (~finite_rows(layer, dtype)).astype(jnp.int32)
         return over_layers(num_bad, leaf) == 0
     if is_outer_product(leaf):
-        right = finite_rows(leaf.right, dtype)
-        return right if leaf.is_look_up else right & finite_rows(leaf.left, dtype)
+        return finite_products(leaf, dtype)
     if jax.debug_nans.value:
         narrowed = jnp.where(jnp.isfinite(leaf), leaf, jnp.inf).astype(dtype)
         return jnp.isfinite(narrowed).reshape(leaf.shape[0], -1).all(1)

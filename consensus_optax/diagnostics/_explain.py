@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh
 
 from consensus_optax._gradients.arguments import Argnums, arranger, is_array
 from consensus_optax._gradients.contraction import ends_of_rows, unfinished
 from consensus_optax._gradients.per_example import value_and_grad_of_row
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+
+Line = tuple[str, str, str]  # path, shape, how it comes
 
 
 def explain(
@@ -29,7 +32,9 @@ def explain(
     One line for each leaf: path, shape, then ``factored`` with the sides T x (M + N)
     of its outer products (of every layer, if ``lax.scan`` goes over layers) and the
     memory they save, or ``array`` with the operation in which its gradient ends.
-    Nothing is computed but shapes.
+    Nothing is computed but shapes. With arrays along a mesh, or a mesh that is set,
+    that is how it is on this mesh, and a leaf that is factored on one device alone is
+    named.
 
     Args:
       fun: see :func:`per_example_grad`; so are all keywords.
@@ -53,26 +58,73 @@ def explain(
       ['w']  (64, 32)  factored: 1 x (64 + 32), saves 61.0 KiB of 64.0 KiB
     """
     arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
-    ends: list[str] = []
-    leaves, treedef = jax.tree.flatten(args)
-    shapes = {i: leaf for i, leaf in enumerate(leaves) if _is_shape(leaf)}
 
-    def rows_of(shapes: dict[int, Any]) -> Any:
-        given = [shapes.get(i, leaf) for i, leaf in enumerate(leaves)]
-        arranged = arrange(jax.tree.unflatten(treedef, given))
-        function, in_axes, traced = value_and_grad_of_row(fun, arranged, has_aux)
-        ends.extend(ends_of_rows(function, in_axes, *traced))
-        return unfinished(function, in_axes, *traced)[1]
+    def texts_of(*args: Any) -> list[Line]:
+        ends: list[str] = []
+        leaves, treedef = jax.tree.flatten(args)
+        shapes = {i: leaf for i, leaf in enumerate(leaves) if _is_shape(leaf)}
 
-    rows = jax.eval_shape(rows_of, shapes)
-    flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)
-    lines = [
-        (jax.tree_util.keystr(path) or "(root)", str(leaf.shape[1:]), _line(leaf, end))
-        for (path, leaf), end in zip(flat, ends, strict=True)
-    ]
+        def rows_of(shapes: dict[int, Any]) -> Any:
+            given = [shapes.get(i, leaf) for i, leaf in enumerate(leaves)]
+            arranged = arrange(jax.tree.unflatten(treedef, given))
+            function, in_axes, traced = value_and_grad_of_row(fun, arranged, has_aux)
+            ends.extend(ends_of_rows(function, in_axes, *traced))
+            return unfinished(function, in_axes, *traced)[1]
+
+        rows = jax.eval_shape(rows_of, shapes)
+        flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)
+        name = lambda path: jax.tree_util.keystr(path) or "(root)"
+        return [
+            (name(path), str(leaf.shape[1:]), _line(leaf, end))
+            for (path, leaf), end in zip(flat, ends, strict=True)
+        ]
+
+    lines = texts_of(*args)
+    mesh = _mesh_of(args)
+    if mesh is not None:
+        sizes = ", ".join(f"{name}: {size}" for name, size in mesh.shape.items())
+        print(f"on this mesh ({sizes}):")  # noqa: T201
+        lines = _compared(lines, _off_mesh(texts_of, args))
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for path, shape, text in lines:
         print(f"{path:{widths[0]}}  {shape:{widths[1]}}  {text}")  # noqa: T201
+
+
+def _off_mesh(texts_of: Callable[..., list[Line]], args: Any) -> list[Line] | None:
+    """What is said of the same arguments on one device; None where that has none.
+
+    A loss that names axes of the mesh has no meaning without them.
+    """
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    bare = lambda x: shape(x) if hasattr(x, "sharding") else x
+    try:
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+            return texts_of(*jax.tree.map(bare, args))
+    except (ValueError, TypeError, NameError, KeyError):
+        return None
+
+
+def _mesh_of(args: Any) -> Any:
+    """The mesh that is set, or along which arguments lie; None if there is none."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(args)]
+    meshes = [
+        jax.sharding.get_abstract_mesh(),
+        *(getattr(x, "mesh", None) for x in shardings),
+    ]
+    return next((mesh for mesh in meshes if mesh is not None and not mesh.empty), None)
+
+
+def _compared(lines: list[Line], off_mesh: list[Line] | None) -> list[Line]:
+    """The lines, loud where a leaf is factored on one device alone."""
+    if off_mesh is None:
+        return lines
+
+    def loud(line: Line, bare: Line) -> Line:
+        lost = line[2].startswith("array") and bare[2].startswith("factored")
+        more = f"; NOT FACTORED ON THIS MESH, without it {bare[2]}" if lost else ""
+        return (*line[:2], line[2] + more)
+
+    return [loud(*pair) for pair in zip(lines, off_mesh, strict=True)]
 
 
 def _is_shape(leaf: Any) -> bool:
@@ -82,12 +134,6 @@ def _is_shape(leaf: Any) -> bool:
 
 def _line(leaf: Any, end: str) -> str:
     if not is_outer_product(leaf):
-        stacked = "scatter" in end and "scan" in end  # look-ups of layers stay arrays
-        if "dot_general" in end or ("scatter" in end and not stacked):
-            why = "which is no larger multiplied out"
-            if "in scan" in end:  # what a sum begins with is not known here
-                why += ", or is added to what is not zero"
-            return f"array: ends in {end}, {why}"
         return f"array: ends in {end}"
     terms, m, n = leaf.sides
     whole = leaf.size * leaf.dtype.itemsize

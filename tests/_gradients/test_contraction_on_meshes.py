@@ -13,7 +13,16 @@ from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
 from tests import _scanned_models
-from tests._models import Model, array, assert_close, cnn, mlp, square, transformer
+from tests._models import (
+    Model,
+    array,
+    assert_close,
+    bounded,
+    cnn,
+    mlp,
+    square,
+    transformer,
+)
 from tests._recurrent_models import lstm
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
@@ -192,6 +201,24 @@ def test_a_decision_that_jax_needs_is_explained():
         jax.jit(co.per_example_grad(lambda w, x: square(x @ w)))(w, x)
     notes = "".join(caught.value.__notes__)
     assert "explicit mesh axes ('data', 'model')" in notes
+
+
+def test_explain_names_what_a_mesh_costs(capsys):
+    mesh, model = mesh_of("auto"), model_of("mlp")
+    given = placed("mlp", model, mesh, "fsdp")
+
+    def loss(p, x):
+        on_mesh = not jax.typeof(x).sharding.mesh.empty
+        product = bounded if on_mesh else jnp.matmul
+        return square(product(jnp.tanh(x @ p["w"] + p["b"][None]), p["v"]))
+
+    co.explain(loss, *given)
+    header, _, lost, kept = capsys.readouterr().out.splitlines()
+    assert header == "on this mesh (data: 4, model: 2):"
+    assert "array: ends in min; NOT FACTORED ON THIS MESH, without it factored" in lost
+    assert kept.startswith("['w']  (16, 32)  factored: 1 x (16 + 32), saves")
+    co.explain(model.loss, model.params, model.batch)
+    assert "mesh" not in capsys.readouterr().out
 
 
 def test_no_stack_is_in_the_program_of_rules_that_need_none():

@@ -48,8 +48,8 @@ def test_explain_says_what_is_factored_and_why_not(capsys):
     for line in (
         "['kernel']  (3, 16, 16)  factored: 3 layers of 1 x (16 + 16), saves 10.5 KiB",
         "['narrow']  (4, 4)    array: ends in dot_general in scan, which is no larger",
-        "['read']    (16, 16)     array: ends in scan\n",
-        "['scaled']  (3, 16, 16)  array: ends in mul in scan",
+        "['read']     (16, 16)     array: ends in scan\n",
+        "['bounded']  (3, 16, 16)  array: ends in min in scan",
         "['up']     (3, 16, 64)       array: ends in scan with effects",
     ):
         assert line in said

@@ -57,11 +57,17 @@ def assert_as_on_one_device(rule, tolerance):
     [
         co.mean,
         co.sign_consensus,
-        lambda: co.cosine_filter(reference="previous"),
+        co.previous_update_filter,
         lambda: optax.chain(co.clip_examples(0.1), co.median()),
         lambda: optax.chain(co.row_momentum(0.9, num_rows=8), co.mean()),
     ],
-    ids=["mean", "sign_consensus", "cosine_filter", "clipped median", "momentum"],
+    ids=[
+        "mean",
+        "sign_consensus",
+        "previous_update_filter",
+        "clipped median",
+        "momentum",
+    ],
 )
 def test_update_is_that_of_one_device_and_lies_as_the_parameters(make):
     assert_as_on_one_device(make(), 1e-5)  # sums over parts of an axis

@@ -1,0 +1,60 @@
+"""Factors of weights that are scaled, cut, strung together, or one of several."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import consensus_optax as co
+from tests._models import ROWS, WIDTH, array, assert_close, assert_rows, square
+from tests._used_otherwise import USED_OTHERWISE
+
+pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
+
+
+@pytest.mark.parametrize("name", USED_OTHERWISE)
+def test_rows_are_those_of_vmap_of_grad(name):
+    assert_rows(USED_OTHERWISE[name](), 5e-6)  # float32 rounding through all layers
+
+
+def test_explain_says_why_products_are_arrays(capsys):
+    params = {"read": array(0, WIDTH, 32), "sum": array(1, 32, WIDTH)}
+    params |= {
+        "scale": jnp.ones(()),
+        "carried": array(2, ROWS),
+        "small": array(3, 2, 2),
+    }
+
+    def loss(p, x):
+        x = jnp.tanh(x @ (p["read"] * p["scale"])) @ p["sum"]
+        step = lambda x, _: (x + p["carried"][None, :1], None)
+        x = jax.lax.scan(step, x, None, length=2)[0]
+        return square(x) + square(p["sum"]) + square(x[:, :2] @ p["small"])
+
+    co.explain(loss, params, array(4, ROWS, WIDTH))
+    said = capsys.readouterr().out
+    for line in (
+        "array: ends in dot_general, which is read as an array before",
+        "dot_general, a sum of which not all are products",
+        "array: ends in dot_general, which is no larger multiplied out",
+    ):
+        assert line in said
+    assert "ends in\n" not in said
+    assert "ends in \n" not in said
+
+
+@pytest.mark.parametrize("mode", ["clip", "fill"])
+def test_windows_that_begin_elsewhere(mode):
+    """Clipped, every start in a line is its first entry; filled, it is outside."""
+    dims = jax.lax.GatherDimensionNumbers((1, 2), (), (0, 1))
+
+    def loss(table, starts):
+        windows = jax.lax.gather(table, starts[0], dims, (1, WIDTH), mode=mode)
+        return square(windows)
+
+    table, starts = array(0, 40, WIDTH), jnp.arange(ROWS * 6).reshape(ROWS, 3, 2)
+    rows = co.per_example_grad(loss)(table, starts % 5)
+    one = lambda table, starts: jax.grad(loss)(table, starts[None])
+    assert_close(
+        co.materialize(rows), jax.vmap(one, (None, 0))(table, starts % 5), 2e-6
+    )  # float32 rounding
+    assert co.is_outer_product(rows) == (mode == "clip")
