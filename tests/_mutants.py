@@ -26,7 +26,7 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_rows/verbs": ("_rows/test_verbs.py", "_gradients/test_contraction.py"),
     "_rows/outer_product": ("_gradients/test_contraction.py",),
     "_rows/layers": ("_gradients/test_contraction.py", "_rows/test_gramians.py"),
-    "_rows/minmod_kernel": ("_rows/test_minmod_kernel.py",),
+    "_rows/folding": ("_rows/test_folding.py",),
     "_rows/stack": ("test_contract.py", "test_contract_leaves.py"),
     "_running/run": _OF_RUNNING,
     "_running/affine": _OF_RUNNING,

@@ -23,6 +23,8 @@ from consensus_optax._typing import Array
 # from their factors in 12 ms instead of 52.
 _COLUMNS = 8192  # of a stack multiplied at a time
 _ENTRIES = 2**19  # of rows multiplied out at a time
+# On one H200 the latter take 0.06 ms at once and 0.30 in such blocks.
+_ENTRIES_ELSEWHERE = 2**25
 
 
 def flat(leaf: Array, dtype: Any) -> Array:
@@ -45,7 +47,10 @@ def cross_gramian(
     if factored and not x.is_look_up and not y.is_look_up:
         (t, m, n), b = x.sides, x.shape[0]
         if b * t * t * (m + n) > t * m * n + b * m * n:
-            return _multiplied_out(x, y, dtype)
+            return lax.platform_dependent(
+                cpu=lambda: multiplied_out(x, y, dtype, _ENTRIES),
+                default=lambda: multiplied_out(x, y, dtype, _ENTRIES_ELSEWHERE),
+            )
     if factored and x.is_look_up == y.is_look_up:
         left, right = factor_products(x, y, "bsx,ctx->bcst", dtype)
         return (left * right).sum((2, 3))
@@ -98,10 +103,10 @@ def in_chunks(rows: Array, others: Array) -> Array:
     return lax.fori_loop(0, count, add, start)
 
 
-def _multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:
+def multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any, entries: int) -> Array:
     """The same from rows multiplied out, a block of their left side at a time."""
     terms, m, n = x.sides
-    blocks = math.ceil(x.shape[0] * m * n / _ENTRIES)
+    blocks = math.ceil(x.shape[0] * m * n / entries)
     size = math.ceil(m / blocks)
     blocks = math.ceil(m / size)
     # columns of zeros add nothing

@@ -16,10 +16,6 @@ from jax import lax
 
 from consensus_optax._typing import Array
 
-# Rows merged per turn of a fold, so that the carry is read and written once for all:
-# on two CPU cores 4 reach memory bandwidth.
-ARRAYS_PER_TURN = 4
-
 
 class Statistic(NamedTuple):
     """One statistic per coordinate.
@@ -95,33 +91,6 @@ def fold_rows(
 
     body = lambda state: (state[0] + 1, step(*state))
     return lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), start))[1]
-
-
-def fold_stack_in_turn(
-    stack: Array, statistics: Sequence[Statistic], weights: Array, order: Array
-) -> tuple[Any, ...]:
-    """Merged statistics of a stack, a few rows after the other: for a CPU.
-
-    Row ``order[i]`` is read in place of row i, which is absent if the two differ.
-    """
-    read = lambda i: stack[order[i]]
-    return fold_rows(read, statistics, weights, ARRAYS_PER_TURN)
-
-
-def fold_stack_by_halves(
-    stack: Array, statistics: Sequence[Statistic], weights: Array, order: Array
-) -> tuple[Any, ...]:
-    """The same by halving it: few, large operations.
-
-    For devices on which a loop over rows is B launches. Reads the stack about twice.
-    """
-    absent = order != jnp.arange(order.shape[0], dtype=order.dtype)
-    stand_in = stack[order[jnp.argmax(absent)]]
-    mask = absent.reshape(-1, *[1] * (stack.ndim - 1))
-    sound = jnp.where(mask, stand_in[None], stack).astype(weights.dtype)
-    observe = lambda statistic: jax.vmap(statistic.observe)(sound, weights)
-    halve = lambda statistic: halved(observe(statistic), statistic.merge)
-    return tuple(halve(statistic) for statistic in statistics)
 
 
 def halved(values: Any, merge: Callable[[Any, Any], Any]) -> Any:

@@ -18,18 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.finite import finite_products
+from consensus_optax._rows.folding import fold_array, fold_products
 from consensus_optax._rows.gramians import cross_gramian, factor_products, flat
 from consensus_optax._rows.layers import each_layer, sum_of_layers
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
-from consensus_optax._rows.statistics import (
-    ARRAYS_PER_TURN,
-    MINMOD,
-    WEIGHTED_SUM,
-    Statistic,
-    fold_rows,
-    fold_stack_by_halves,
-    fold_stack_in_turn,
-)
+from consensus_optax._rows.statistics import WEIGHTED_SUM, Statistic
 from consensus_optax._typing import Array
 
 
@@ -49,13 +42,6 @@ class Mixed(NamedTuple):
 
 Leaf = Array | OuterProduct  # as gradients come
 AnyLeaf = Leaf | Mixed  # as rules read them
-
-# Rows that are matrix products of their own have to be held meanwhile.
-_PRODUCTS_PER_TURN = 2
-
-# The Pallas kernel for sign consensus of matrix products is tested in interpret mode
-# and has not been measured on a GPU: off until it has been.
-KERNEL_ON_GPU = False
 
 
 def decision_dtype(*trees: Any) -> Any:
@@ -199,52 +185,9 @@ def fold(
     if isinstance(leaf, Mixed):
         leaf = as_array(leaf, weights.dtype)
     if not is_outer_product(leaf):
-        return lax.platform_dependent(
-            leaf,
-            cpu=lambda stack: fold_stack_in_turn(stack, statistics, weights, order),
-            default=lambda stack: fold_stack_by_halves(
-                stack, statistics, weights, order
-            ),
-        )
-    if leaf.is_look_up or leaf.sides[0] > 1:
-        merged = _fold_matmuls(leaf, statistics, weights, order)
-        return jax.tree.map(leaf.restore, merged)
-    a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
-    short = [s.of_products(a, d, weights) for s in statistics if s.of_products]
-    others = [statistic for statistic in statistics if not statistic.of_products]
-    read = lambda i: a[i][:, None] * d[i][None, :]
-    looped: tuple[Any, ...] = ()
-    if others:
-        loop = lambda: fold_rows(read, others, weights, ARRAYS_PER_TURN)
-        if short and matters:
-            needed = jnp.any(matters(*short))
-            zeros = lambda leaf: jnp.zeros_like(short[0])
-            nothing = jax.tree.map(zeros, jax.eval_shape(loop))
-            looped = lax.cond(needed, loop, lambda: nothing)
-        else:
-            looped = loop()
-    each = {True: iter(short), False: iter(looped)}
-    merged = tuple(next(each[bool(s.of_products)]) for s in statistics)
+        return fold_array(leaf, statistics, weights, order)
+    merged = fold_products(leaf, statistics, weights, order, matters)
     return jax.tree.map(leaf.restore, merged)
-
-
-def _fold_matmuls(
-    leaf: OuterProduct, statistics: Sequence[Statistic], weights: Array, order: Array
-) -> tuple[Any, ...]:
-    """Merged statistics, (M, N) each, of rows that are sums of several products."""
-
-    def loop(left: Array, right: Array) -> tuple[Any, ...]:
-        row = lambda i: leaf.contract(left[order[i]], right[order[i]])
-        return fold_rows(row, statistics, weights, _PRODUCTS_PER_TURN)
-
-    fits = tuple(statistics) == (MINMOD,) and weights.dtype == jnp.float32
-    if not (KERNEL_ON_GPU and fits) or leaf.is_look_up:
-        return loop(leaf.left, leaf.right)
-    # only here, since Pallas is long to import
-    from consensus_optax._rows.minmod_kernel import minmod_of_matmuls
-
-    kernel = lambda left, right: (minmod_of_matmuls(left, right, order),)
-    return lax.platform_dependent(leaf.left, leaf.right, cuda=kernel, default=loop)
 
 
 def as_array(leaf: AnyLeaf, dtype: Any) -> Array:

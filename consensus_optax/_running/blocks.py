@@ -34,12 +34,10 @@ class _Part(NamedTuple):
     size: int
 
 
-def block_entries(platform: str) -> int:
-    """Entries of a block: what stays in a core's cache, or what fills an accelerator.
-
-    It changes speed and memory alone.
-    """
-    return 1 << 19 if platform == "cpu" else 1 << 25
+# Entries of a block: what stays in a core's cache, or what fills an accelerator. They
+# change speed and memory alone.
+ENTRIES_ON_CPU = 1 << 19
+ENTRIES_ELSEWHERE = 1 << 25
 
 
 def reduce_columns(
@@ -50,9 +48,22 @@ def reduce_columns(
     One loop serves the whole model, so a rule is compiled once however many leaves
     there are; outer products are multiplied out one block at a time.
     """
+    in_blocks = lambda entries: lambda: _in_blocks(reduce, leaves, roster, entries)
+    if sum(map(_row_size, leaves)) * roster.weights.shape[0] <= ENTRIES_ON_CPU:
+        return in_blocks(ENTRIES_ON_CPU)()  # one block everywhere
+    cpu, other = in_blocks(ENTRIES_ON_CPU), in_blocks(ENTRIES_ELSEWHERE)
+    return lax.platform_dependent(cpu=cpu, default=other)
+
+
+def _in_blocks(
+    reduce: Callable[[Array, Array], Array],
+    leaves: Sequence[AnyLeaf],
+    roster: Roster,
+    entries: int,
+) -> list[Array]:
+    """The same in blocks of about so many entries."""
     dtype, count = roster.weights.dtype, roster.weights.shape[0]
     products = [leaf for leaf in leaves if is_outer_product(leaf)]
-    entries = block_entries(jax.default_backend())
     width = min(entries // count, sum(_row_size(leaf) for leaf in leaves))
     width = max([width, 1, *(leaf.sides[2] for leaf in products)])
     parts: list[_Part] = []

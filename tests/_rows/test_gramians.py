@@ -1,5 +1,7 @@
 """Inner products of all pairs of rows: each way of taking them, against float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,8 +131,8 @@ def test_the_way_of_fewer_operations_in_blocks_that_stay_in_the_cache(sizes):
         jax.make_jaxpr(lambda x: gramians.cross_gramian(x, x, jnp.float32))(leaf)
     )
     wanted = CHEAPEST[sizes]
-    assert traced.count("scan[") == (wanted is not None)
-    assert wanted is None or f"length={wanted}" in traced
+    lengths = sorted(map(int, re.findall(r"length=(\d+)", traced)))
+    assert lengths == ([] if wanted is None else [1, wanted])  # one elsewhere
 
 
 @pytest.mark.parametrize("width", [16383, 16384, 30000])

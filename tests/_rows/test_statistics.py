@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from consensus_optax._rows import folding
 from consensus_optax._rows import statistics as ours
 from consensus_optax._rules.kinds import Roster
 from tests._bounds import assert_sums
@@ -87,7 +88,7 @@ def check(name, got, rows, weights, roundings=0):
     assert_sums(got, wanted, size, len(rows), roundings=3 + roundings)
 
 
-WAYS = {"in turn": ours.fold_stack_in_turn, "by halves": ours.fold_stack_by_halves}
+WAYS = {"in turn": folding.array_in_turn, "at once": folding.array_at_once}
 
 
 @pytest.mark.parametrize("way", WAYS)

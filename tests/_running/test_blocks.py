@@ -4,18 +4,17 @@ import numpy as np
 import pytest
 
 import consensus_optax as co
+from consensus_optax._rules.kinds import Roster
 from consensus_optax._running import blocks
 from tests._stacks import B, factored
 
 SMALL = [B * 30, B * 11, B * 6, B]
 
 
-@pytest.fixture(
-    params=[blocks.block_entries("gpu"), blocks.block_entries("cpu"), *SMALL]
-)
+@pytest.fixture(params=[blocks.ENTRIES_ELSEWHERE, blocks.ENTRIES_ON_CPU, *SMALL])
 def entries(request, monkeypatch):
     """Blocks as on any device, and such that hold a few coordinates, or one."""
-    monkeypatch.setattr(blocks, "block_entries", lambda platform: request.param)
+    monkeypatch.setattr(blocks, "ENTRIES_ON_CPU", request.param)
 
 
 @pytest.mark.usefixtures("entries")
@@ -45,21 +44,24 @@ def test_the_size_of_a_block_changes_nothing(absent):
 
 
 def test_a_model_of_several_blocks_on_a_cpu_is_one_block_elsewhere():
-    """To the bit: the median of three rows is one of their entries."""
+    """To the bit, since the median of three rows is one of their entries.
+
+    Which of the two a program has is said where it is lowered for a platform.
+    """
     random = np.random.default_rng(2)
     rows = jnp.asarray(random.normal(size=(3, 3 << 16)), jnp.float32)
     rule, params = co.median(), jnp.zeros(3 << 16)
     step = lambda rows: rule.update(rows, rule.init(params), params)[0]
-    assert blocks.block_entries("cpu") < rows.size < blocks.block_entries("tpu")
-    for platform in ("cpu", "tpu"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "default_backend", lambda name=platform: name)
-            traced = jax.jit(lambda x: step(x)).trace(rows)
-        width = str(blocks.block_entries("cpu") // 3)
-        assert (width in str(traced.jaxpr)) is (platform == "cpu")
-        np.testing.assert_array_equal(
-            traced.lower().compile()(rows), np.median(np.asarray(rows), 0)
-        )
+    assert blocks.ENTRIES_ON_CPU < rows.size < blocks.ENTRIES_ELSEWHERE
+    width = f"x{blocks.ENTRIES_ON_CPU // 3}xf32"
+    for platform in ("cpu", "cuda", "tpu"):
+        lowered = jax.jit(step).trace(rows).lower(lowering_platforms=(platform,))
+        assert (width in lowered.as_text()) is (platform == "cpu")
+    roster = Roster(jnp.ones(3), jnp.int32(0), {})
+    reduce = rule.rule.reduce
+    for entries in (blocks.ENTRIES_ON_CPU, blocks.ENTRIES_ELSEWHERE):
+        (got,) = blocks._in_blocks(reduce, [rows], roster, entries)
+        np.testing.assert_array_equal(got, np.median(np.asarray(rows), 0))
 
 
 def test_no_copy_of_the_stack_is_made():
