@@ -30,7 +30,7 @@ demo: $(INSTALLED)demo
 	  --out runs/demo $(ARGS)
 
 test: export JAX_COMPILATION_CACHE_DIR ?= $(COMPILED)
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 test: $(INSTALLED)test
 	@mkdir -p $(COMPILED) && find $(COMPILED) -type f -mtime +7 -delete

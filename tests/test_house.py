@@ -59,6 +59,7 @@ CROSS_CUTTING = {
     *["test_contract_leaves", "test_sources"],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
+    *["test_multi_objective_stationary", "test_multi_objective_memory"],
 }
 
 

@@ -25,10 +25,11 @@ class Statistic(NamedTuple):
     """One statistic per coordinate.
 
     Attributes:
-      observe: (row, weight) to an array of the row's shape. ``weight`` has shape ().
+      observe: (row, weight) to an array of the row's shape, or to a tuple of such
+        arrays that can only be merged together. ``weight`` has shape ().
         A second copy of a row with weight 0 must not change the merged statistic:
         either the result is proportional to the weight or ``merge(x, x) == x``.
-      merge: associative and commutative function of two such arrays.
+      merge: associative and commutative function of two such observations.
       stays_zero: whether a zero can no longer change, so that a fold may stop once
         nothing else is left.
       of_signs: whether only the sign of a row's entry matters.
@@ -36,8 +37,8 @@ class Statistic(NamedTuple):
         of two vectors: (a, d, weights) of shapes (B, M), (B, N), (B,) to (M, N).
     """
 
-    observe: Callable[[Array, Array], Array]
-    merge: Callable[[Array, Array], Array]
+    observe: Callable[[Array, Array], Any]
+    merge: Callable[[Any, Any], Any]
     stays_zero: bool = False
     of_signs: bool = False
     of_products: Callable[[Array, Array, Array], Array] | None = None
@@ -48,9 +49,9 @@ def fold_rows(
     statistics: Sequence[Statistic],
     weights: Array,
     rows_per_turn: int,
-    start: tuple[Array, ...] | None = None,
+    start: tuple[Any, ...] | None = None,
     needed: Array | None = None,
-) -> tuple[Array, ...]:
+) -> tuple[Any, ...]:
     """Merged statistics of rows ``read(0), ..., read(B - 1)``, one carry for each.
 
     ``start`` stands for the statistics of row 0 if they are known. If ``needed`` is
@@ -61,14 +62,14 @@ def fold_rows(
     """
     count = weights.shape[0]
 
-    def observe(i: Any) -> tuple[Array, ...]:
+    def observe(i: Any) -> tuple[Any, ...]:
         # past the end row 0 stands in, with weight 0
         there = i < count
         row = read(jnp.where(there, i, 0)).astype(weights.dtype)
         weight = jnp.where(there, weights[jnp.where(there, i, 0)], 0)
         return tuple(statistic.observe(row, weight) for statistic in statistics)
 
-    def merge(x: tuple[Array, ...], y: tuple[Array, ...]) -> tuple[Array, ...]:
+    def merge(x: tuple[Any, ...], y: tuple[Any, ...]) -> tuple[Any, ...]:
         pairs = zip(statistics, x, y, strict=True)
         return tuple(statistic.merge(p, q) for statistic, p, q in pairs)
 
@@ -80,16 +81,16 @@ def fold_rows(
     if needed is not None:
         turns = jnp.where(needed, turns, 0)
 
-    def step(turn: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def step(turn: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         several = [observe(1 + turn * length + k) for k in range(length)]
         return functools.reduce(merge, several, carry)
 
     if not all(statistic.stays_zero for statistic in statistics):
         return lax.fori_loop(0, turns, step, start)
 
-    def goes_on(state: tuple[Array, tuple[Array, ...]]) -> Array:
+    def goes_on(state: tuple[Array, tuple[Any, ...]]) -> Array:
         # a sum runs twice as fast as jnp.any on CPU
-        alive = sum(jnp.abs(carry).sum() for carry in state[1])
+        alive = sum(jnp.abs(carry).sum() for carry in jax.tree.leaves(state[1]))
         return (state[0] < turns) & (alive > 0)
 
     body = lambda state: (state[0] + 1, step(*state))
@@ -98,7 +99,7 @@ def fold_rows(
 
 def fold_stack_in_turn(
     stack: Array, statistics: Sequence[Statistic], weights: Array, order: Array
-) -> tuple[Array, ...]:
+) -> tuple[Any, ...]:
     """Merged statistics of a stack, a few rows after the other: for a CPU.
 
     Row ``order[i]`` is read in place of row i, which is absent if the two differ.
@@ -109,7 +110,7 @@ def fold_stack_in_turn(
 
 def fold_stack_by_halves(
     stack: Array, statistics: Sequence[Statistic], weights: Array, order: Array
-) -> tuple[Array, ...]:
+) -> tuple[Any, ...]:
     """The same by halving it: few, large operations.
 
     For devices on which a loop over rows is B launches. Reads the stack about twice.
@@ -138,10 +139,25 @@ def _cut(values: Any, start: int, length: int) -> Any:
 
 
 def merge_present(
-    merge: Callable[[Array, Array], Array], x: Array, y: Array, has_x: Any, has_y: Any
-) -> Array:
+    merge: Callable[[Any, Any], Any], x: Any, y: Any, has_x: Any, has_y: Any
+) -> Any:
     """Merges two statistics, of which one of no rows holds nothing that may count."""
-    return jnp.where(has_x & has_y, merge(x, y), jnp.where(has_x, x, y))
+    pick = lambda both, x, y: jnp.where(has_x & has_y, both, jnp.where(has_x, x, y))
+    return jax.tree.map(pick, merge(x, y), x, y)
+
+
+def merge_moments(
+    x: tuple[Array, Array, Array], y: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """Weights, means and sums of squared deviations of two lots of rows together.
+
+    Chan, Golub and LeVeque 1979: no difference of large sums, so that nearly equal rows
+    keep their variance.
+    """
+    total, apart = x[0] + y[0], y[1] - x[1]
+    share = jnp.where(y[0] > 0, y[0] / jnp.where(total > 0, total, 1), 0)
+    mean = jnp.where(x[0] > 0, x[1] + share * apart, y[1])
+    return total, mean, x[2] + y[2] + apart * apart * share * x[0]
 
 
 def minmod(x: Array, y: Array) -> Array:
@@ -211,10 +227,8 @@ WEIGHTED_SUM = Statistic(
     jnp.add,
     of_products=lambda a, d, w: _matmul(a * w[:, None], d),
 )
-WEIGHTED_SQUARES = Statistic(
-    lambda g, w: w * g * g,
-    jnp.add,
-    of_products=lambda a, d, w: _matmul(a * a * w[:, None], d * d),
+MOMENTS = Statistic(
+    lambda g, w: (jnp.broadcast_to(w, g.shape), g, jnp.zeros_like(g)), merge_moments
 )
 WEIGHTED_SIGN = Statistic(
     lambda g, w: w * jnp.sign(g),

@@ -166,7 +166,7 @@ def fold(
     weights: Array,
     order: Array,
     matters: Callable[..., Array] | None = None,
-) -> tuple[Array, ...]:
+) -> tuple[Any, ...]:
     """Statistics of all rows merged, each in parameter shape, never a second stack.
 
     Row ``order[i]`` is read with weight ``weights[i]``: an absent row i has weight 0
@@ -188,31 +188,33 @@ def fold(
             ),
         )
     if leaf.is_look_up or leaf.sides[0] > 1:
-        return tuple(map(leaf.restore, _fold_matmuls(leaf, statistics, weights, order)))
+        merged = _fold_matmuls(leaf, statistics, weights, order)
+        return jax.tree.map(leaf.restore, merged)
     a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
     short = [s.of_products(a, d, weights) for s in statistics if s.of_products]
     others = [statistic for statistic in statistics if not statistic.of_products]
     read = lambda i: a[i][:, None] * d[i][None, :]
-    looped: tuple[Array, ...] = ()
+    looped: tuple[Any, ...] = ()
     if others:
         loop = lambda: fold_rows(read, others, weights, ARRAYS_PER_TURN)
         if short and matters:
             needed = jnp.any(matters(*short))
-            nothing = tuple(jnp.zeros_like(short[0]) for _ in others)
+            zeros = lambda leaf: jnp.zeros_like(short[0])
+            nothing = jax.tree.map(zeros, jax.eval_shape(loop))
             looped = lax.cond(needed, loop, lambda: nothing)
         else:
             looped = loop()
     each = {True: iter(short), False: iter(looped)}
-    merged = [next(each[bool(s.of_products)]) for s in statistics]
-    return tuple(map(leaf.restore, merged))
+    merged = tuple(next(each[bool(s.of_products)]) for s in statistics)
+    return jax.tree.map(leaf.restore, merged)
 
 
 def _fold_matmuls(
     leaf: OuterProduct, statistics: Sequence[Statistic], weights: Array, order: Array
-) -> tuple[Array, ...]:
+) -> tuple[Any, ...]:
     """Merged statistics, (M, N) each, of rows that are sums of several products."""
 
-    def loop(left: Array, right: Array) -> tuple[Array, ...]:
+    def loop(left: Array, right: Array) -> tuple[Any, ...]:
         row = lambda i: leaf.contract(left[order[i]], right[order[i]])
         return fold_rows(row, statistics, weights, _PRODUCTS_PER_TURN)
 

@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows.statistics import Statistic
@@ -68,7 +69,8 @@ class Fold(NamedTuple):
     Attributes:
       statistics: what is observed of each row and how two observations merge.
       resolve: (merged, roster) to the update. ``merged`` has one list per statistic,
-        with one array of parameter shape for every leaf; so has the update. On a mesh
+        with one array of parameter shape for every leaf, or a tuple of arrays if that
+        is what is observed; so has the update, of arrays. On a mesh
         these are some coordinates of each leaf: what is not coordinate by coordinate
         asks ``roster.coordinates`` for sums.
       matters: optional (*first, roster) to a mask: of the statistics that have a short
@@ -97,6 +99,13 @@ class Fold(NamedTuple):
     def reads_signs(self) -> bool:
         """Whether signs of rows do in place of rows."""
         return all(statistic.of_signs for statistic in self.statistics)
+
+    @property
+    def num_arrays(self) -> int:
+        """How many arrays like the parameters its statistics are."""
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        seen = [jax.eval_shape(s.observe, number, number) for s in self.statistics]
+        return len(jax.tree.leaves(seen))
 
 
 class Columns(NamedTuple):

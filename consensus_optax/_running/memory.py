@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
@@ -64,7 +65,7 @@ class Memory(NamedTuple):
             for leaf in packed.leaves
         ]
         by_statistic = zip(*merged, strict=True)
-        return [packed.unpack(list(parts)) for parts in by_statistic], self
+        return [_unpacked(packed, parts) for parts in by_statistic], self
 
     def columns(self, rule: Columns) -> tuple[list[Array], Memory]:
         """All leaves in one loop over blocks, if the same devices hold them."""
@@ -139,3 +140,11 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
         return gramian
     side = jnp.where(present, verbs.inner_products(leaf, old), 0)
     return border(gramian, side, old)
+
+
+def _unpacked(packed: Packed, parts: Sequence[Any]) -> list[Any]:
+    """What there is for every packed leaf, arrays or tuples of them, for each leaf."""
+    treedef = jax.tree.structure(parts[0])
+    arrays = zip(*map(jax.tree.leaves, parts), strict=True)
+    by_array = [packed.unpack(list(each)) for each in arrays]
+    return [treedef.unflatten(leaf) for leaf in zip(*by_array, strict=True)]

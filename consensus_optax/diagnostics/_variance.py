@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rows.statistics import MOMENTS
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array, Tree
 from consensus_optax.diagnostics._leaf_agreement import present_weights
@@ -27,8 +27,8 @@ def gradient_variance(rows: Tree, weights: Array | None = None) -> Tree:
 
     Guarantees: unbiased; shifting all rows changes nothing (to rounding), scaling them
     scales it by the square.
-    Edge cases: fewer than two rows: 0. Below 1e-6 of the mean square: 0, since float32
-    cannot tell. A row with a non-finite entry in any leaf is absent.
+    Edge cases: fewer than two rows: 0. A row with a non-finite entry in any leaf is
+    absent.
 
     Args:
       rows: tree of (B, \*shape) leaves.
@@ -38,7 +38,7 @@ def gradient_variance(rows: Tree, weights: Array | None = None) -> Tree:
       A tree like the parameters, float32 at least; zeros for leaves that carry no
       gradient.
 
-    Cost: one pass over the rows, two arrays like the parameters carried.
+    Cost: one pass over the rows, three arrays like the parameters carried.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -53,9 +53,8 @@ def gradient_variance(rows: Tree, weights: Array | None = None) -> Tree:
     def variance(leaf: Any) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape[1:])
-        statistics = (WEIGHTED_SUM, WEIGHTED_SQUARES)
-        total, squares = verbs.fold(leaf, statistics, weights, order)
-        found = mean_and_variance(total, squares, told)[1]
+        (moments,) = verbs.fold(leaf, (MOMENTS,), weights, order)
+        found = mean_and_variance(moments, told)[1]
         return jnp.where(weights.any(), found, 0)
 
     return jax.tree.unflatten(treedef, [variance(leaf) for leaf in flat])

@@ -1,4 +1,4 @@
-"""Mean and variance over rows from the sums that a fold carries."""
+"""Mean and variance over rows from the moments that a fold carries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from consensus_optax._typing import Array
 
 
 def mean_and_variance(
-    total: Array, squares: Array, roster: Roster
+    moments: tuple[Array, Array, Array], roster: Roster
 ) -> tuple[Array, Array, Array]:
     r"""Per coordinate the mean, the unbiased variance of a row, and that of the mean.
 
@@ -19,15 +19,11 @@ def mean_and_variance(
     .. math:: s^2 = \sum_i \omega_i (g_i - \bar g)^2 / (1 - q), \qquad
         \mathrm{Var}(\bar g) = q\, s^2
 
-    One row has no variance to speak of: 0. So is what rounding alone would make, since
-    the difference of two sums of squares is known to eight units in the last place.
+    One row has no variance to speak of: 0.
     """
-    mass = roster.weights.sum()
-    mass = positive_or_one(mass)
-    mean, second = total / mass, squares / mass
-    spread = second - mean * mean
-    spread = jnp.where(spread > 8 * jnp.finfo(spread.dtype).eps * second, spread, 0)
+    mass, mean, squares = moments
     q = jnp.sum(roster.shares**2)
     several = jnp.sum(roster.present) > 1
+    spread = squares / positive_or_one(mass)
     variance = jnp.where(several, spread / jnp.where(several, 1 - q, 1), 0)
-    return mean, variance, q * variance
+    return jnp.where(mass > 0, mean, 0), variance, q * variance

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows.statistics import (
+    MOMENTS,
     WEIGHTED_SIGN,
-    WEIGHTED_SQUARES,
-    WEIGHTED_SUM,
 )
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
@@ -64,7 +65,7 @@ def sand_mask(
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one pass over the rows, three arrays like the parameters carried.
+    Cost: one pass over the rows, four arrays like the parameters carried.
 
     References: Shahtalebi et al., `SAND-mask: an enhanced gradient masking strategy
     for the discovery of invariances in domain generalization
@@ -82,7 +83,7 @@ def sand_mask(
     _check.interval("min_agreement", min_agreement, 0, 1, open_high=True)
     _check.flag("rescale", rescale)
 
-    def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
+    def resolve(merged: list[list[Any]], roster: Roster) -> list[Array]:
         total = roster.weights.sum()
         total = positive_or_one(total)
         sharpness = _check.value_at(k, roster.step, total.dtype)
@@ -90,8 +91,8 @@ def sand_mask(
         tau = _check.value_at(min_agreement, roster.step, total.dtype)
         means: list[Array] = []
         masks: list[Array] = []
-        for votes, sums, squares in zip(*merged, strict=True):
-            mean, variance, _ = mean_and_variance(sums, squares, roster)
+        for votes, moments in zip(*merged, strict=True):
+            mean, variance, _ = mean_and_variance(moments, roster)
             excess = jnp.abs(votes) / total - tau
             varied = variance > 0
             mask = jnp.tanh(sharpness * excess / jnp.where(varied, variance, 1))
@@ -102,7 +103,7 @@ def sand_mask(
             masks = _normalized(masks, roster)
         return [mean * mask for mean, mask in zip(means, masks, strict=True)]
 
-    return reducer(Fold((WEIGHTED_SIGN, WEIGHTED_SUM, WEIGHTED_SQUARES), resolve))
+    return reducer(Fold((WEIGHTED_SIGN, MOMENTS), resolve))
 
 
 def _normalized(masks: list[Array], roster: Roster) -> list[Array]:

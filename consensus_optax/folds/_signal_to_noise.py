@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rows.statistics import WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rows.statistics import MOMENTS
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.named import named
@@ -52,7 +54,7 @@ def signal_to_noise(min_ratio: Threshold = 1.0, gate: str = "hard") -> Reducer:
     Raises:
       ValueError: a static argument is out of range.
 
-    Cost: one pass over the rows, two arrays like the parameters carried.
+    Cost: one pass over the rows, three arrays like the parameters carried.
 
     References: Balles, Hennig, `Dissecting Adam: the sign, magnitude and variance of
     stochastic gradients <https://arxiv.org/abs/1705.07774>`_, 2017 (soft); Liu et al.,
@@ -69,11 +71,11 @@ def signal_to_noise(min_ratio: Threshold = 1.0, gate: str = "hard") -> Reducer:
     _check.interval("min_ratio", min_ratio, 0)
     _check.one_of("gate", gate, ("hard", "soft"))
 
-    def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
+    def resolve(merged: list[list[Any]], roster: Roster) -> list[Array]:
         tau = _check.value_at(min_ratio, roster.step, roster.weights.dtype)
         update = []
-        for total, squares in zip(*merged, strict=True):
-            mean, _, noise = mean_and_variance(total, squares, roster)
+        for moments in merged[0]:
+            mean, _, noise = mean_and_variance(moments, roster)
             signal = mean * mean
             if gate == "hard":
                 update.append(jnp.where(signal >= (1 - _SLACK) * tau * noise, mean, 0))
@@ -83,4 +85,4 @@ def signal_to_noise(min_ratio: Threshold = 1.0, gate: str = "hard") -> Reducer:
                 update.append(mean * share)
         return update
 
-    return reducer(Fold((WEIGHTED_SUM, WEIGHTED_SQUARES), resolve))
+    return reducer(Fold((MOMENTS,), resolve))

@@ -72,8 +72,7 @@ def upgrad(
     <https://arxiv.org/abs/2406.16232>`_, 2024.
 
     Examples:
-      >>> import jax
-    import jax.numpy as jnp
+      >>> import jax.numpy as jnp
       >>> rule, params = upgrad(), jnp.zeros(2)
       >>> rows = jnp.array([[1., 0.], [-1., 1.]])
       >>> update, state = rule.update(rows, rule.init(params), params)

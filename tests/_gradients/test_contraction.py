@@ -7,7 +7,7 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax._rows import verbs
-from consensus_optax._rows.statistics import MINMOD, WEIGHTED_SQUARES, WEIGHTED_SUM
+from consensus_optax._rows.statistics import MINMOD, WEIGHTED_MAGNITUDE, WEIGHTED_SUM
 from tests._models import MODELS, array, assert_close, assert_rows, square
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
@@ -37,7 +37,7 @@ def test_every_verb_agrees_on_factors_and_arrays():
     dtype, order = jnp.float32, jnp.arange(5)
     weights, matrix = draw(5), draw(5, 5)
     no_short_cut = WEIGHTED_SUM._replace(of_products=None)
-    statistics = (MINMOD, WEIGHTED_SQUARES, no_short_cut)
+    statistics = (MINMOD, WEIGHTED_MAGNITUDE, no_short_cut)
     products = {
         "one term": co.OuterProduct(draw(5, 1, 6), draw(5, 1, 7), (6, 7)),
         "terms": co.OuterProduct(draw(5, 3, 6), draw(5, 3, 7), (6, 7)),

@@ -104,3 +104,39 @@ def test_looked_up_rows():
 def pairs(rows):
     flat = rows.reshape(rows.shape[0], -1)
     return flat @ flat.T
+
+
+# Rows, terms and sides, and in how many blocks rows are multiplied out, if they are.
+CHEAPEST = {
+    (3, 3, 10, 9): None,
+    (3, 3, 9, 9): None,  # as many operations either way
+    (3, 3, 8, 9): 1,
+    (5, 2, 9, 7): None,
+    (4, 2, 2, 2): 1,
+    (5, 40, 330, 317): 1,  # a little less than 2**19 entries, a little more
+    (5, 40, 331, 317): 2,
+    (5, 60, 661, 317): 2,
+    (5, 60, 662, 317): 3,
+}
+
+
+@pytest.mark.parametrize("sizes", CHEAPEST, ids=str)
+def test_the_way_of_fewer_operations_in_blocks_that_stay_in_the_cache(sizes):
+    b, terms, m, n = sizes
+    side = lambda size: jax.ShapeDtypeStruct((b, terms, size), jnp.float32)
+    leaf = co.OuterProduct(side(m), side(n), (m, n))
+    traced = str(
+        jax.make_jaxpr(lambda x: gramians.cross_gramian(x, x, jnp.float32))(leaf)
+    )
+    wanted = CHEAPEST[sizes]
+    assert traced.count("scan[") == (wanted is not None)
+    assert wanted is None or f"length={wanted}" in traced
+
+
+@pytest.mark.parametrize("width", [16383, 16384, 30000])
+def test_wide_rows_are_cut_where_they_fill_the_cache(width):
+    x, y = arrays(width)
+    of_cpu = jax.jit(lambda *given: gramians.cross_gramian(*given, jnp.float32))
+    text = of_cpu.trace(x, y).lower(lowering_platforms=("cpu",)).as_text()
+    assert text.count("stablehlo.while") == (width >= 16384)
+    assert (f"tensor<{B}x8192xf32>" in text) == (width >= 16384)

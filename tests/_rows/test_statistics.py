@@ -47,7 +47,6 @@ def minmod(rows, weights):
 over_rows = lambda f: lambda rows, weights: f(rows, weights[:, None]).sum(0)
 SUMS = {
     "WEIGHTED_SUM": over_rows(lambda g, w: w * g),
-    "WEIGHTED_SQUARES": over_rows(lambda g, w: w * g * g),
     "WEIGHTED_SIGN": over_rows(lambda g, w: w * np.sign(g)),
     "WEIGHTED_MAGNITUDE": over_rows(lambda g, w: w * np.abs(g)),
     "NONZERO_WEIGHT": over_rows(lambda g, w: w * (g != 0)),
@@ -71,7 +70,7 @@ NAMES = [*SUMS, *EXACT]
 
 def test_every_statistic_is_here():
     known = {k for k, v in vars(ours).items() if isinstance(v, ours.Statistic)}
-    assert known == {*NAMES}
+    assert known == {*NAMES, "MOMENTS"}
 
 
 def check(name, got, rows, weights, roundings=0):
@@ -105,6 +104,29 @@ def test_a_stack_merged(way):
         got = merged(jnp.asarray(rows), jnp.asarray(weights, jnp.float32))
         for name, statistic in zip(NAMES, got, strict=True):
             check(name, statistic, rows, weights)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_moments_of_a_stack(way):
+    """Every merge rounds a mean once, by whose error deviations are off, and them."""
+
+    @jax.jit
+    def merged(rows, weights):
+        order = Roster(weights, jnp.int32(0), {}).order
+        return WAYS[way](rows, (ours.MOMENTS,), weights, order)[0]
+
+    for rows, weights in stacks().values():
+        given = jnp.asarray(rows), jnp.asarray(weights, jnp.float32)
+        total, mean, squares = map(np.float64, merged(*given))
+        rows, weights = rows[weights > 0].astype(float), weights[weights > 0, None]
+        wanted = (weights * rows).sum(0) / weights.sum()
+        deviations = (weights * (rows - wanted) ** 2).sum(0)
+        unit = 4 * B * np.finfo(np.float32).eps
+        np.testing.assert_allclose(total, weights.sum(), rtol=unit)
+        assert (np.abs(mean - wanted) <= unit * np.abs(rows).max(0)).all()
+        of_mean = np.abs(rows).max(0) * np.sqrt(deviations * weights.sum())
+        error = np.abs(squares - deviations)
+        assert (error <= unit * (deviations + of_mean)).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 9])

@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from consensus_optax._rows.statistics import MOMENTS, fold_stack_by_halves
 from consensus_optax.diagnostics import gradient_variance
 from tests._pinned import LARGE
 
@@ -33,3 +35,22 @@ def test_trees_with_absent_rows_and_other_leaves():
 def test_fewer_than_two_rows_have_none():
     for weights in (jnp.array([1.0, 0.0]), jnp.zeros(2)):
         assert not gradient_variance(jnp.array([[1.0], [2.0]]), weights).any()
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
+def test_nearly_equal_rows_keep_their_variance(spread):
+    """A row's rounding over the rows' distance, twice since squared, and both ways."""
+    random = np.random.default_rng(4)
+    rows = 1 + spread * random.normal(size=(7, 2000)).astype(np.float32)
+    weights = np.array([1, 2, 0, 3, 1, 1, 4], np.float32)
+    shares = np.float64(weights / weights.sum())
+    apart = rows - (shares @ rows)[None].astype(np.float64)
+    wanted = shares @ apart**2 / (1 - (shares**2).sum())
+    order = jnp.array([0, 1, 0, 3, 4, 5, 6])
+    (moments,) = fold_stack_by_halves(rows, (MOMENTS,), jnp.asarray(weights), order)
+    halved = moments[2] / moments[0] / (1 - (shares**2).sum())
+    for got in (gradient_variance(jnp.asarray(rows), jnp.asarray(weights)), halved):
+        error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
+        assert error <= 4 * np.finfo(np.float32).eps / spread
+    equal = jnp.asarray(np.tile(rows[:1], (7, 1)))
+    assert not gradient_variance(equal, jnp.asarray(weights)).any()

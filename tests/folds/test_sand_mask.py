@@ -15,7 +15,19 @@ from tests._pinned import first_update
 def test_equals_the_loop(k, gamma, threshold, rescale):
     rule = co.sand_mask(k, gamma, threshold, rescale)
     reference = _reference_agreement.sand_mask(k, gamma, threshold, rescale)
-    _pinned.check(rule, reference, rtol=3e-6)  # the difference of two sums of squares
+    _pinned.check(rule, reference, rtol=3e-6)  # a variance is squared
+
+
+def test_rows_that_agree_to_a_thousandth_keep_their_variance():
+    """Rounding of a row over the rows' distance, twice since it is squared."""
+    noise = np.random.default_rng(3).normal(size=(8, 50))
+    rows = np.float64(np.float32(10 * (1 + 1e-3 * noise)))
+    wanted = _reference_agreement.sand_mask(1e-4, 1.0, 0.5, False)
+    wanted = np.array(wanted(rows.tolist(), [1.0] * 8))
+    got = first_update(co.sand_mask(1e-4, 1.0, 0.5, False), rows)
+    bound = 4 * np.finfo(np.float32).eps / 1e-3
+    np.testing.assert_allclose(got, wanted, rtol=bound)
+    assert 0.1 < np.median(wanted) < 9  # the mask is between its ends
 
 
 def test_is_the_and_mask_for_small_gradients():

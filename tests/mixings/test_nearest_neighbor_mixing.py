@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,7 +11,7 @@ def test_rows_become_means_of_their_neighbours():
     seen = co.reducer(co.Columns(lambda stack, weights: stack.max(0)))
     rule = co.after(co.nearest_neighbor_mixing(2), seen)
     # 10 and 11 take 2 along.
-    got = rule.update(rows, rule.init(params), params)[0]
+    got = jax.jit(rule.update)(rows, rule.init(params), params)[0]
     np.testing.assert_allclose(got, [23 / 3], rtol=1e-6)
 
 
@@ -18,7 +19,7 @@ def test_neighbours_at_one_distance_share_the_place():
     rows = jnp.array([[-1.0], [1.0], [0.0]])
     params = jnp.zeros(1)
     rule = co.after(co.nearest_neighbor_mixing(1), co.median())
-    assert rule.update(rows, rule.init(params), params)[0] == 0.0
+    assert jax.jit(rule.update)(rows, rule.init(params), params)[0] == 0.0
 
 
 def test_it_helps_krum_against_a_little():
@@ -30,6 +31,6 @@ def test_it_helps_krum_against_a_little():
     params = jnp.zeros(200)
     far = []
     for rule in (co.krum(2), co.after(co.nearest_neighbor_mixing(2), co.krum(2))):
-        update = rule.update(rows, rule.init(params), params)[0]
+        update = jax.jit(rule.update)(rows, rule.init(params), params)[0]
         far.append(np.linalg.norm(update - honest.mean(0)))
     assert far[1] < 0.7 * far[0]

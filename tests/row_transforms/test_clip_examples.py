@@ -1,5 +1,6 @@
 """Per-example clipping of arrays and of outer products."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,7 +11,7 @@ from tests._stacks import B, factored
 
 
 def scaled(transformation, rows, params):
-    return transformation.update(rows, transformation.init(params), params)
+    return jax.jit(transformation.update)(rows, transformation.init(params), params)
 
 
 def norms(rows):
@@ -68,7 +69,7 @@ def test_the_limit_may_be_a_schedule():
     rows, params = jnp.array([[3.0, 4.0]]), jnp.zeros(2)
     clip = co.clip_examples(lambda step: jnp.where(step == 0, 5.0, 0.5))
     first, state = scaled(clip, rows, params)
-    second, state = clip.update(rows, state, params)
+    second, state = jax.jit(clip.update)(rows, state, params)
     assert first.tolist() == [[3, 4]]
     np.testing.assert_allclose(second, [[0.3, 0.4]], rtol=1e-6)  # one division
     assert state.step == 2
@@ -78,5 +79,5 @@ def test_shapes_are_checked_where_parameters_are_given():
     clip = co.clip_examples(1.0)
     with pytest.raises(ValueError, match="already averaged"):
         scaled(clip, jnp.ones(3), jnp.ones(3))
-    result, _ = clip.update(jnp.ones((2, 4)), clip.init(None))
+    result, _ = jax.jit(clip.update)(jnp.ones((2, 4)), clip.init(None))
     assert result.tolist() == [[0.5] * 4] * 2

@@ -1,5 +1,6 @@
 """Every row of length 1."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,7 +12,7 @@ from tests._stacks import factored
 def test_every_row_has_one_vote():
     rows, params = jnp.array([[3.0, 4.0], [0.0, 10.0], [0.0, 0.0]]), jnp.zeros(2)
     rule = co.normalize_examples()
-    result, _ = rule.update(rows, rule.init(params), params)
+    result, _ = jax.jit(rule.update)(rows, rule.init(params), params)
     wanted = [[0.6, 0.8], [0, 1], [0, 0]]
     np.testing.assert_allclose(result, wanted, rtol=1e-6)  # one division
 
@@ -21,9 +22,9 @@ def test_before_the_mean_it_is_the_normalized_mean():
     rows = {k: v for k, v in rows.items() if k != "array"}  # bfloat16 would round
     params = {k: v for k, v in params.items() if k != "array"}
     tx = optax.chain(co.normalize_examples(), co.mean())
-    result, _ = tx.update(rows, tx.init(params), params)
+    result, _ = jax.jit(tx.update)(rows, tx.init(params), params)
     rule = co.normalized_mean()
-    wanted, _ = rule.update(rows, rule.init(params), params)
+    wanted, _ = jax.jit(rule.update)(rows, rule.init(params), params)
     for name in wanted:
         np.testing.assert_allclose(  # factors are scaled before they are multiplied
             result[name], wanted[name], rtol=0, atol=1e-6

@@ -6,11 +6,13 @@ import numpy as np
 
 from consensus_optax.tasks import (
     Examples,
-    example_losses,
     pad_examples,
-    scores,
     stack_problems,
 )
+from consensus_optax.tasks import example_losses as losses_of
+from consensus_optax.tasks import scores as scores_of
+
+example_losses, scores = jax.jit(losses_of), jax.jit(scores_of)
 
 
 def make(num_examples, size, sizes=((2, 3), (4, 1))):

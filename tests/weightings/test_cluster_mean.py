@@ -1,5 +1,6 @@
 """k-means on rows: pinned values, outliers, minorities, ties."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_outliers_are_rejected_and_a_minority_is_heard():
     rows += 0.01 * random.normal(size=rows.shape)
     rule, params = co.cluster_mean(4), jnp.zeros(2)
     rows = jnp.asarray(rows[random.permutation(11)], jnp.float32)
-    update, state = rule.update(rows, rule.init(params), params)
+    update, state = jax.jit(rule.update)(rows, rule.init(params), params)
     np.testing.assert_allclose(update, [4.5, 4.5], atol=0.02)
     assert sorted(state.rule_state.sizes.tolist()) == [1, 1, 2, 7]
     assert int(state.rule_state.rejected) == 2

@@ -91,7 +91,7 @@ def test_leaves_may_decide_for_themselves():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     whole, apart = co.cosine_filter(), co.per_leaf(co.cosine_filter())
     for rule, wanted, ready in ((whole, [0, 0], False), (apart, [1, 0], True)):
-        result, state = rule.update(rows, rule.init(params), params)
+        result, state = jax.jit(rule.update)(rows, rule.init(params), params)
         assert result["a"].tolist() == wanted
         assert result["b"].tolist() == [0]
         assert state.consensus_ready == ready
@@ -117,7 +117,7 @@ def test_thresholds_follow_schedules():
     )
     state, seen = rule.init(params), []
     for _ in range(3):
-        result, state = rule.update(rows, state, params)
+        result, state = jax.jit(rule.update)(rows, state, params)
         seen.append(result.tolist())
     assert seen == [[0, 0], [0, 0], [0.5, 0.5]]
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ def test_rows_that_pull_together_are_dropped():
     bad = 3 + 0.1 * random.normal(size=(3, 50))
     rows = jnp.asarray(np.concatenate([bad, honest]), jnp.float32)
     rule, params = co.divide_and_conquer(3), jnp.zeros(50)
-    update = rule.update(rows, rule.init(params), params)[0]
+    update = jax.jit(rule.update)(rows, rule.init(params), params)[0]
     np.testing.assert_allclose(update, honest.mean(0), atol=1e-6)
 
 
@@ -20,7 +21,7 @@ def test_the_fraction_says_how_many_are_dropped():
     params = jnp.zeros(1)
     for fraction, wanted in ((1.0, 1.5), (2.0, 2.0), (0.5, 1.5)):
         rule = co.divide_and_conquer(1, fraction)
-        assert rule.update(rows, rule.init(params), params)[0] == wanted
+        assert jax.jit(rule.update)(rows, rule.init(params), params)[0] == wanted
 
 
 def test_the_fraction_fixes_counts():

@@ -84,9 +84,9 @@ def test_a_schedule_of_decays():
 def test_a_rule_that_remembers_and_one_by_leaf():
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
     for rule in (co.centered_clipping(1.0), co.per_leaf(co.subspace_weighting())):
-        plain = rule.update(rows, rule.init(PARAMS), PARAMS)[0]
+        plain = jax.jit(rule.update)(rows, rule.init(PARAMS), PARAMS)[0]
         reducer = co.ema_weights(rule, 3)
-        got, state = reducer.update(rows, reducer.init(PARAMS), PARAMS)
+        got, state = jax.jit(reducer.update)(rows, reducer.init(PARAMS), PARAMS)
         np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-6)
         described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
         assert described(state) == described(reducer.init(PARAMS))
@@ -94,7 +94,7 @@ def test_a_rule_that_remembers_and_one_by_leaf():
 
 def test_selectors_can_be_averaged():
     among = co.among(co.ema_weights(co.mgda(), 3), co.mean())
-    update, state = among.update(jnp.eye(3), among.init(PARAMS), PARAMS)
+    update, state = jax.jit(among.update)(jnp.eye(3), among.init(PARAMS), PARAMS)
     np.testing.assert_allclose(update, 1 / 3, rtol=1e-5)
     assert state.consensus_ready
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -6,7 +7,7 @@ import consensus_optax as co
 
 def update(rule, rows, **extra):
     params = jnp.zeros(1)
-    return rule.update(rows, rule.init(params), params, **extra)[0].tolist()
+    return jax.jit(rule.update)(rows, rule.init(params), params, **extra)[0].tolist()
 
 
 def test_others_are_counted_as_in_the_paper():
@@ -36,6 +37,6 @@ def test_tied_rows_share_the_last_place():
 def test_more_rows_than_honest_ones_cannot_be_selected():
     rule, params = co.krum(1, 5), jnp.zeros(1)
     with pytest.raises(ValueError, match="`num_selected` must leave m <= n - f"):
-        rule.update(jnp.ones((5, 1)), rule.init(params), params)
+        jax.jit(rule.update)(jnp.ones((5, 1)), rule.init(params), params)
     with pytest.raises(ValueError, match="`num_selected` must be at least 1"):
         co.krum(1, 0)

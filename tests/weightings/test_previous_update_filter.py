@@ -51,8 +51,8 @@ def test_equals_the_loop(temperature):
 def test_an_outlier_in_first_place_rejects_nobody_else():
     rule, params = co.previous_update_filter(0.5), jnp.zeros(2)
     good = jnp.array([[1.0, 0.1], [1.0, -0.1], [1.0, 0.0]])
-    _, state = rule.update(good, rule.init(params), params)
-    update, state = rule.update(good.at[0].multiply(-1), state, params)
+    _, state = jax.jit(rule.update)(good, rule.init(params), params)
+    update, state = jax.jit(rule.update)(good.at[0].multiply(-1), state, params)
     np.testing.assert_allclose(update, [1.0, -0.05], rtol=1e-6)
     assert float(state.rule_state.rule_state.accepted) == 2
 
@@ -60,11 +60,11 @@ def test_an_outlier_in_first_place_rejects_nobody_else():
 def test_after_nobody_passed_all_do():
     rule, params = co.previous_update_filter(0.5), jnp.zeros(1)
     ahead, back = jnp.ones((2, 1)), -jnp.ones((2, 1))
-    _, state = rule.update(ahead, rule.init(params), params)
-    update, state = rule.update(back, state, params)
+    _, state = jax.jit(rule.update)(ahead, rule.init(params), params)
+    update, state = jax.jit(rule.update)(back, state, params)
     assert not update.any()
     assert not state.consensus_ready
-    update, state = rule.update(back, state, params)
+    update, state = jax.jit(rule.update)(back, state, params)
     assert update.tolist() == [-1.0]
 
 
@@ -72,9 +72,9 @@ def test_each_leaf_remembers_its_own():
     rule = co.per_leaf(co.previous_update_filter(0.5))
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     rows = {"a": jnp.array([[1.0], [1.0]]), "b": jnp.array([[1.0], [2.0]])}
-    _, state = rule.update(rows, rule.init(params), params)
+    _, state = jax.jit(rule.update)(rows, rule.init(params), params)
     turned = {"a": jnp.array([[-1.0], [3.0]]), "b": rows["b"]}
-    update, state = rule.update(turned, state, params)
+    update, state = jax.jit(rule.update)(turned, state, params)
     assert float(update["a"][0]) == 3.0
     assert float(update["b"][0]) == 1.5
     assert state.rule_state.rule_state.accepted.tolist() == [1.0, 2.0]

@@ -1,5 +1,6 @@
 """Sign agreement between rows: pinned values, shares, lazy and low-precision rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def test_state_is_the_share_of_agreeing_signs():
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(4, 50))
     rule, params = co.sign_filter(), jnp.zeros(50)
     rows = jnp.asarray(signs * np.geomspace(1e-3, 1e3, 4)[:, None], jnp.float32)
-    _, state = rule.update(rows, rule.init(params), params)
+    _, state = jax.jit(rule.update)(rows, rule.init(params), params)
     pairs = (signs[:, None] == signs[None]).mean(-1)
     shares = (pairs.sum(1) - 1) / 3
     np.testing.assert_allclose(
@@ -47,9 +48,11 @@ def test_lazy_and_low_precision_rows(kind):
     low = normal(jnp.bfloat16, 5, 7)
     params = {"lazy": jnp.zeros((3, 4)), "low": jnp.zeros(7)}
     rule = co.sign_filter()
-    got, state = rule.update({"lazy": lazy, "low": low}, rule.init(params), params)
+    got, state = jax.jit(rule.update)(
+        {"lazy": lazy, "low": low}, rule.init(params), params
+    )
     plain = {"lazy": lazy.materialize(), "low": low.astype(jnp.float32)}
-    wanted, expected = rule.update(plain, rule.init(params), params)
+    wanted, expected = jax.jit(rule.update)(plain, rule.init(params), params)
     np.testing.assert_allclose(got["lazy"], wanted["lazy"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got["low"], wanted["low"], rtol=1e-6)
     assert state.rule_state == expected.rule_state

@@ -77,11 +77,11 @@ def test_a_momentum_of_the_ranks_not_of_the_rows():
     """Rows that change places keep the averages of their ranks."""
     rule, params = co.subspace_weighting(0.5, 2), jnp.zeros(2)
     long, short = np.float32([3, 0]), np.float32([0, 1])
-    _, state = rule.update(np.stack([long, short]), rule.init(params), params)
+    _, state = jax.jit(rule.update)(np.stack([long, short]), rule.init(params), params)
     np.testing.assert_allclose(
         state.rule_state.sorted_coefficients, [0.5, 1.5], rtol=1e-6
     )
-    result, after = rule.update(np.stack([short, long]), state, params)
+    result, after = jax.jit(rule.update)(np.stack([short, long]), state, params)
     np.testing.assert_allclose(result, [0.75, 0.25], rtol=1e-6)  # two divisions
     np.testing.assert_allclose(
         after.rule_state.sorted_coefficients, [0.5, 1.5], rtol=1e-6
@@ -110,8 +110,8 @@ def test_momentum_must_know_the_number_of_rows():
 def test_ranks_of_absent_rows_keep_their_average():
     rule, params = co.subspace_weighting(0.5, 3), jnp.zeros(P)
     rows = jnp.float32(ROWS[0, :3])
-    _, state = rule.update(rows, rule.init(params), params)
-    _, after = rule.update(rows, state, params, weights=jnp.array([1.0, 0, 1]))
+    _, state = jax.jit(rule.update)(rows, rule.init(params), params)
+    _, after = jax.jit(rule.update)(rows, state, params, weights=jnp.array([1.0, 0, 1]))
     assert after.rule_state.seen.all()
     assert (
         after.rule_state.sorted_coefficients[2]

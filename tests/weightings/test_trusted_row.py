@@ -10,7 +10,7 @@ ROWS = jnp.array([[3.0, 0.0], [1.0, 1.0], [-5.0, 0.0], [0.0, 0.0], [10.0, 0.0]])
 
 def update(rule, rows=ROWS, **extra):
     params = jnp.zeros(rows.shape[1])
-    return rule.update(rows, rule.init(params), params, **extra)
+    return jax.jit(rule.update)(rows, rule.init(params), params, **extra)
 
 
 def test_rows_count_by_their_cosine_at_the_trusted_length():

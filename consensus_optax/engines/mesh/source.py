@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.statistics import halved, merge_present
+from consensus_optax._rows.statistics import Statistic, halved, merge_present
 from consensus_optax._rows.verbs import Leaf, Mixed
 from consensus_optax._rules.kinds import Columns, Fold
 from consensus_optax._running.memory import Memory
@@ -91,21 +91,26 @@ class Shared(NamedTuple):
         source = self._after(local)
         roster = source.seen.roster
         present = roster.present.reshape(exchange.num_devices, -1).any(1)  # (N,)
-        by_leaf = [jnp.stack(statistics) for statistics in zip(*own, strict=True)]
-        apart = (exchange.num_devices, len(rule.statistics))
-        dealt = [x.reshape(*apart, x.shape[1]) for x in exchange.deal(by_leaf)]
+        by_leaf = list(zip(*own, strict=True))
+        stacks = [jnp.stack(jax.tree.leaves(statistics)) for statistics in by_leaf]
+        dealt: list[tuple[Any, ...]] = []
+        for statistics, x in zip(by_leaf, exchange.deal(stacks), strict=True):
+            structure = jax.tree.structure(statistics)
+            apart = (exchange.num_devices, structure.num_leaves, x.shape[1])
+            dealt.append(structure.unflatten(jnp.moveaxis(x.reshape(apart), 1, 0)))
 
-        def merged(index: int, leaf: Array) -> Array:
-            merge = rule.statistics[index].merge
+        def merged(statistic: Statistic, values: Any) -> Any:
+            merge = statistic.merge
 
             def pair(x: Any, y: Any) -> Any:
                 has_x, has_y = x[1][:, None], y[1][:, None]
                 return merge_present(merge, x[0], y[0], has_x, has_y), x[1] | y[1]
 
-            return halved((leaf[:, index], present), pair)[0]
+            return halved((values, present), pair)[0]
 
-        statistics = [[merged(k, leaf) for leaf in dealt] for k in range(apart[1])]
-        return statistics, source._replace(seen=source._in_blocks)
+        by_statistic = zip(rule.statistics, zip(*dealt, strict=True), strict=True)
+        found = [[merged(each, value) for value in leaf] for each, leaf in by_statistic]
+        return found, source._replace(seen=source._in_blocks)
 
     def columns(self, rule: Columns) -> tuple[list[Array], Source]:
         """All rows of a coordinate are where it is dealt to."""
@@ -177,7 +182,7 @@ class Shared(NamedTuple):
         each = lambda leaf: 1 if rule.reads_signs else leaf.dtype.itemsize
         sent = sum(math.prod(leaf.shape) * each(leaf) for leaf in leaves)
         merged = sum(math.prod(leaf.shape[1:]) for leaf in leaves)
-        return wide * len(rule.statistics) * merged < sent
+        return wide * rule.num_arrays * merged < sent
 
     def _row_dtypes(self, combined: list[Array]) -> list[Any]:
         """Those in which rows, or what they combine to, travel."""
