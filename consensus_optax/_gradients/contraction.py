@@ -5,13 +5,14 @@ the example axis as batch axis. Its jaxpr is evaluated as it stands, except that
 last contractions are kept as the two operands they would multiply. Nothing is known of
 layers or of neural network libraries: a model is whatever its jaxpr says.
 
-How: from every gradient leaf one walks back through operations that only move numbers
-(and through sums, if a parameter is used twice) and marks them. Evaluated in order,
-a marked ``dot_general`` or look-up (``scatter-add`` into zeros) gives an
-:class:`OuterProduct`, marked moves act on it, and whatever else meets one gets the
-array. A leaf that does not end so is an array, as ever; the result is exact.
+How: from every gradient leaf one walks back through operations that factors go through
+too and marks them: moves, cuts, numbers to multiply by, sums (``sources.py``, and
+``moves.py`` for how). Evaluated in order, a marked ``dot_general`` or look-up
+(``scatter-add`` into zeros) gives an :class:`OuterProduct`, what is marked acts on it,
+and whatever else meets one gets the array. A leaf that does not end so is an array, as
+ever; the result is exact.
 
-Scans are rebuilt so that they stack operands instead of products (``_scans.py``).
+Scans are rebuilt so that they stack operands instead of products (``scans.py``).
 Convolutions are met before ``vmap``, where they are still plain: the jaxpr of one row
 is evaluated with those that end a gradient written as products of patches.
 """

@@ -121,6 +121,11 @@ def per_example_grad(
     device's own examples, fit for :func:`sharded`; i is then counted on the device, so
     fold ``lax.axis_index`` into the key first.
 
+    On a mesh, with automatic or explicit axes, rows are sharded as the batch is, and
+    along other axes as parameters are. On explicit axes parameters sharded along the
+    rows' own are gathered first, and ``fun`` must say what JAX cannot decide: its error
+    then has a note.
+
     Cost: that of ``jax.vmap(jax.grad(fun))``.
 
     Examples:

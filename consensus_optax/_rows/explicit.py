@@ -70,7 +70,7 @@ def explained(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def of_each_row(function: Callable[..., Array], leaves: list[Any]) -> Array:
+def of_each_row(function: Callable[..., Array], leaves: Sequence[Any]) -> Array:
     """``function(leaves)``, (B,) numbers, which lie where the rows do."""
     first = jax.tree.leaves(leaves)[0]
     return automatic(function, (leaves,), PartitionSpec(spec_of(first)[0]))

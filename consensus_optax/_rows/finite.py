@@ -1,49 +1,97 @@
-"""Whether rows kept as factors are finite: of finite factors the product may not be."""
+"""Which rows are finite. Of finite factors the product may not be."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.explicit import of_each_row
+from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 from consensus_optax._typing import Array
 
 
-def finite_products(leaf: OuterProduct, dtype: Any) -> Array:
-    """Which rows of one layer have finite factors and a finite product, (B,) bool.
+def finite_rows(leaves: Sequence[Array | OuterProduct], dtype: Any) -> Array:
+    """Which rows have no inf or nan in any leaf, (B,) bool.
+
+    Of an array 0 * x is nan just for the non-finite x, so one product with a vector of
+    zeros tells at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times
+    slower on CPU. Under ``jax_debug_nans``, where a nan made on purpose stops the
+    program, that is it. Of products see :func:`_finite_products`.
+    """
+
+    def of_leaves(leaves: Sequence[Array | OuterProduct]) -> Array:
+        products = [leaf for leaf in leaves if is_outer_product(leaf)]
+        arrays = [leaf for leaf in leaves if not is_outer_product(leaf)]
+        found = [_finite_array(leaf, dtype) for leaf in arrays]
+        found += [_finite_products(products, dtype)] if products else []
+        return functools.reduce(jnp.logical_and, found)
+
+    return of_each_row(of_leaves, leaves)
+
+
+def _finite_array(rows: Array, dtype: Any) -> Array:
+    """The same of one array."""
+    if jax.debug_nans.value:
+        narrowed = jnp.where(jnp.isfinite(rows), rows, jnp.inf).astype(dtype)
+        return jnp.isfinite(narrowed).reshape(rows.shape[0], -1).all(1)
+    flat = rows.astype(dtype).reshape(rows.shape[0], -1)
+    return jnp.isfinite(flat @ jnp.zeros(flat.shape[1], dtype))
+
+
+def _finite_products(leaves: Sequence[OuterProduct], dtype: Any) -> Array:
+    """Which rows have finite factors and a finite product in every leaf, (B,) bool.
 
     By Cauchy and Schwarz no entry of a row exceeds the product of its factors' norms.
-    Only where that bound is beyond ``leaf.dtype`` are products looked at, a row at a
-    time, so that no stack of them is ever planned for.
+    Only if that bound is beyond a leaf's dtype anywhere are products looked at: a row
+    of one leaf, or layer, at a time, so that no stack of them is ever planned for.
     """
-    squares = functools.partial(_squares, dtype=dtype)
-    bound = jnp.sqrt(squares(leaf.right))
-    if leaf.is_look_up:  # a term is added to one line of the table
-        bound = bound * leaf.sides[0]
-    else:
-        bound = bound * jnp.sqrt(squares(leaf.left))
-    # half, since norms are rounded; a bound of nan is none
-    sound = bound < 0.5 * jnp.asarray(jnp.finfo(leaf.dtype).max, dtype)
-    look = lambda leaf, sound: sound | _are_finite(leaf)
-    return lax.cond(jnp.all(sound), lambda leaf, sound: sound, look, leaf, sound)
+    sound = functools.reduce(
+        jnp.logical_and, (_is_bounded(leaf, dtype) for leaf in leaves)
+    )
+    look = lambda leaves, sound: sound | _are_finite(leaves)
+    keep = lambda leaves, sound: sound
+    return lax.cond(jnp.all(sound), keep, look, list(leaves), sound)
 
 
-def _squares(factor: Array, dtype: Any) -> Array:
-    """Sum of squares of every row's entries, (B,); inf or nan where one is."""
-    flat = factor.reshape(factor.shape[0], -1).astype(dtype)
-    return jnp.einsum("bk,bk->b", flat, flat)
+def _is_bounded(leaf: OuterProduct, dtype: Any) -> Array:
+    """Which rows cannot but be finite, (B,) bool."""
+    if jax.debug_nans.value:  # 0 times inf would stop the program
+        return jnp.zeros(leaf.shape[0], bool)
+
+    def norms(factor: Array) -> Array:  # inf or nan where an entry is
+        flat = factor.reshape(factor.shape[0], -1).astype(dtype)
+        return jnp.sqrt(jnp.einsum("bk,bk->b", flat, flat))
+
+    # a term of a look-up is added to one line of the table
+    left = leaf.sides[0] if leaf.is_look_up else norms(leaf.left)
+    # half, since norms are rounded; less than a bound of nan is none
+    return left * norms(leaf.right) < 0.5 * jnp.asarray(_largest(leaf), dtype)
 
 
-def _are_finite(leaf: OuterProduct) -> Array:
-    """The same of factors and products as they are, (B,)."""
+def _largest(leaf: OuterProduct) -> Any:
+    return jnp.finfo(leaf.dtype).max
 
-    def is_finite(factors: tuple[Array, Array]) -> Array:
-        floating = [x for x in factors if jnp.issubdtype(x.dtype, jnp.floating)]
+
+def _are_finite(leaves: list[OuterProduct]) -> Array:
+    """The same of factors and products as they are, (B,) bool."""
+
+    def one(leaf: OuterProduct, left: Array, right: Array) -> Array:
+        if right.ndim == 3:  # of layers
+            each = lambda factors: one(leaf, *factors)
+            return lax.map(each, (left, right)).all()
+        there = [jnp.isfinite(x) for x in (left, right)]
+        factors = [jnp.where(*x, 0) for x in zip(there, (left, right), strict=True)]
         product = leaf.contract(*factors).astype(leaf.dtype)
-        each = [jnp.isfinite(x).all() for x in (*floating, product)]
-        return functools.reduce(jnp.logical_and, each)
+        parts = [x.all() for x in (*there, jnp.isfinite(product))]
+        return functools.reduce(jnp.logical_and, parts)
 
-    return lax.map(is_finite, (leaf.left, leaf.right))
+    def row(factors: list[tuple[Array, Array]]) -> Array:
+        pairs = zip(leaves, factors, strict=True)
+        return functools.reduce(jnp.logical_and, (one(x, *y) for x, y in pairs))
+
+    return lax.map(row, [(leaf.left, leaf.right) for leaf in leaves])

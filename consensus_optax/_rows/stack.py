@@ -13,6 +13,7 @@ from jax import dtypes
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
+from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.seal import MISSING
 from consensus_optax._rows.trees import arrays_of, leaf_name, pair
@@ -176,9 +177,7 @@ def present_weights(
     of the same rows.
     """
     weights = checked_weights(weights, stack.num_rows, stack.dtype)
-    finite = jnp.ones(stack.num_rows, bool)
-    for leaf in stack.leaves:
-        finite &= verbs.finite_rows(leaf, stack.dtype)
+    finite = finite_rows(stack.leaves, stack.dtype)
     sound = everywhere(finite) & (weights > 0)
     num_wrong = jnp.sum((weights != 0) & ~sound, dtype=jnp.int32)
     return jnp.where(sound, weights, 0), num_wrong

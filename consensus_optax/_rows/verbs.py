@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.finite import finite_products
 from consensus_optax._rows.folding import fold_array, fold_products
 from consensus_optax._rows.gramians import cross_gramian, factor_products, flat
 from consensus_optax._rows.layers import each_layer, sum_of_layers
@@ -49,24 +48,6 @@ def decision_dtype(*trees: Any) -> Any:
     leaves = jax.tree.leaves(trees)
     wide = any(getattr(leaf, "dtype", None) == jnp.float64 for leaf in leaves)
     return jnp.dtype("float64") if wide else jnp.dtype("float32")
-
-
-def finite_rows(leaf: Leaf, dtype: Any) -> Array:
-    """Which rows have no inf or nan, (B,) bool; of factors see ``finite_products``.
-
-    0 * x is nan just for the non-finite x, so one product with a vector of zeros tells
-    at memory bandwidth; XLA compiles ``isfinite(x).all(axis)`` six times slower on CPU.
-    Under ``jax_debug_nans``, where a nan made on purpose stops the program, that is it.
-    """
-    if has_layers(leaf):
-        num_bad = lambda layer: (~finite_rows(layer, dtype)).astype(jnp.int32)
-        return over_layers(num_bad, leaf) == 0
-    if is_outer_product(leaf):
-        return finite_products(leaf, dtype)
-    if jax.debug_nans.value:
-        narrowed = jnp.where(jnp.isfinite(leaf), leaf, jnp.inf).astype(dtype)
-        return jnp.isfinite(narrowed).reshape(leaf.shape[0], -1).all(1)
-    return jnp.isfinite(_row_sums(leaf.astype(dtype), 0))
 
 
 def _row_sums(rows: Array, factor: float) -> Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
+from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import checked_weights
 from consensus_optax._rows.statistics import (
@@ -82,8 +83,8 @@ def present_weights(leaves: list[Any], weights: Array | None) -> tuple[Array, Ar
     count = leaves[0].shape[0] if leaves else 0
     weights = checked_weights(weights, count, dtype)
     there = weights > 0
-    for leaf in leaves:
-        there &= verbs.finite_rows(leaf, dtype)
+    if leaves:
+        there &= finite_rows(leaves, dtype)
     order = jnp.where(there, jnp.arange(count), jnp.argmax(there))
     return jnp.where(there, weights, 0), order
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check
-from consensus_optax._rows import verbs
+from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product, materialize
 from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Tree
@@ -84,9 +84,7 @@ def on_rows(
         rows, dtype = as_rows(updates, params)
         if not rows:
             return updates, state
-        finite = jnp.ones(rows[0].shape[0], bool)
-        for leaf in rows:
-            finite &= verbs.finite_rows(leaf, dtype)
+        finite = finite_rows(rows, dtype)
         flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
         moves = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in flat]
 

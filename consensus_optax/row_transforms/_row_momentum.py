@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
-from consensus_optax._rows.explicit import of_each_row
+from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows, checked_weights
 from consensus_optax._rows.trees import arrays_of
@@ -103,10 +102,7 @@ def row_momentum(
         if not leaves:
             return updates, state._replace(step=step)
         _check_count(leaves, num_rows)
-        are_finite = lambda rows: functools.reduce(
-            jnp.logical_and, (verbs.finite_rows(leaf, dtype) for leaf in rows)
-        )
-        finite = of_each_row(are_finite, leaves)
+        finite = finite_rows(leaves, dtype)
         moves = finite & (checked_weights(weights, num_rows, dtype) > 0)
 
         def average(leaf: Any, old: Array) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import consensus_optax as co
-from consensus_optax._rows.verbs import finite_rows
+from consensus_optax._rows.finite import finite_rows
 
 
 def leaves(dtype, scale):
@@ -45,11 +45,20 @@ def leaves(dtype, scale):
 @pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e25), ("float16", 3e3)])
 def test_finite_rows_are_those_of_the_array(dtype, scale):
     for name, leaf in leaves(dtype, scale).items():
-        given = jax.jit(lambda leaf: finite_rows(leaf, jnp.float32))(leaf)
+        given = jax.jit(lambda leaf: finite_rows([leaf], jnp.float32))(leaf)
         rows = np.asarray(leaf.materialize(), np.float64)
         expected = np.isfinite(rows.reshape(5, -1)).all(1)
         assert given.tolist() == expected.tolist() == [True, False, False, True, True]
         assert leaf.shape[0] == 5, name
+
+
+def test_no_nan_is_made_to_find_one():
+    leaf = leaves("float32", 1e25)["terms"]
+    left, right = leaf.left, leaf.right.at[4].set(jnp.inf)  # of a row whose left is 0
+    leaf = co.OuterProduct(left.at[4].set(0), right.at[2].set(jnp.inf), (6, 7))
+    with jax.debug_nans(True):
+        given = jax.jit(lambda leaf: finite_rows([leaf], jnp.float32))(leaf)
+    assert given.tolist() == [True, False, False, True, False]
 
 
 def test_an_overflowing_product_is_counted_out():
@@ -67,6 +76,6 @@ def test_an_overflowing_product_is_counted_out():
 
 def test_no_stack_is_planned_for():
     leaf = leaves("float32", 1.0)["terms"]
-    text = jax.jit(lambda leaf: finite_rows(leaf, jnp.float32)).lower(leaf).as_text()
+    text = jax.jit(lambda leaf: finite_rows([leaf], jnp.float32)).lower(leaf).as_text()
     assert "5x6x7xf32" not in text
     assert "5x3x7xf32" in text  # a factor

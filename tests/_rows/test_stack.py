@@ -13,8 +13,8 @@ import pytest
 from flax import struct
 
 import consensus_optax as co
+from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack, checked_weights
-from consensus_optax._rows.verbs import finite_rows
 from consensus_optax._rules.kinds import After, Among
 from tests._stacks import ALL, NAMES, B, params, tree
 from tests.zoo import KINDS, ZOO
@@ -253,4 +253,4 @@ def test_rows_that_are_finite(debugs):
     edge = float(jnp.finfo(jnp.float32).max)
     rows = jnp.array([[edge, edge], [jnp.inf, 0], [-jnp.inf, jnp.inf], [-edge, edge]])
     with jax.debug_nans(debugs):
-        assert finite_rows(rows, jnp.float32).tolist() == [True, False, False, True]
+        assert finite_rows([rows], jnp.float32).tolist() == [True, False, False, True]
