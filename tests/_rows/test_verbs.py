@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import consensus_optax as co
 from consensus_optax._rows import statistics, verbs
 
 B, ORDER = 6, jnp.array([1, 1, 2, 3, 1, 5])
@@ -41,3 +42,24 @@ def test_the_other_way_of_folding_gives_the_same(monkeypatch):
     monkeypatch.setattr(verbs.lax, "platform_dependent", take)
     for got, wanted in zip(fold(rows, every), on_cpu, strict=True):
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_rows_that_no_mixture_takes_are_not_read():
+    """Of mixed rows: what has no weight in any of them may be nan."""
+    rows = jnp.array([[1.0, 2], [jnp.nan, jnp.inf], [3, -1], [2, 2]])
+    matrix = jnp.array([[0.5, 0, 0.5, 0], [0, 0, -1, 2]])
+    mixed = verbs.Mixed(matrix, rows, jnp.array([0, 0, 2, 3]))
+    wanted = np.array([[2, 0.5], [1, 5.0]])
+    np.testing.assert_array_equal(verbs.as_array(mixed, jnp.float32), wanted)
+    np.testing.assert_array_equal(verbs.gramian(mixed, jnp.float32), wanted @ wanted.T)
+    direction = jnp.array([1.0, 2])
+    got = verbs.inner_products(mixed, direction)
+    np.testing.assert_array_equal(got, wanted @ [1, 2])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_is_finite_where_its_factors_of_all_layers_are(side):
+    factors = {"left": jnp.ones((3, 2, 1, 4)), "right": jnp.ones((3, 2, 1, 5))}
+    factors[side] = factors[side].at[1, 1, 0, 3].set(jnp.nan)
+    leaf = co.OuterProduct(**factors, row_shape=(2, 4, 5))
+    assert verbs.finite_rows(leaf, jnp.float32).tolist() == [True, False, True]
