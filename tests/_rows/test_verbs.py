@@ -9,6 +9,7 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax._rows import statistics, verbs
+from consensus_optax._rows.finite import finite_rows
 
 B, ORDER = 6, jnp.array([1, 1, 2, 3, 1, 5])
 
@@ -62,4 +63,4 @@ def test_a_row_is_finite_where_its_factors_of_all_layers_are(side):
     factors = {"left": jnp.ones((3, 2, 1, 4)), "right": jnp.ones((3, 2, 1, 5))}
     factors[side] = factors[side].at[1, 1, 0, 3].set(jnp.nan)
     leaf = co.OuterProduct(**factors, row_shape=(2, 4, 5))
-    assert verbs.finite_rows(leaf, jnp.float32).tolist() == [True, False, True]
+    assert finite_rows([leaf], jnp.float32).tolist() == [True, False, True]
