@@ -120,7 +120,9 @@ class Exchange(NamedTuple):
         def unpadded(index: int, block: Array) -> Array:
             start = lax.axis_index(self.axis_name) * block.shape[0]
             size = math.prod(self.spreads[index].shape)
-            return jnp.where(start + jnp.arange(block.shape[0]) < size, block, 0)
+            return jnp.where(
+                start + jnp.arange(block.shape[0], dtype=jnp.int32) < size, block, 0
+            )
 
         def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
             del leaf

@@ -175,7 +175,8 @@ class Computed(NamedTuple):
         extra = {**self.seen.roster.extra, "values": micro.losses(value)}
         roster = self.seen.roster._replace(weights=weights, extra=extra)
         return Computed(
-            micro._replace(weights=weights), Seen(roster, kept[1].sum(), value)
+            micro._replace(weights=weights),
+            Seen(roster, kept[1].sum(dtype=jnp.int32), value),
         )
 
 
