@@ -30,7 +30,7 @@ class Computed(NamedTuple):
     """Rows of microbatches. Every look is one pass, and no stack is ever held.
 
     But the Gramian of k microbatches takes the gradients of every pair of them,
-    (k + 1) / 2 passes; and who looks at all rows of a coordinate holds them.
+    (k + 3) / 2 passes; and who looks at all rows of a coordinate holds them.
 
     Attributes:
       microbatches: of the rows, with the weights known so far.
