@@ -157,7 +157,10 @@ def conditions():
     found = []
     for own, counts in zip(rows, weights, strict=True):
         sound = own[:, (counts > 0) & np.isfinite(own).all((0, 2))]
-        values = np.linalg.svd(sound, compute_uv=False) ** 2 if sound.size else np.ones((1, 1))
+        some = sound.size > 0
+        values = (
+            np.linalg.svd(sound, compute_uv=False) ** 2 if some else np.ones((1, 1))
+        )
         rank = lambda of_step: of_step[of_step > 1e-12 * of_step.max()]
         found.append(max(x.max() / rank(x).min() if x.any() else 1 for x in values))
     return np.array(found)

@@ -100,7 +100,6 @@ class Computed(NamedTuple):
         def step(carry: list[Array], block: Block) -> tuple[list[Array], None]:
             fill = {"mode": "fill", "fill_value": 0}
             own = weights.at[..., taken[block.index]].get(**fill)
-            own = jnp.where(block.weights > 0, own, 0)
             return jax.tree.map(jnp.add, carry, block.source.combine(own)), None
 
         shapes = jax.eval_shape(
