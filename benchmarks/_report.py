@@ -119,6 +119,8 @@ def table(folder: Path) -> str:
             "## Peers, each against the plain step of its own framework",
             full_table(peers),
         ]
+    if gpu := _harness.read("h200", folder):
+        parts += ["## Against the plain step, on a GPU", _heading(gpu), full_table(gpu)]
     fits = [row for row in _harness.read("scaling", folder) if row.get("fit")]
     if fits:
         parts += ["## Slopes of log(ms)", _slopes(fits)]

@@ -119,7 +119,8 @@ def products_at_once(
     count, (_, m, n) = weights.shape[0], leaf.sides
     is_sum = lambda s: _of_vectors(leaf) and s.of_products and not s.stays_zero
     others = [s for s in statistics if not is_sum(s)]
-    left, right = leaf.left[order], leaf.right[order]
+    # else XLA looks rows up anew for every entry that it multiplies out
+    left, right = lax.optimization_barrier((leaf.left[order], leaf.right[order]))
     length = count if _of_vectors(leaf) else min(count, max(1, _ENTRIES // (m * n)))
 
     def of_block(first: Any) -> tuple[Any, ...]:
@@ -138,7 +139,7 @@ def products_at_once(
     if others:
         reduced = of_block(0) if length == count else of_block(jnp.int32(0))
         reduced = lax.fori_loop(1, -(-count // length), add, reduced)
-    a, d = _vectors(leaf, weights, order) if _of_vectors(leaf) else (left, right)
+    a, d = (x[:, 0].astype(weights.dtype) for x in (left, right))  # where of vectors
     queue = iter(reduced)
     return tuple(
         s.of_products(a, d, weights) if s.of_products and is_sum(s) else next(queue)

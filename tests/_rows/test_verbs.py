@@ -9,6 +9,7 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax._rows import statistics, verbs
+from consensus_optax._rows.finite import finite_rows
 
 B, ORDER = 6, jnp.array([1, 1, 2, 3, 1, 5])
 
