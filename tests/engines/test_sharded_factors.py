@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec
 import consensus_optax as co
 from consensus_optax.engines.mesh.factors import Factors, as_travelling
 from tests._stacks import matrix
-from tests.engines.test_sharded import mesh_of
+from tests.engines.test_sharded import KINDS as RULES_BY_NAME
+from tests.engines.test_sharded import assert_same, in_memory, mesh_of, on_mesh
 from tests.engines.test_sources import stepper
 from tests.zoo import KINDS
 
@@ -136,7 +137,7 @@ def outcomes(row, devices, check_vma=True):
 
 
 @functools.cache
-def in_memory(kind):
+def of_products(kind):
     return outcomes(RULES[kind], None)
 
 
@@ -151,7 +152,7 @@ def cases():
 @pytest.mark.parametrize(("kind", "devices"), [*cases()])
 def test_the_answer_is_that_of_products_in_memory(kind, devices):
     """With ``check_vma`` for every other kind."""
-    row, (wanted, facts) = RULES[kind], in_memory(kind)
+    row, (wanted, facts) = RULES[kind], of_products(kind)
     got, seen = outcomes(row, devices, check_vma=kind % 2 == 0)
     size, gap = np.abs(wanted).max(-1), np.abs(got - wanted).max(-1)  # (S, STEPS)
     wrong = {
@@ -162,6 +163,60 @@ def test_the_answer_is_that_of_products_in_memory(kind, devices):
     assert not wrong
     for one, other in zip(facts, seen, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", RULES_BY_NAME)
+def test_two_mesh_axes_the_state_and_what_is_asked_of_coordinates(kind):
+    """Sums over a leaf, random numbers for each of its coordinates, an old update."""
+    reducer, weights = RULES_BY_NAME[kind](), jnp.arange(1.0, ROWS + 1)
+    mesh = mesh_of(2, 2, names=("replica", "data"))
+    got = on_mesh(reducer, mesh, one_stack(), weights)
+    assert_same(got, in_memory(reducer, one_stack(), weights), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["random", "gramian", "memory"])
+def test_factors_of_a_parameter_cut_along_another_axis(kind):
+    reducer, mesh = RULES_BY_NAME[kind](), mesh_of(2, 2, names=("data", "model"))
+    spec = PartitionSpec(None, "model")
+    across = co.sharded(reducer, "data", param_specs=spec)
+    random = np.random.default_rng(3)
+    left, right = (random.normal(1, 1, (8, 1, n)).astype(np.float32) for n in (9, 22))
+    weights = jnp.arange(1.0, 9.0)
+
+    def step(left, right, weights, state):
+        rows = co.OuterProduct(left, right, (left.shape[-1], right.shape[-1]))
+        assert isinstance(as_travelling(rows, 2, False, jnp.float32), Factors)
+        params, extra = jnp.zeros(rows.shape[1:]), {"weights": weights}
+        return across.update(rows, state, params, values=weights, **extra)[0]
+
+    by_row, whole = PartitionSpec("data"), jnp.zeros((9, 22))
+    state = reducer.init(whole)
+    cut = lambda x: spec if x.shape == whole.shape else PartitionSpec()
+    run = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(
+            *(by_row, PartitionSpec("data", None, "model"), by_row),
+            jax.tree.map(cut, state),
+        ),
+        out_specs=spec,
+    )
+    got = jax.jit(run)(left, right, weights, state)
+    rows = co.OuterProduct(jnp.asarray(left), jnp.asarray(right), (9, 22))
+    wanted = reducer.update(rows, state, whole, weights=weights, values=weights)[0]
+    assert_same(got, wanted, rtol=1e-5)
+
+
+def test_rows_that_are_rounded_on_the_wire_are_multiplied_out():
+    """Products of factors would be other rows; the update is rounded as well."""
+    rows, weights = {"dense": one_stack()["dense"]}, jnp.ones(ROWS)
+    narrow = lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32)
+    rounded = {"dense": narrow(rows["dense"].materialize())}
+    got, _ = on_mesh(co.median(), mesh_of(4), rows, weights, wire_dtype=jnp.bfloat16)
+    wanted, _ = in_memory(co.median(), rounded, weights)
+    np.testing.assert_array_equal(got["dense"], narrow(wanted["dense"]))
+    exact, _ = in_memory(co.median(), rows, weights)
+    assert jnp.any(got["dense"] != narrow(exact["dense"]))
 
 
 @pytest.mark.parametrize("devices", MESHES)
