@@ -9,6 +9,7 @@ import consensus_optax as co
 from benchmarks import bytes as traffic
 from benchmarks._traffic import bytes_sent, collectives
 from benchmarks._workloads import Workload, mlp
+from consensus_optax.engines.mesh.factors import Factors, as_travelling
 from tests.engines.test_sharded import mesh_of
 from tests.engines.test_sharded_bytes import KINDS
 
@@ -36,8 +37,8 @@ def dealt(shape, itemsize=4):
     m, n = shape
     columns = m + part(n), m * part(n)
     lines = n + part(m), n * part(m)
-    there, back = min(columns, lines)
-    return EACH * itemsize * there, 4 * back
+    both = [(EACH * itemsize * there, 4 * back) for there, back in (columns, lines)]
+    return min(both, key=sum)
 
 
 ROSTER = 4 * (EACH + 1)  # weights, and how many rows are not finite
@@ -105,6 +106,17 @@ def rows_of_all_kinds(num_rows):
     }
 
 
+def test_what_fills_parts_up_counts():
+    """Nine columns on eight devices are sixteen, on the way back of 100 lines each."""
+    look_ups = jnp.zeros((1, 20), jnp.int32), jnp.ones((1, 20, 9))
+    rows = co.OuterProduct(*look_ups, (100, 9))
+    there = 20 * (4 + 4 * part(9))
+    assert there < 4 * part(900) < there + 4 * (100 * part(9) - part(900))
+    assert isinstance(as_travelling(rows, N, False, jnp.float32), jax.Array)
+    wide = co.OuterProduct(look_ups[0], jnp.ones((1, 20, 16)), (100, 16))
+    assert isinstance(as_travelling(wide, N, False, jnp.float32), Factors)
+
+
 def test_each_leaf_by_what_is_less_to_send():
     rows = rows_of_all_kinds(ROWS)
     params = jax.tree.map(
@@ -119,10 +131,10 @@ def test_each_leaf_by_what_is_less_to_send():
     )
     hlo = jax.jit(run).lower(rows).compile().as_text()
     there = {
-        "layers": 2 * 2 * (40 + part(44)),
+        "layers": 2 * 2 * (44 + part(40)),  # eight times five lines
         "long": 4 * part(16 * 16),
         "table": 3 * (4 + 4 * part(20)),
     }
-    back = 2 * 2 * 40 * part(44) + 4 * part(16 * 16) + 4 * 100 * part(20)
+    back = 2 * 2 * part(40) * 44 + 4 * part(16 * 16) + 4 * 100 * part(20)
     whole = EACH * sum(there.values()) + back + ROSTER
     assert bytes_sent(hlo, N) == (N - 1) * whole

@@ -84,12 +84,13 @@ def as_travelling(
 def bytes_each(leaf: AnyLeaf, count: int, signs: bool) -> int:
     r"""Bytes that a device sends to each of the other N - 1 for its rows of one leaf.
 
-    .. math:: L \min(\lceil M N' / N \rceil, T (M + \lceil N' / N \rceil),
-        T (N' + \lceil M / N \rceil))
+    .. math:: L \min(\lceil M K / N \rceil, T (M + \lceil K / N \rceil),
+        T (K + \lceil M / N \rceil))
 
-    numbers for L rows of T terms, M x N' each: multiplied out, with the right factor
+    numbers for L rows of T terms, M by K each: multiplied out, with the right factor
     dealt out, with the left one. Of a look-up M is 1 in the second, and there is no
-    third; arrays are multiplied out; K layers have K T terms.
+    third; every layer has T terms of its own. Parts of a matrix may be filled up more
+    than those of an array: what an update sends for that is added.
     """
     return _least(leaf, count, signs)[0]
 
@@ -97,21 +98,25 @@ def bytes_each(leaf: AnyLeaf, count: int, signs: bool) -> int:
 def _least(leaf: AnyLeaf, count: int, signs: bool) -> tuple[int, str]:
     """These bytes, and which factor is dealt out, "" if the leaf is multiplied out."""
     rows: Any = leaf.leaf if isinstance(leaf, Mixed) else leaf
-    itemsize = 1 if signs else rows.dtype.itemsize
-    options = [(-(-math.prod(rows.shape[1:]) // count) * itemsize, "")]
+    length, part = rows.shape[0], lambda size: -(-size // count)
+    least = part(math.prod(rows.shape[1:]))
+    options = [(length * least * (1 if signs else rows.dtype.itemsize), "")]
     if is_outer_product(leaf) and not any(leaf.spec):
         layers, (terms, m, n) = leaf.num_layers or 1, leaf.sides
-        of_signs = _has_signs(leaf, signs)
-        left = 1 if of_signs else leaf.left.dtype.itemsize
-        right = 1 if of_signs else leaf.right.dtype.itemsize
+        sizes = [
+            1 if _has_signs(leaf, signs) else factor.dtype.itemsize
+            for factor in (leaf.left, leaf.right)
+        ]
+
+        def sent(left: int, right: int, width: int) -> int:
+            there = layers * terms * (left * sizes[0] + right * sizes[1])
+            return length * there + (layers * width - least) * leaf.dtype.itemsize
+
         lines = 1 if leaf.is_look_up else m
-        sent = lines * left + -(-n // count) * right
-        options += [(layers * terms * sent, "right")]
+        options += [(sent(lines, part(n), m * part(n)), "right")]
         if not leaf.is_look_up:
-            sent = n * right + -(-m // count) * left
-            options += [(layers * terms * sent, "left")]
-    least, dealt = min(options, key=lambda option: option[0])
-    return rows.shape[0] * least, dealt
+            options += [(sent(part(m), n, part(m) * n), "left")]
+    return min(options, key=lambda option: option[0])
 
 
 def _has_signs(leaf: OuterProduct, signs: bool) -> bool:
