@@ -3,7 +3,8 @@
     python -m benchmarks.bytes
 
 Counted in the compiled program, with N fake devices of this machine up to 8; beyond, by
-the formula that the counted ones are checked against. One row of float32 on each.
+the formula that the counted ones are checked against. One row of float32 on each; and a
+step of the MLP with two rows on each of 8, which travel multiplied out or as factors.
 """
 
 from __future__ import annotations
@@ -25,10 +26,22 @@ import consensus_optax as co
 from benchmarks import _harness
 from benchmarks._harness import Row
 from benchmarks._traffic import bytes_sent
+from benchmarks._workloads import Workload, mlp
 
 SIZE, SMOKE_SIZE = 1_000_003, 1003  # parameters; prime to every number of devices
 COUNTED, FORMULA = (2, 4, 8), (16, 32, 64)
+MLP_ROWS, MLP_DEVICES = 16, 8
 BY_FORMULA = ("cosine_filter", "subspace_weighting (AdaCons)", "median")
+
+
+STEPS = {
+    "mean": co.mean,
+    "sign_consensus": co.sign_consensus,
+    "cosine_filter": co.cosine_filter,
+    "krum": lambda: co.krum(1),
+    "median": co.median,
+    "sign_vote": co.sign_vote,
+}
 
 
 def contestants() -> dict[str, Callable[[Any], Any]]:
@@ -72,17 +85,35 @@ def adacons_as_published(row: Any) -> Any:
 
 def compiled(reduce: Callable[[Any], Any], size: int, num_devices: int) -> str:
     """The program of one reduction."""
+    given = jax.ShapeDtypeStruct((num_devices, size), jnp.float32)
+    return _program(reduce, PartitionSpec("data"), (given,), num_devices)
+
+
+def compiled_step(
+    reducer: Any, workload: Workload, factored: bool, num_devices: int
+) -> str:
+    """The program of the gradients of every example and their reduction."""
+    gradients = co.per_example_grad(workload.loss, materialize=not factored)
+    across = co.sharded(reducer, "data")
+
+    def step(params: Any, batch: Any) -> Any:
+        rows = gradients(params, batch)
+        return across.update(rows, reducer.init(params), params)[0]
+
+    specs = PartitionSpec(), PartitionSpec("data")
+    return _program(step, specs, (workload.params, workload.batch), num_devices)
+
+
+def _program(step: Any, specs: Any, given: tuple[Any, ...], num_devices: int) -> str:
+    """What runs on every device, whose result is the same on all of them."""
     mesh = jax.make_mesh(
         (num_devices,),
         ("data",),
         axis_types=(AxisType.Auto,),
         devices=jax.devices()[:num_devices],
     )
-    rows = PartitionSpec("data")
-    mapped = jax.shard_map(reduce, mesh=mesh, in_specs=rows, out_specs=PartitionSpec())
-    given = jax.ShapeDtypeStruct((num_devices, size), jnp.float32)
-    placed = jax.NamedSharding(mesh, rows)
-    return jax.jit(mapped, in_shardings=placed).lower(given).compile().as_text()
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    return jax.jit(mapped).lower(*given).compile().as_text()
 
 
 def formula(size: int, count: int, extra_of_eight: float) -> float:
@@ -112,6 +143,23 @@ def run(smoke: bool = False) -> list[Row]:
             rows.append(
                 {"benchmark": "bytes", **row, "bytes": round(number), "ratio": ratio}
             )
+    return rows + steps(smoke)
+
+
+def steps(smoke: bool) -> list[Row]:
+    """Rows of the MLP multiplied out and as factors, for one rule of each kind."""
+    workload, count = mlp(MLP_ROWS, *([24, 16] if smoke else [])), MLP_DEVICES
+    size = sum(leaf.size for leaf in jax.tree.leaves(workload.params))
+    rows = []
+    for name, make in STEPS.items():
+        for travel, factored in (("multiplied out", False), ("factors", True)):
+            sent = bytes_sent(compiled_step(make(), workload, factored, count), count)
+            row = {"contestant": name, "params": size, "devices": count, "by": "HLO"}
+            row |= {"workload": "mlp", "num_rows": MLP_ROWS, "rows": travel}
+            ratio = sent / (2 * 4 * size * (count - 1) / count)
+            rows.append(
+                {"benchmark": "bytes", **row, "bytes": round(sent), "ratio": ratio}
+            )
     return rows
 
 
@@ -121,7 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = run(args.smoke)
     for row in rows:
         if row["devices"] == 8:
-            print(f"{row['contestant']:32} {row['bytes']:>10} {row['ratio']:.4f}")
+            name = f"{row['contestant']}, {row['rows']}" if "rows" in row else None
+            print(
+                f"{name or row['contestant']:32} {row['bytes']:>10} {row['ratio']:.4f}"
+            )
     _harness.write("bytes", rows, _harness.environment(), args.out)
 
 

@@ -120,11 +120,17 @@ class OuterProduct:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the materialized rows, (B, *parameter.shape)."""
-        row = self.row_shape
+        return (self.right.shape[0], *self._row_shapes[-1])
+
+    @property
+    def _row_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of one row before each step, and after all of them."""
+        shapes = [self.row_shape]
         for name, argument in self.steps:
+            row = shapes[-1]
             transposed = name == "transpose"
-            row = tuple(row[axis] for axis in argument) if transposed else argument
-        return (self.right.shape[0], *row)
+            shapes += [tuple(row[i] for i in argument) if transposed else argument]
+        return shapes
 
     @property
     def ndim(self) -> int:
@@ -151,8 +157,14 @@ class OuterProduct:
         """What :meth:`restore` brings to an array of parameter shape."""
         _, m, n = self.sides
         layers = () if self.num_layers is None else (self.num_layers,)
-        shape = jax.ShapeDtypeStruct((*layers, m, n), direction.dtype)
-        return jax.linear_transpose(self.restore, shape)(direction)[0]
+        before = zip(self.steps, self._row_shapes, strict=False)  # and one after all
+        for (name, argument), shape in reversed(list(before)):
+            if name == "transpose":
+                inverse = sorted(range(len(argument)), key=argument.__getitem__)
+                direction = direction.transpose(inverse)
+            else:
+                direction = direction.reshape(shape)
+        return direction.reshape((*layers, m, n))
 
     def row(self, index: Any) -> Array:
         """Row ``index`` as an (M, N) or (L, M, N) matrix, in at least float32."""

@@ -67,16 +67,24 @@ def sharded(
     ================================ ================================================
     rule                             numbers that a device sends, L rows on each
     ================================ ================================================
-    fold of k statistics             min(k, L) P for the rows, P for the update
-    weighting of norms or of nothing P + P: an all-reduce of what it combined
-    other weighting, columns, mixing L P for the rows, P for the update
+    fold of k statistics             min(k P, R) for the rows, P for the update
+    weighting of norms or of nothing min(P, R) for what it combined, P for the update
+    other weighting, columns, mixing R for the rows, P for the update
     ================================ ================================================
 
     times (N - 1) / N, and B x B numbers (for every leaf, where each decides for itself;
-    three times where rows are nearly equal), and at most N numbers for every leaf that
-    N does not divide. Rows travel in their dtype, updates in their parameter's, signs
-    in int8 where a rule reads nothing else. A rule that remembers its last update
-    sends it in float32.
+    three times where rows are nearly equal). R is L P for arrays. Rows of factors, of
+    one leaf T outer products of M by K each, send whichever is least of
+
+    .. math:: L M K, \quad L T (N M + K), \quad L T (M + N K)
+
+    multiplied out; or one factor dealt out and all of the other sent to every device,
+    which then has products again, of some columns or lines of the matrix. Of a look-up
+    M is 1 in the second, and there is no third; every layer has its own T. What N does
+    not divide is filled up: by at most N numbers, or of a matrix N columns or lines,
+    which count when it is decided. Rows travel in their dtype, updates in their
+    parameter's, signs in int8 where a rule reads nothing else. A rule that remembers
+    its last update sends it in float32.
 
     Works in two places. Inside ``jax.shard_map``, with ``check_vma`` or without, rows
     are those of the device, a leading axis of one or more, ``weights`` and whatever
@@ -94,7 +102,8 @@ def sharded(
         broken, count nowhere.
     Edge cases: one device: the reducer itself. A device without any row that counts
     takes part all the same. Outer products are multiplied out just before they are
-    dealt out; where statistics or a combination travel they never are.
+    dealt out in microbatches, where ``wire_dtype`` rounds them, and where an explicit
+    axis cuts their parameter; where statistics or a combination travel they never are.
 
     Args:
       reducer: any reducer of this library; compose first, ``co.sharded(co.among(...),

@@ -1,19 +1,26 @@
 """Rows to coordinates and back: one all-to-all, one all-gather.
 
-Device n of N holds of every leaf the n-th of N equal parts, of all rows.
+Device n of N holds of every leaf the n-th of N equal parts, of all rows. How a leaf is
+cut into parts is its `Layout`; where factors travel, one more all-gather brings what
+every device needs of them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rows.verbs import Leaf
 from consensus_optax._rules.coordinates import Coordinates
 from consensus_optax._typing import Array, AxisName
+from consensus_optax.engines.mesh.factors import Factors
+from consensus_optax.engines.mesh.layout import Layout
 
 
 class Spread(NamedTuple):
@@ -22,10 +29,12 @@ class Spread(NamedTuple):
     Attributes:
       shape: of the part that a device has.
       axes: for every axis of the array the mesh axes that it is cut along, often none.
+      layout: of the blocks of that part which are dealt out along the rows' axes.
     """
 
     shape: tuple[int, ...]
     axes: tuple[tuple[str, ...], ...]
+    layout: Layout
 
     @property
     def mesh_axes(self) -> tuple[str, ...]:
@@ -66,23 +75,37 @@ class Exchange(NamedTuple):
 
     def deal(self, leaves: Sequence[Array]) -> list[Array]:
         """Rows (L, ...) of this device to its coordinates of all rows, (N L, width)."""
+        return self._deal([self._parts(*each) for each in enumerate(leaves)])
 
-        def send(strung: Array) -> Array:  # (L, N, W)
-            by_device = strung.swapaxes(0, 1)
-            dealt = lax.all_to_all(by_device, self.axis_name, 0, 0, tiled=True)
-            return dealt.reshape(math.prod(dealt.shape[:2]), dealt.shape[2])  # (N L, W)
+    def deal_rows(self, leaves: Sequence[Array | Factors]) -> list[Leaf]:
+        """The same of products as well: where factors travel, blocks are products."""
+        factored = {i: x for i, x in enumerate(leaves) if isinstance(x, Factors)}
+        parts = [
+            x.parts(self.num_devices) if isinstance(x, Factors) else self._parts(i, x)
+            for i, x in enumerate(leaves)
+        ]
+        dealt = self._deal(parts)
+        gather = lambda strung: lax.all_gather(strung, self.axis_name, tiled=True)
+        own = [x.whole for x in factored.values()]
+        wholes = _strung(own, [self.spreads[i] for i in factored], gather)
+        pairs = zip(factored.items(), wholes, strict=True)
+        blocks = {i: x.block(dealt[i], whole) for (i, x), whole in pairs}
+        return [blocks.get(i, block) for i, block in enumerate(dealt)]
 
-        return self._strung(
-            [_in_parts(leaf, self.num_devices) for leaf in leaves], send
-        )
+    def laid_out(self, leaves: Sequence[Array | Factors]) -> Exchange:
+        """The same for the blocks that dealing these rows makes."""
+        spreads = [
+            spread._replace(layout=x.layout) if isinstance(x, Factors) else spread
+            for spread, x in zip(self.spreads, leaves, strict=True)
+        ]
+        return self._replace(spreads=spreads)
 
     def collect(self, blocks: Sequence[Array]) -> list[Array]:
         """Blocks of coordinates (width,) to whole leaves, the same on every device."""
         send = lambda strung: lax.all_gather(strung, self.axis_name, to="invarying")
-        gathered = self._strung(blocks, send)  # (N, width)
-        shapes = [spread.shape for spread in self.spreads]
-        pairs = zip(gathered, shapes, strict=True)
-        return [x.reshape(-1)[: math.prod(shape)].reshape(shape) for x, shape in pairs]
+        gathered = _strung(blocks, self.spreads, send)  # (N, width)
+        pairs = zip(self.spreads, gathered, strict=True)
+        return [spread.layout.joined(parts) for spread, parts in pairs]
 
     def collect_rows(self, own: Array) -> Array:
         """What there is for every row, on the last axis, of all rows."""
@@ -97,9 +120,9 @@ class Exchange(NamedTuple):
         start = lax.axis_index(self.axis_name) * count
         return lax.dynamic_slice_in_dim(of_all, start, count, -1)
 
-    def own_block(self, leaf: Array) -> Array:
-        """The coordinates of one leaf that this device holds, (width,)."""
-        parts = _in_parts(leaf[None], self.num_devices)[0]
+    def own_block(self, index: int, leaf: Array) -> Array:
+        """The coordinates that this device holds of leaf ``index``, (width,)."""
+        parts = self.spreads[index].layout.parts(leaf, self.num_devices)
         device = lax.axis_index(self.axis_name)
         return lax.dynamic_index_in_dim(parts, device, keepdims=False)
 
@@ -118,16 +141,13 @@ class Exchange(NamedTuple):
         axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
 
         def unpadded(index: int, block: Array) -> Array:
-            start = lax.axis_index(self.axis_name) * block.shape[0]
-            size = math.prod(self.spreads[index].shape)
-            return jnp.where(
-                start + jnp.arange(block.shape[0], dtype=jnp.int32) < size, block, 0
-            )
+            device, count = lax.axis_index(self.axis_name), self.num_devices
+            return self.spreads[index].layout.unpadded(block, device, count)
 
         def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
             del leaf
             spread = self.spreads[index]
-            return self.own_block(spread.part(make(spread.whole)))
+            return self.own_block(index, spread.part(make(spread.whole)))
 
         def whole(blocks: list[Array], exact: bool) -> list[Array]:
             wanted = [block.dtype for block in blocks] if exact else dtypes
@@ -137,7 +157,7 @@ class Exchange(NamedTuple):
             )
             return [leaf.astype(block.dtype) for leaf, block in pairs]
 
-        own = lambda leaves: list(map(self.own_block, leaves))
+        own = lambda leaves: [self.own_block(*each) for each in enumerate(leaves)]
         of_all = self._coordinates(axes, unpadded)
         return of_all._replace(draw=draw, own=own, whole=whole)
 
@@ -164,30 +184,46 @@ class Exchange(NamedTuple):
         sizes = lambda leaves: [math.prod(spread.whole) for spread in self.spreads]
         return Coordinates(total, sums, sizes, alike=not cut, counted=counted)
 
-    def _strung(
-        self, arrays: Sequence[Array], send: Callable[[Array], Array]
-    ) -> list[Array]:
-        """Sends alike arrays strung together along the last axis: few launches."""
-        sent: dict[int, Array] = {}
-        kinds: list[Hashable] = [
-            (array.dtype, spread.mesh_axes)
-            for array, spread in zip(arrays, self.spreads, strict=True)
-        ]
-        for kind in dict.fromkeys(kinds):
-            chosen = [i for i, other in enumerate(kinds) if other == kind]
-            strung = jnp.concatenate([arrays[i] for i in chosen], -1)
-            result = _as_bits(send, strung)
-            start = 0
-            for i in chosen:
-                end = start + arrays[i].shape[-1]
-                sent[i], start = result[..., start:end], end
-        return [sent[i] for i in range(len(arrays))]
+    def _parts(self, index: int, leaf: Array) -> Array:
+        """Rows (L, ...) of one leaf cut into N equal parts, (L, N, width)."""
+        cut = self.spreads[index].layout.parts
+        return jax.vmap(functools.partial(cut, count=self.num_devices))(leaf)
+
+    def _deal(self, parts: Sequence[Array]) -> list[Array]:
+        """To every device its part of all rows, (N L, width)."""
+
+        def send(strung: Array) -> Array:  # (L, N, W)
+            by_device = strung.swapaxes(0, 1)
+            dealt = lax.all_to_all(by_device, self.axis_name, 0, 0, tiled=True)
+            return dealt.reshape(math.prod(dealt.shape[:2]), dealt.shape[2])  # (N L, W)
+
+        return _strung(parts, self.spreads, send)
 
 
 def narrowed(block: Array, dtype: Any) -> Array:
     """The block in a dtype, unless it is in a narrower one already."""
     narrower = jnp.dtype(dtype).itemsize < block.dtype.itemsize
     return block.astype(dtype) if narrower else block
+
+
+def _strung(
+    arrays: Sequence[Array], spreads: Sequence[Spread], send: Callable[[Array], Array]
+) -> list[Array]:
+    """Sends alike arrays strung together along the last axis: few launches."""
+    sent: dict[int, Array] = {}
+    kinds: list[Hashable] = [
+        (array.dtype, spread.mesh_axes)
+        for array, spread in zip(arrays, spreads, strict=True)
+    ]
+    for kind in dict.fromkeys(kinds):
+        chosen = [i for i, other in enumerate(kinds) if other == kind]
+        strung = jnp.concatenate([arrays[i] for i in chosen], -1)
+        result = _as_bits(send, strung)
+        start = 0
+        for i in chosen:
+            end = start + arrays[i].shape[-1]
+            sent[i], start = result[..., start:end], end
+    return [sent[i] for i in range(len(arrays))]
 
 
 def _as_bits(send: Callable[[Array], Array], array: Array) -> Array:
@@ -204,13 +240,3 @@ def _is_first(axes: set[str]) -> Array:
     for name in sorted(axes):
         first &= lax.axis_index(name) == 0
     return first
-
-
-def _in_parts(leaf: Array, count: int) -> Array:
-    """(L, ...) cut into N equal parts, the last ones padded, (L, N, width)."""
-    size = math.prod(leaf.shape[1:])
-    width = -(-size // count)
-    rows = leaf.reshape(leaf.shape[0], size)
-    padding = ((0, 0), (0, count * width - size))
-    padded = rows if size == count * width else jnp.pad(rows, padding)
-    return padded.reshape(leaf.shape[0], count, width)

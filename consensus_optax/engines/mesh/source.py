@@ -8,6 +8,7 @@ part of all rows. What needs less sends less.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Asked, Seen, Source
 from consensus_optax._typing import Array
 from consensus_optax.engines.mesh.exchange import Exchange, narrowed
+from consensus_optax.engines.mesh.factors import as_travelling, bytes_each
 from consensus_optax.engines.microbatches.source import Computed
 
 
@@ -127,8 +129,14 @@ class Shared(NamedTuple):
 
     def _dealt(self, signs: bool = False) -> Memory:
         """All rows of this device's coordinates, leaf by leaf (B, width)."""
-        blocks, local = self.local.multiplied_out(self.exchange.deal, signs)
-        return Memory(blocks, self._after(local)._in_blocks)
+        exchange, local = self.exchange, self.local
+        if isinstance(local, Computed):
+            blocks, local = local.multiplied_out(exchange.deal, signs)
+            return Memory(blocks, self._after(local)._in_blocks)
+        count, dtype = exchange.num_devices, self.seen.roster.weights.dtype
+        leaves = [as_travelling(leaf, count, signs, dtype) for leaf in local.leaves]
+        source = self._replace(exchange=exchange.laid_out(leaves))
+        return Memory(exchange.deal_rows(leaves), source._in_blocks)
 
     @property
     def _in_blocks(self) -> Seen:
@@ -167,8 +175,12 @@ class Shared(NamedTuple):
         """
         if isinstance(self.local, Computed):  # rows would have to be held
             return True
-        narrow = (x.shape[0] == 1 and x.dtype.itemsize < 4 for x in self._leaves)
-        return not all(narrow)
+        leaves, wide = self._leaves, self.seen.roster.weights.dtype.itemsize
+        sizes = [x.dtype.itemsize for x in leaves]
+        if all(x.shape[0] == 1 for x in leaves) and max(sizes) < 4:
+            return False
+        sizes = [wide] * len(sizes) if min(sizes) >= 4 else sizes
+        return self._bytes(sizes) <= self._dealt_bytes(signs=False)
 
     def _folds(self, rule: Fold) -> bool:
         """Whether the statistics of these rows are less to send than they are.
@@ -177,12 +189,20 @@ class Shared(NamedTuple):
         """
         if isinstance(self.local, Computed):  # as above
             return True
-        wide = self.seen.roster.weights.dtype.itemsize
-        leaves = self._leaves
-        each = lambda leaf: 1 if rule.reads_signs else leaf.dtype.itemsize
-        sent = sum(math.prod(leaf.shape) * each(leaf) for leaf in leaves)
-        merged = sum(math.prod(leaf.shape[1:]) for leaf in leaves)
-        return wide * rule.num_arrays * merged < sent
+        wide = self.seen.roster.weights.dtype.itemsize * rule.num_arrays
+        merged = self._bytes([wide] * len(self._leaves))
+        return merged < self._dealt_bytes(rule.reads_signs)
+
+    def _bytes(self, sizes: Sequence[int]) -> int:
+        """To each other device, of an array like each parameter, of these itemsizes."""
+        count = self.exchange.num_devices
+        pairs = zip(self.exchange.spreads, sizes, strict=True)
+        return sum(-(-math.prod(x.shape) // count) * size for x, size in pairs)
+
+    def _dealt_bytes(self, signs: bool) -> int:
+        """The same of the rows, or of their signs."""
+        count = self.exchange.num_devices
+        return sum(bytes_each(leaf, count, signs) for leaf in self._leaves)
 
     def _row_dtypes(self, combined: list[Array]) -> list[Any]:
         """Those in which rows, or what they combine to, travel."""

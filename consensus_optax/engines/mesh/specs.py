@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.mesh.exchange import Spread
+from consensus_optax.engines.mesh.layout import flat_layout
 
 
 def is_inside(axes: tuple[str, ...]) -> bool:
@@ -71,7 +72,7 @@ def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
 
 def spread_of(shape: tuple[int, ...], spec: PartitionSpec) -> Spread:
     """How a parameter lies of which a device has a part of this shape."""
-    return Spread(shape, tuple(_names(spec)))
+    return Spread(shape, tuple(_names(spec)), flat_layout(shape))
 
 
 def place(tree: Tree, specs: Tree, mesh: Any) -> Tree:

@@ -1,0 +1,130 @@
+"""Products on the wire: multiplied out, or as factors where these are less to send."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.verbs import AnyLeaf, Mixed
+from consensus_optax._running.memory import as_sent
+from consensus_optax._typing import Array
+from consensus_optax.engines.mesh.layout import Layout
+
+
+class Factors(NamedTuple):
+    """Products of which one factor is dealt out, and the other is sent to everyone.
+
+    Columns of one factor and all of the other multiply to columns of the rows, so a
+    device ends up with products again: with slabs of the (M, N) matrices.
+
+    Attributes:
+      leaf: the rows of this device.
+      dealt: which factor is dealt out, ``"left"`` or ``"right"``.
+    """
+
+    leaf: OuterProduct
+    dealt: str
+
+    @property
+    def layout(self) -> Layout:
+        """How the parameter's coordinates lie."""
+        layers, (_, m, n) = self.leaf.num_layers or 1, self.leaf.sides
+        sides = (layers, m, n) if self.dealt == "left" else (layers * m, n, 1)
+        return Layout(sides, self.leaf.matrix, self.leaf.restore)
+
+    @property
+    def whole(self) -> Array:
+        """The factor that everyone gets, (L, entries)."""
+        factor = self.leaf.right if self.dealt == "left" else self.leaf.left
+        return factor.reshape(factor.shape[0], -1)
+
+    def parts(self, count: int) -> Array:
+        """The other one in parts, (L, N, width)."""
+        factor = self.leaf.left if self.dealt == "left" else self.leaf.right
+        _, *terms, length = factor.shape
+        same = lambda array: array
+        layout = Layout((math.prod(terms), length, 1), same, same)
+        return jax.vmap(functools.partial(layout.parts, count=count))(factor)
+
+    def block(self, part: Array, whole: Array) -> OuterProduct:
+        """This device's coordinates of all rows, from what it was sent."""
+        kept = self.leaf.right if self.dealt == "left" else self.leaf.left
+        _, *layers, terms, _ = self.leaf.right.shape
+        whole = whole.reshape(-1, *kept.shape[1:])
+        part = part.reshape(part.shape[0], *layers, terms, -1)
+        _, m, n = self.leaf.sides
+        if self.dealt == "left":
+            left, right, m = part, whole, part.shape[-1]
+        else:
+            left, right, n = whole, part, part.shape[-1]
+        shape = (*layers, m, n)
+        block = dataclasses.replace(
+            self.leaf, left=left, right=right, row_shape=shape, steps=()
+        )
+        return block.reshaped((math.prod(shape),))
+
+
+def as_travelling(
+    leaf: AnyLeaf, count: int, signs: bool, dtype: Any
+) -> Array | Factors:
+    """Rows, or their signs in int8, as they are dealt to so many devices."""
+    if is_outer_product(leaf):
+        dealt = _least(leaf, count, signs)[1]
+        if dealt:
+            return Factors(_signs(leaf) if _has_signs(leaf, signs) else leaf, dealt)
+    return as_sent(leaf, signs, dtype)
+
+
+def bytes_each(leaf: AnyLeaf, count: int, signs: bool) -> int:
+    r"""Bytes that a device sends to each of the other N - 1 for its rows of one leaf.
+
+    .. math:: L \min(\lceil M K / N \rceil, T (M + \lceil K / N \rceil),
+        T (K + \lceil M / N \rceil))
+
+    numbers for L rows of T terms, M by K each: multiplied out, with the right factor
+    dealt out, with the left one. Of a look-up M is 1 in the second, and there is no
+    third; every layer has T terms of its own. Parts of a matrix may be filled up more
+    than those of an array: what an update sends for that is added.
+    """
+    return _least(leaf, count, signs)[0]
+
+
+def _least(leaf: AnyLeaf, count: int, signs: bool) -> tuple[int, str]:
+    """These bytes, and which factor is dealt out, "" if the leaf is multiplied out."""
+    rows: Any = leaf.leaf if isinstance(leaf, Mixed) else leaf
+    length, part = rows.shape[0], lambda size: -(-size // count)
+    least = part(math.prod(rows.shape[1:]))
+    options = [(length * least * (1 if signs else rows.dtype.itemsize), "")]
+    if is_outer_product(leaf) and not any(leaf.spec):
+        layers, (terms, m, n) = leaf.num_layers or 1, leaf.sides
+        sizes = [
+            1 if _has_signs(leaf, signs) else factor.dtype.itemsize
+            for factor in (leaf.left, leaf.right)
+        ]
+
+        def sent(left: int, right: int, width: int) -> int:
+            there = layers * terms * (left * sizes[0] + right * sizes[1])
+            return length * there + (layers * width - least) * leaf.dtype.itemsize
+
+        lines = 1 if leaf.is_look_up else m
+        options += [(sent(lines, part(n), m * part(n)), "right")]
+        if not leaf.is_look_up:
+            options += [(sent(part(m), n, part(m) * n), "left")]
+    return min(options, key=lambda option: option[0])
+
+
+def _has_signs(leaf: OuterProduct, signs: bool) -> bool:
+    """Whether signs of factors multiply to the signs that are asked for."""
+    return signs and not leaf.is_look_up and leaf.sides[0] == 1
+
+
+def _signs(leaf: OuterProduct) -> OuterProduct:
+    """Products of the signs of vectors, in int8."""
+    of = lambda factor: jnp.sign(factor).astype(jnp.int8)
+    return dataclasses.replace(leaf, left=of(leaf.left), right=of(leaf.right))
