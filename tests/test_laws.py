@@ -55,9 +55,16 @@ def runner(row, dtype=jnp.float32, compiled=None, **options):
     return run
 
 
-@pytest.fixture(scope="module")
-def run(row):
-    return runner(row, compiled=AS_USERS_DO)
+IN_BOTH_WAYS = [
+    pytest.param(None, id="in a hurry"),
+    pytest.param(AS_USERS_DO, id="as users do", marks=pytest.mark.whole_zoo),
+]
+
+
+@pytest.fixture(scope="module", params=IN_BOTH_WAYS)
+def run(row, request):
+    """What is compiled as users do takes six times as long, for CI."""
+    return runner(row, compiled=request.param)
 
 
 def expected(row, stacks):
