@@ -1,5 +1,7 @@
 """Reducers inside optax: schedules, injected thresholds, and every combinator."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,11 @@ def assert_equal(got, wanted):
 def test_thresholds_may_be_injected_traced_or_scheduled(row):
     """A threshold as number, as traced array and as schedule: one value, one update."""
     values, static = row.settings()
-    injected = optax.inject_hyperparams(row.factory, static_args=tuple(static))
+    of_leaves = functools.wraps(row.factory)(
+        lambda *args, **kwargs: co.per_leaf(row.factory(*args, **kwargs))
+    )
+    factory = of_leaves if row.per_leaf else row.factory
+    injected = optax.inject_hyperparams(factory, static_args=tuple(static))
     injected = injected(**values, **static)
     # Not a number but in step 7: a schedule read at another step would show.
     at_seven = lambda value: lambda step: jnp.where(step == 7, value, jnp.nan)

@@ -46,6 +46,11 @@ class ReducerState(NamedTuple):
     num_nonfinite: Array
     rule_state: Any
 
+    @property
+    def ready(self) -> Array:
+        """``consensus_ready``, for whoever has the state itself."""
+        return self.consensus_ready
+
 
 class Aggregator(aggregating.Aggregator):  # optax's name, which may still move
     """A pair (init, update), as of optax, that prints as the call that made it.

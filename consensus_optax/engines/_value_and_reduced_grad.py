@@ -46,7 +46,8 @@ def value_and_reduced_grad(
     ========= ============================ ========================================
     fold      rows held, factored          one pass, the parameters' memory
     weighting Gramian, then one product    (k + 3) / 2 passes for the Gramian (one for
-                                           norms), one plain backward pass; no stack
+                                           norms; twice for distances of rows that
+                                           are nearly equal), one to combine; no stack
     columns   one leaf at a time           the stack (B, P) is held, activations of m
     ========= ============================ ========================================
 

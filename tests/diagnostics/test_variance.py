@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from consensus_optax._rows.statistics import MOMENTS, fold_stack_by_halves
+from consensus_optax._rows.folding import array_at_once
+from consensus_optax._rows.statistics import MOMENTS
 from consensus_optax.diagnostics import gradient_variance
 from tests._pinned import LARGE
 
@@ -47,7 +48,7 @@ def test_nearly_equal_rows_keep_their_variance(spread):
     apart = rows - (shares @ rows)[None].astype(np.float64)
     wanted = shares @ apart**2 / (1 - (shares**2).sum())
     order = jnp.array([0, 1, 0, 3, 4, 5, 6])
-    (moments,) = fold_stack_by_halves(rows, (MOMENTS,), jnp.asarray(weights), order)
+    (moments,) = array_at_once(rows, (MOMENTS,), jnp.asarray(weights), order)
     halved = moments[2] / moments[0] / (1 - (shares**2).sum())
     for got in (gradient_variance(jnp.asarray(rows), jnp.asarray(weights)), halved):
         error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)

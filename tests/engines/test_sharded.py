@@ -195,6 +195,22 @@ def test_all_devices_agree_bit_for_bit():
             assert all(leaf[0].tobytes() == x.tobytes() for x in leaf), kind
 
 
+def test_what_is_remembered_is_not_rounded_to_what_travels():
+    """Parameters of bfloat16, whose updates travel so; the last one is in float32."""
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9)), jnp.float32)
+    parameters, weights = jnp.zeros(9, jnp.bfloat16), jnp.ones(4)
+    across = co.sharded(heavy_ball(), "data")
+
+    def step(rows, weights):
+        state = across.init(parameters)
+        return across.update(rows, state, parameters, weights=weights)[1]
+
+    run = jax.shard_map(step, mesh=mesh_of(2), in_specs=(P("data"),) * 2, out_specs=P())
+    (previous,) = jax.jit(run)(rows, weights).rule_state.previous
+    assert previous.dtype == jnp.float32
+    np.testing.assert_allclose(previous, rows.mean(0), rtol=1e-6)  # of four numbers
+
+
 def test_rejects_what_it_cannot_do():
     with pytest.raises(ValueError, match="`wire_dtype` must be a floating dtype"):
         co.sharded(co.median(), "data", wire_dtype=jnp.int8)

@@ -17,6 +17,7 @@ import consensus_optax as co
 from tests._stacks import P, matrix, params, tree
 from tests.engines.test_sharded import mesh_of
 from tests.zoo import KINDS, ZOO
+from tests.zoo.multi_objective import MULTI_OBJECTIVE
 
 ROWS, STEPS = 12, 3
 
@@ -146,15 +147,37 @@ def in_memory(row_id, dtype=np.float32):
     return outcomes(ZOO[row_id], None, dtype)
 
 
+@functools.cache
+def conditions():
+    """Condition number of the present rows' Gramian in every stack, the worst step's.
+
+    Rules that solve with it magnify what another order of summation changes in it.
+    """
+    _, rows, weights = stacks(np.float64)
+    found = []
+    for own, counts in zip(rows, weights, strict=True):
+        sound = own[:, (counts > 0) & np.isfinite(own).all((0, 2))]
+        some = sound.size > 0
+        values = (
+            np.linalg.svd(sound, compute_uv=False) ** 2 if some else np.ones((1, 1))
+        )
+        rank = lambda of_step: of_step[of_step > 1e-12 * of_step.max()]
+        found.append(max(x.max() / rank(x).min() if x.any() else 1 for x in values))
+    return np.array(found)
+
+
 def check(row, source, rtol, dtype=np.float32):
     names, wanted, facts = in_memory(ZOO.index(row), dtype)
     _, got, seen = outcomes(row, source, dtype)
     size = np.abs(wanted).max(-1)  # (S, STEPS)
     gap = np.abs(got - wanted).max(-1)
+    allowed = np.full(len(names), rtol)
+    if row in MULTI_OBJECTIVE:  # P terms of each product, and the problem's magnifying
+        allowed = np.maximum(rtol, np.sqrt(P) * np.finfo(dtype).eps * conditions())
     wrong = {
         name: f"off by {gap[s].max():.1e} of {size[s].max():.1e}"
         for s, name in enumerate(names)
-        if not (gap[s] <= rtol * size[s]).all() and name not in row.rounding
+        if not (gap[s] <= allowed[s] * size[s]).all() and name not in row.rounding
     }
     assert not wrong
     for one, other in zip(facts, seen, strict=True):

@@ -50,7 +50,7 @@ class Layout(NamedTuple):
         """The part of one device with zeros where it is filled up."""
         outer, length, inner = self.sides
         each = -(-length // count)
-        there = device * each + jnp.arange(each) < length
+        there = device * each + jnp.arange(each, dtype=jnp.int32) < length
         seen = part.reshape(outer, each, inner)
         return jnp.where(there[None, :, None], seen, 0).reshape(part.shape)
 

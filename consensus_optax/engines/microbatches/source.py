@@ -30,7 +30,7 @@ class Computed(NamedTuple):
     """Rows of microbatches. Every look is one pass, and no stack is ever held.
 
     But the Gramian of k microbatches takes the gradients of every pair of them,
-    (k + 1) / 2 passes; and who looks at all rows of a coordinate holds them.
+    (k + 3) / 2 passes; and who looks at all rows of a coordinate holds them.
 
     Attributes:
       microbatches: of the rows, with the weights known so far.
@@ -100,7 +100,6 @@ class Computed(NamedTuple):
         def step(carry: list[Array], block: Block) -> tuple[list[Array], None]:
             fill = {"mode": "fill", "fill_value": 0}
             own = weights.at[..., taken[block.index]].get(**fill)
-            own = jnp.where(block.weights > 0, own, 0)
             return jax.tree.map(jnp.add, carry, block.source.combine(own)), None
 
         shapes = jax.eval_shape(
@@ -175,7 +174,8 @@ class Computed(NamedTuple):
         extra = {**self.seen.roster.extra, "values": micro.losses(value)}
         roster = self.seen.roster._replace(weights=weights, extra=extra)
         return Computed(
-            micro._replace(weights=weights), Seen(roster, kept[1].sum(), value)
+            micro._replace(weights=weights),
+            Seen(roster, kept[1].sum(dtype=jnp.int32), value),
         )
 
 
