@@ -5,6 +5,7 @@ and of sequences whose columns or lines are dealt out, with axes joined and move
 layers, and look-ups, next to an array and to products that are multiplied out.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -255,3 +256,10 @@ def test_each_leaf_travels_as_it_was_meant_to(devices):
         sent = as_travelling(row[name], devices, False, jnp.float32)
         assert isinstance(sent, Factors) == bool(dealt), name
         assert not dealt or sent.dealt == dealt, name
+
+
+def test_a_parameter_cut_along_an_explicit_axis_is_multiplied_out():
+    leaf = one_stack()["dense"]
+    assert isinstance(as_travelling(leaf, 4, False, jnp.float32), Factors)
+    cut = dataclasses.replace(leaf, spec=(None, "model"))
+    assert isinstance(as_travelling(cut, 4, False, jnp.float32), jax.Array)
