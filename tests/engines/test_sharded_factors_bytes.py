@@ -77,7 +77,14 @@ def deep(layers):
     return Workload("deep", loss, params, (draw(ROWS, 64), draw(ROWS)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+NOW = ("fold", "affine", "by leaf")
+OF_KINDS = [
+    pytest.param(kind, marks=() if kind in NOW else pytest.mark.whole_zoo)
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize("kind", OF_KINDS)
 def test_launches_do_not_grow_with_leaves(kind):
     """Nor does any kind of rule send as much as an all-reduce."""
     programs = [counted(KINDS[kind](), workload=deep(layers)) for layers in (2, 4)]
