@@ -35,7 +35,8 @@ HloModule jit_f, is_scheduled=true
 %body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
   %state = (s32[], f32[4]{0}) parameter(0)
   %value = f32[4]{0} get-tuple-element(%state), index=1
-  %once = f32[4]{0} fusion(%value), calls=%fused, backend_config={"estimated_cycles":"10"}
+  %once = f32[4]{0} fusion(%value), calls=%fused, \
+backend_config={"estimated_cycles":"10"}
   %twice = f32[4]{0} copy(%once), backend_config={"estimated_cycles":"5"}
   ROOT %next = (s32[], f32[4]{0}) tuple(%turn, %twice)
 }
