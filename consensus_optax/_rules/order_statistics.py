@@ -169,5 +169,14 @@ def smallest_reaching(
 
 def total(observe: Callable[[Any, Array], Any], rows: Array) -> Any:
     """Sum over the rows of observe(i, row i): an array (P,), or a tuple of them."""
-    add = lambda i, carry: jax.tree.map(jnp.add, carry, observe(i, rows[i]))
-    return lax.fori_loop(1, rows.shape[0], add, observe(0, rows[0]), unroll=4)
+    count = rows.shape[0]
+
+    def in_turn() -> Any:
+        add = lambda i, carry: jax.tree.map(jnp.add, carry, observe(i, rows[i]))
+        return lax.fori_loop(1, count, add, observe(0, rows[0]), unroll=4)
+
+    def at_once() -> Any:
+        observed = jax.vmap(observe)(jnp.arange(count), rows)
+        return jax.tree.map(lambda x: x.sum(0), observed)
+
+    return lax.platform_dependent(cpu=in_turn, default=at_once)

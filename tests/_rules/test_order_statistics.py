@@ -84,7 +84,10 @@ def test_float64_keeps_all_its_bits():
 
 
 @pytest.mark.parametrize("count", [1, 6, 131])
-def test_sums_over_rows(count):
+@pytest.mark.parametrize("way", ["cpu", "default"])
+def test_sums_over_rows(count, way, monkeypatch):
+    choose = lambda **ways: ways[way]()
+    monkeypatch.setattr(statistics.lax, "platform_dependent", choose)
     rows = numbers(count) % 7
     got = statistics.total(lambda i, row: (row, row * row), jnp.asarray(rows))
     np.testing.assert_allclose(got[0], rows.sum(0), rtol=1e-5, atol=1e-5)
