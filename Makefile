@@ -3,6 +3,7 @@
 #   make test                      the test suite
 #   make test PYTHON=python3.12    the same with another interpreter, side by side
 #   make mutants                   what the tests do not see, if it is changed
+#   make aot-cuda, make aot-tpu    what an H100, a TPU would run, compiled without one
 # ARGS adds options: make test ARGS="-k sign", make demo ARGS="--steps 50 --seeds 3".
 
 PYTHON ?= python3
@@ -18,11 +19,12 @@ COMPILED := $(CURDIR)/$(VENV)/compiled-$(shell uname -n)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .PHONY: help demo test lint format types doctest notebooks bench mutants clean
+.PHONY: aot-cuda aot-tpu
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: demo test lint format types doctest notebooks bench mutants clean"
+	@echo "Targets: demo test lint format types doctest notebooks bench mutants aot-cuda aot-tpu clean"
 
 demo: $(INSTALLED)demo
 	$(BIN)/python -m consensus_optax compare --task arc \
@@ -64,6 +66,11 @@ bench: $(INSTALLED)dev
 mutants:
 	$(MAKE) VENV=.venv-mutants .venv-mutants/.installed-mutants
 	.venv-mutants/bin/python -m tests._mutants $(ARGS)
+
+# In environments of their own: one process loads the compiler for one kind of device.
+aot-cuda aot-tpu:
+	$(MAKE) VENV=.venv-$@ .venv-$@/.installed-$@
+	.venv-$@/bin/python -m benchmarks.accelerators $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* runs build dist .pytest_cache .ruff_cache

@@ -53,7 +53,7 @@ CROSS_CUTTING = {
         "test_laws",
         "test_values",
     ],
-    *["test_benchmarks", "test_benchmarks_federated"],
+    *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
     *["test_benchmarks_multihost", "test_multihost"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     *["test_contract_leaves", "test_sources"],

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.outer_product import OuterProduct
-from consensus_optax._rows.statistics import Statistic, fold_rows, halved, minmod
+from consensus_optax._rows.statistics import (
+    Statistic,
+    agreed_in_sign,
+    fold_rows,
+    halved,
+    minmod,
+)
 from consensus_optax._typing import Array
 
 # Rows merged per turn on a CPU, so that the carry is read and written once for all: on
@@ -57,6 +63,7 @@ def fold_products(
     return lax.platform_dependent(
         *(leaf.left, leaf.right),
         cpu=lambda *both: products_in_turn(with_factors(*both), *given, matters),
+        tpu=lambda *both: products_if_needed(with_factors(*both), *given, matters),
         default=lambda *both: products_at_once(with_factors(*both), *given),
     )
 
@@ -145,6 +152,36 @@ def products_at_once(
         s.of_products(a, d, weights) if s.of_products and is_sum(s) else next(queue)
         for s in statistics
     )
+
+
+def products_if_needed(
+    leaf: OuterProduct,
+    statistics: Statistics,
+    weights: Array,
+    order: Array,
+    matters: Callable[..., Array] | None = None,
+) -> tuple[Any, ...]:
+    """The same on a TPU, whose units for vectors are slow and which branches cheaply.
+
+    Matrix products tell first whether any coordinate of products of two vectors needs
+    more than they tell.
+    """
+    at_once = lambda which: products_at_once(leaf, which, weights, order)
+    told = [s for s in statistics if s.of_products and not s.stays_zero]
+    others = [s for s in statistics if s not in told]
+    signs_tell = [s.merge for s in others] == [minmod]
+    if not (_of_vectors(leaf) and others and (signs_tell or (told and matters))):
+        return at_once(statistics)
+    first = at_once(told)
+    if signs_tell:
+        needed = agreed_in_sign(*_vectors(leaf, weights, order))
+    else:
+        assert matters
+        needed = matters(*first)
+    rest = lambda: at_once(others)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rest))
+    queues = iter(first), iter(lax.cond(jnp.any(needed), rest, lambda: zeros))
+    return tuple(next(queues[s not in told]) for s in statistics)
 
 
 def _of_vectors(leaf: OuterProduct) -> bool:

@@ -170,14 +170,22 @@ def _by_sign(
     return merged
 
 
+def agreed_in_sign(a: Array, d: Array) -> Array:
+    """Where all products a_i d_i of two vectors have one sign, not zero, (M, N) bool.
+
+    Signs are exact in every precision, and so are their sums.
+    """
+    agreement = jnp.matmul(jnp.sign(a).T, jnp.sign(d), precision=lax.Precision.DEFAULT)
+    return jnp.abs(agreement) == a.shape[0]
+
+
 def _minmod_of_products(a: Array, d: Array, weights: Array) -> Array:
     """Minmod over rows a_i d_i, which costs little where nothing is agreed on.
 
     All rows agree in sign exactly where the sum of products of signs is plus or minus
     B, which one matrix product tells. Magnitudes are looked at if that is so anywhere.
     """
-    agreement = _matmul(jnp.sign(a), jnp.sign(d))
-    agreed = jnp.abs(agreement) == a.shape[0]
+    agreed = agreed_in_sign(a, d)
     least = Statistic(lambda g, w: g, jnp.minimum)
     size_a, size_d = jnp.abs(a), jnp.abs(d)
     read = lambda i: size_a[i][:, None] * size_d[i][None, :]

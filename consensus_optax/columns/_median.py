@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import (
-    by_network,
     if_all,
     smallest_reaching,
 )
@@ -68,9 +67,8 @@ def middle(rows: Array, weights: Array) -> Array:
         half = weights.sum() / 2
         return smallest_reaching(rows, weights, [half, jnp.nextafter(half, jnp.inf)])
 
-    by_rank = lambda: by_network(rows, middle_ranks(rows.shape[0]))
     equal = weights == jnp.where(weights[0] > 0, weights[0], -1)
-    return halfway(*if_all(equal, rows, by_rank, by_weight))
+    return halfway(*if_all(equal, rows, middle_ranks(rows.shape[0]), by_weight))
 
 
 def middle_ranks(count: Any) -> tuple[Any, Any]:

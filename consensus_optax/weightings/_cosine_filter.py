@@ -33,15 +33,15 @@ class CosineFilterState(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """The running gradient as coefficients of the rows, with what the loop counts."""
+    """The running gradient, and what was seen of each row."""
 
-    coefficients: Array  # (B,)
-    products: Array  # (B,) inner products of all rows with the running gradient
+    coefficients: Array  # (B,) of unit rows
+    products: Array  # (B,) inner products of all unit rows with the running gradient
     mass: Array  # () weight of what the running gradient averages
-    accepted: Array
-    cosine_sum: Array
-    cosine_min: Array
-    examined: Array
+    cosines: Array  # (B,) those of rows that were examined, else _UNSEEN
+
+
+_UNSEEN = 2.0  # no cosine
 
 
 @named
@@ -117,53 +117,56 @@ def cosine_filter(
         del state
         first = jnp.argmax(roster.present)
         norms = jnp.sqrt(gramian.diagonal())
+        divisors = positive_or_one(norms)
+        index = jnp.arange(norms.shape[0])
+        able = roster.present & (norms > 0) & (index != first)
+        unit = gramian / divisors[None, :]
+        gated = lambda seen, cosine: jnp.where(
+            seen, gate(cosine, max_distance, temperature, roster.step), 0
+        )
 
         def next_row(m: Array, running: _Running) -> _Running:
-            length = jnp.sqrt(jnp.maximum(running.coefficients @ running.products, 0))
-            scale = length * norms[m]
-            examined = roster.present[m] & (m != first) & (scale > 0)
-            cosine = running.products[m] / positive_or_one(scale)
-            share = jnp.where(
-                examined, gate(cosine, max_distance, temperature, roster.step), 0
-            )
+            # An accelerator takes long to start something and nothing to add B numbers:
+            # what is carried is vectors, of which both sums are taken together.
+            here = index == m
+            square = (running.coefficients * running.products).sum()
+            length = jnp.sqrt(jnp.maximum(square, 0))
+            product = jnp.where(here, running.products, 0).sum()
+            examined = able[m] & (length > 0)
+            cosine = product / positive_or_one(length)
+            share = gated(examined, cosine)
             if average == "halving":
                 mass = running.mass
                 move = share / 2
             else:
-                mass = running.mass + share * roster.weights[m]
-                move = share * roster.weights[m] / positive_or_one(mass)
-            one_hot = jax.nn.one_hot(m, norms.shape[0], dtype=norms.dtype)
+                weight = roster.weights[m]
+                mass = running.mass + share * weight
+                move = share * weight / positive_or_one(mass)
+            added = jnp.where(here, move * norms, 0)
             return _Running(
-                coefficients=(1 - move) * running.coefficients + move * one_hot,
-                products=(1 - move) * running.products + move * gramian[m],
+                coefficients=(1 - move) * running.coefficients + added,
+                products=(1 - move) * running.products + move * unit[m],
                 mass=mass,
-                accepted=running.accepted + share,
-                cosine_sum=running.cosine_sum + jnp.where(examined, cosine, 0),
-                cosine_min=jnp.where(
-                    examined & (cosine < running.cosine_min), cosine, running.cosine_min
-                ),
-                examined=running.examined + examined.astype(norms.dtype),
+                cosines=jnp.where(here & examined, cosine, running.cosines),
             )
 
-        zero = jnp.zeros((), norms.dtype)
         start = _Running(
-            coefficients=jax.nn.one_hot(first, norms.shape[0], dtype=norms.dtype),
-            products=gramian[first],
+            coefficients=jnp.where(index == first, norms, 0),
+            products=unit[first],
             mass=roster.weights[first],
-            accepted=zero,
-            cosine_sum=zero,
-            cosine_min=zero + 2,
-            examined=zero,
+            cosines=jnp.full_like(norms, _UNSEEN),
         )
         start = varying_like(start, gramian, roster.weights)
         end = lax.fori_loop(0, norms.shape[0], next_row, start)
-        weights = jnp.where(end.accepted > 0, end.coefficients, 0)
-        any_examined = end.examined > 0
+        examined = end.cosines < _UNSEEN
+        accepted = gated(examined, end.cosines).sum()
+        count = examined.astype(norms.dtype).sum()
         numbers = (
-            end.accepted,
-            end.cosine_sum / jnp.where(any_examined, end.examined, 1),
-            jnp.where(any_examined, end.cosine_min, 0),
+            accepted,
+            jnp.where(examined, end.cosines, 0).sum() / positive_or_one(count),
+            jnp.where(count > 0, end.cosines.min(), 0),
         )
+        weights = jnp.where(accepted > 0, end.coefficients / divisors, 0)
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
     return reducer(Weighting(weigh, init))

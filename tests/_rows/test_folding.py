@@ -51,7 +51,8 @@ def test_products_in_turn_and_at_once(kind, rows_at_once, absent, monkeypatch):
     asked = tuple(getattr(statistics, name) for name in KINDS)
     rows = np.asarray(leaf.materialize(), np.float64)[weights > 0]
     own = weights[weights > 0, None, None].astype(float)
-    for way in (folding.products_in_turn, folding.products_at_once):
+    ways = folding.products_in_turn, folding.products_at_once
+    for way in (*ways, folding.products_if_needed):
         run = jax.jit(
             lambda leaf, way=way: way(leaf, asked, roster.weights, roster.order)
         )
@@ -75,6 +76,33 @@ def test_moments_at_once_are_those_in_turn(monkeypatch):
     other = jax.jit(lambda leaf: folding.products_at_once(leaf, *given))(leaf)
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)  # merges of six rows
+
+
+VOTES = statistics.WEIGHTED_SIGN, statistics.NONZERO_WEIGHT
+EXTREMES = statistics.SMALLEST_POSITIVE, statistics.LARGEST_NEGATIVE
+
+
+@pytest.mark.parametrize("agreeing", [False, True])
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize(
+    "asked", [(statistics.MINMOD,), (*VOTES, *EXTREMES)], ids=["unanimous", "quorum"]
+)
+def test_what_matters_nowhere_is_left_out_on_a_tpu(asked, absent, agreeing):
+    """Coordinates of the update, of rows of which one is against all or none is."""
+    leaf = leaf_of("vectors")
+    against = jnp.ones((ROWS, 1, 1)).at[3].set(1 if agreeing else -1)
+    side = jnp.abs(leaf.left) * against
+    leaf = OuterProduct(side, jnp.abs(leaf.right), (M, N))
+    weights = jnp.ones(ROWS).at[2].set(1 - absent)
+    order = Roster(weights, jnp.int32(0), {}).order
+    matters = lambda votes, there: jnp.abs(votes) == there
+    run = lambda way, *more: jax.jit(lambda x: way(x, asked, weights, order, *more))
+    got = run(folding.products_if_needed, matters)(leaf)
+    wanted = run(folding.products_at_once)(leaf)
+    for statistic, x, y in zip(asked, got, wanted, strict=True):
+        told = statistic in VOTES
+        np.testing.assert_array_equal(x, y if told or agreeing else 0)
+    assert bool(np.any(got[-1] != 0)) == agreeing
 
 
 def test_the_platform_decides_where_the_program_is_lowered():

@@ -84,23 +84,44 @@ def test_factored_rows(name, same):
     assert_sums(got, rows @ others.T, sizes @ other_sizes.T, depth)
 
 
-def test_looked_up_rows():
+@pytest.mark.parametrize("size", [5, 9], ids=["as a table", "by terms"])
+def test_looked_up_rows(size):
     """Indices out of range read nothing, equal ones add up."""
     random = np.random.default_rng(2)
-    places = jnp.array([[0, 3, 3], [-1, 2, 4], [5, 0, 1], [2, 2, 2]])
+    places = jnp.array([[0, 3, 3], [-1, 2, 4], [size, 0, 1], [2, 2, 2]])
     found = jnp.asarray(random.normal(size=(4, 3, 2)), jnp.float32)
-    leaf = co.OuterProduct(places, found, (5, 2))
-    rows = np.zeros((4, 5, 2))
+    leaf = co.OuterProduct(places, found, (size, 2))
+    rows = np.zeros((4, size, 2))
     for i, t in np.ndindex(4, 3):
-        if 0 <= places[i, t] < 5:
+        if 0 <= places[i, t] < size:
             rows[i, places[i, t]] += np.asarray(found[i, t], np.float64)
     got = gramians.cross_gramian(leaf, leaf, jnp.float32)
     sizes = np.abs(np.asarray(found, np.float64)).sum((1, 2))
     assert_sums(got, *(f(rows) for f in (pairs, lambda _: np.outer(sizes, sizes))), 18)
-    dense = jnp.ones((2, 5, 2))
+    dense = jnp.ones((2, size, 2))
     against = gramians.cross_gramian(leaf, dense, jnp.float32)
     wanted = rows.sum((1, 2))[:, None] * np.ones((1, 2))
-    assert_sums(against, wanted, sizes[:, None] * np.ones((1, 2)), 10)
+    terms = 2 * size
+    assert_sums(against, wanted, sizes[:, None] * np.ones((1, 2)), terms)
+
+
+def test_looked_up_rows_are_a_table_where_that_is_smaller():
+    """No products of all pairs of terms where T^2 exceeds the lines of the table."""
+
+    def sizes(terms, size):
+        places = jax.ShapeDtypeStruct((4, terms), jnp.int32)
+        found = jax.ShapeDtypeStruct((4, terms, 2), jnp.float32)
+        leaf = co.OuterProduct(places, found, (size, 2))
+        traced = jax.make_jaxpr(lambda x: gramians.cross_gramian(x, x, jnp.float32))
+        return f"[4,4,{terms},{terms}]" in str(traced(leaf))
+
+    assert not sizes(terms=3, size=8)
+    assert sizes(terms=3, size=9)
+    wide = lambda n: co.OuterProduct(
+        jnp.zeros((4, 3), jnp.int32), jnp.zeros((4, 3, n)), (8, n)
+    )
+    assert gramians._is_small_table(wide(9))  # 8 * 9 numbers, 2 * 4 * 9 products
+    assert not gramians._is_small_table(wide(10))
 
 
 def pairs(rows):

@@ -32,7 +32,10 @@ def numbers(count, width=7):
 
 @pytest.mark.parametrize("count", [1, 2, 9, 64, 65, 130])
 @pytest.mark.parametrize("all_there", [True, False])
-def test_ranks_among_the_present_rows(count, all_there):
+@pytest.mark.parametrize("way", ["default", "tpu"])
+def test_ranks_among_the_present_rows(count, all_there, way, monkeypatch):
+    choose = lambda **ways: ways[way]()
+    monkeypatch.setattr(statistics.lax, "platform_dependent", choose)
     rows = numbers(count)
     present = np.ones(count, bool)
     if not all_there:
@@ -43,6 +46,26 @@ def test_ranks_among_the_present_rows(count, all_there):
     ascending = np.sort(rows[present], 0)
     wanted = [ascending[rank] for rank in ranks(present.sum())]
     np.testing.assert_array_equal(np.stack(got), np.stack(wanted))
+
+
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("way", ["default", "tpu"])
+def test_ranks_if_all_rows_are_alike(condition, way, monkeypatch):
+    choose = lambda **ways: ways[way]()
+    monkeypatch.setattr(statistics.lax, "platform_dependent", choose)
+    rows, all_but = jnp.asarray(numbers(9)), jnp.ones(9, bool).at[3].set(condition)
+    (got,) = statistics.if_all(all_but, rows, [4], lambda: [rows[0]])
+    np.testing.assert_array_equal(got, np.sort(rows, 0)[4] if condition else rows[0])
+
+
+def test_a_tpu_sorts():
+    ranks = lambda n: (n // 2,)
+    find = jax.jit(lambda x, y: statistics.order_statistics(x, y, ranks))
+    traced = find.trace(jnp.ones((9, 4)), jnp.ones(9, bool))
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.sort" in text) is (platform == "tpu")
+        assert ("stablehlo.while" in text) is (platform != "tpu")
 
 
 def test_weight_at_or_below():
@@ -61,7 +84,10 @@ def test_float64_keeps_all_its_bits():
 
 
 @pytest.mark.parametrize("count", [1, 6, 131])
-def test_sums_over_rows(count):
+@pytest.mark.parametrize("way", ["cpu", "default"])
+def test_sums_over_rows(count, way, monkeypatch):
+    choose = lambda **ways: ways[way]()
+    monkeypatch.setattr(statistics.lax, "platform_dependent", choose)
     rows = numbers(count) % 7
     got = statistics.total(lambda i, row: (row, row * row), jnp.asarray(rows))
     np.testing.assert_allclose(got[0], rows.sum(0), rtol=1e-5, atol=1e-5)
