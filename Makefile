@@ -36,7 +36,7 @@ test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 test: $(INSTALLED)test
 	@mkdir -p $(COMPILED) && find $(COMPILED) -type f -mtime +7 -delete
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)
 
 lint: $(INSTALLED)dev
 	$(BIN)/ruff check .

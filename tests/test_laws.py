@@ -81,6 +81,7 @@ def test_equals_the_published_loops_in_float32(row, run):
     close(run(*ALL).update, expected(row, STACKS.values()), row.tolerance)
 
 
+@pytest.mark.whole_zoo  # two programs more for every rule
 def test_unpadded_rows_equal_the_published_loops_in_float64(row, run):
     """Four rows alone in float64; in float32 among two rows of nan and weight 0."""
     with jax.enable_x64(True):

@@ -28,6 +28,7 @@ def small(out, *args):
     return compare(*options, "--out", out, *args)
 
 
+@pytest.mark.slow
 def test_compare_writes_table_plot_and_json(tmp_path, capsys):
     assert small(tmp_path / "new" / "out", "--steps", 2) == 0
     out = tmp_path / "new" / "out"

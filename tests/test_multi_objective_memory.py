@@ -7,6 +7,8 @@ import pytest
 import consensus_optax as co
 from tests._compilation import AS_USERS_DO
 
+pytestmark = pytest.mark.slow
+
 B, P = 1024, 64
 # As measured on a CPU, where LAPACK wants copies of its own, and half an array more.
 ARRAYS = {

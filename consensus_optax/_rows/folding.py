@@ -25,6 +25,7 @@ from consensus_optax._rows.statistics import (
     halved,
     minmod,
 )
+from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
 
 # Rows merged per turn on a CPU, so that the carry is read and written once for all: on
@@ -180,6 +181,7 @@ def products_if_needed(
         needed = matters(*first)
     rest = lambda: at_once(others)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rest))
+    zeros = varying_like(zeros, leaf.left, leaf.right, weights)
     queues = iter(first), iter(lax.cond(jnp.any(needed), rest, lambda: zeros))
     return tuple(next(queues[s not in told]) for s in statistics)
 

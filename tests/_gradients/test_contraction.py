@@ -20,7 +20,9 @@ def test_rows_are_those_of_vmap_of_grad(name):
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
-@pytest.mark.parametrize("name", ["mlp", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)]
+)
 def test_groups_are_rows(name, group_size):
     model = MODELS[name]()
     rows = co.per_example_grad(model.loss, group_size=group_size)

@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from consensus_optax.comparison._lab import Lab
 from tests.comparison.tiny import PROBLEMS, grid_task, label_task, problem
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = {"seeds": 2, "learning_rate": 1e-3, "width": 4, "depth": 1}
 

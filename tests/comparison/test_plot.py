@@ -5,7 +5,7 @@ import pytest
 from consensus_optax import comparison
 from tests.comparison.tiny import result
 
-pytestmark = pytest.mark.standard_promotion  # for optax.adam
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]  # for optax.adam
 
 
 def test_every_rule_is_in_every_panel(tmp_path):

@@ -16,7 +16,7 @@ from tests.comparison.tiny import (
     result,
 )
 
-pytestmark = pytest.mark.standard_promotion  # for optax.adam
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]  # for optax.adam
 
 RULES = {"mean": co.mean(), "sign_consensus": co.sign_consensus()}
 

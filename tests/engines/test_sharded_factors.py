@@ -155,7 +155,7 @@ def cases():
     for kind, row in enumerate(RULES):
         first = asked.index(asked[kind]) == kind
         for place, devices in enumerate(MESHES):
-            now = first and kind % 3 == place
+            now = first and kind % 6 == place  # half of the ways to ask
             marks = () if now else pytest.mark.whole_zoo
             yield pytest.param(kind, devices, marks=marks, id=f"{row} on {devices}")
 

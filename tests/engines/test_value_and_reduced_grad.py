@@ -8,7 +8,7 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax._rules.solvers import SolverState
-from tests.zoo import OF_EACH_KIND
+from tests.zoo import KINDS, ZOO
 
 ROWS, WIDTH = 5, 6
 
@@ -63,7 +63,15 @@ def assert_same(x, y):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-5 * size)
 
 
-@pytest.mark.parametrize("row", OF_EACH_KIND)
+def cases():
+    """Rows of a model; of rows as they are every kind is asked in test_sources.py."""
+    for row in ZOO:
+        now = row in KINDS[::3]
+        marks = () if now else pytest.mark.whole_zoo
+        yield pytest.param(row, id=str(row), marks=marks)
+
+
+@pytest.mark.parametrize("row", [*cases()])
 def test_microbatches_of_two_give_what_all_rows_at_once_give(row):
     """Five rows in microbatches of two, one row nan and one absent."""
     params, batch = setting(bad_row=3)

@@ -9,6 +9,8 @@ from flax import nnx
 import consensus_optax as co
 from consensus_optax import training
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = 3
 MODELS = {
     "mlp": lambda: training.CharacterMLP(

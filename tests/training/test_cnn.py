@@ -8,6 +8,8 @@ from flax import nnx
 
 from consensus_optax import training
 
+pytestmark = pytest.mark.slow
+
 
 def pictures(key, *shape):
     return jax.random.normal(jax.random.key(key), shape)

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, PartitionSpec
 import consensus_optax as co
 from consensus_optax import attacks, training
 
+pytestmark = pytest.mark.slow
+
 CLIENTS, STEPS, BATCH, WIDTH = 5, 3, 4, 2
 COUNTS = jnp.array([4.0, 1.0, 2.0, 8.0, 1.0])
 FEDAVG = optax.chain(co.mean(), optax.sgd(1.0))

@@ -71,6 +71,7 @@ def test_no_conflict_needs_no_step_and_bounds_are_met_exactly():
     assert state.converged
 
 
+@pytest.mark.slow
 def test_512_rows():
     gramian = stacks({"two camps": RANDOM["two camps"]}, 512, 1, seed=0)
     weights, state = projections(gramian)
