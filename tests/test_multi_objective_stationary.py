@@ -11,6 +11,8 @@ import pytest
 
 import consensus_optax as co
 
+pytestmark = pytest.mark.slow
+
 EPS = np.finfo(np.float32).eps
 B, P = 4, 20
 # A Gramian of P terms and what a Cholesky factor of it needs, (8 + 2 B) eps, are what

@@ -12,6 +12,8 @@ from tests._pinned import LARGE, SMALL, check, first_update
 from tests._pinned_multi_objective import NASH, PINNED
 from tests._reference_surgery import pcgrad
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(5)
 PAIRS = {
     "mgda": (co.mgda(), ref.mgda),

@@ -12,6 +12,8 @@ import consensus_optax as co
 from consensus_optax._rows import gramians, verbs
 from tests._bounds import unit
 
+pytestmark = pytest.mark.slow
+
 ROWS, M, N = 6, 12, 9
 
 

@@ -92,7 +92,7 @@ def cases():
     for row in ZOO:
         meshes = [mesh for mesh in MESHES if np.prod(mesh) >= row.least_rows]
         now = None
-        if row in ROW_KINDS:
+        if row in ROW_KINDS[::2]:
             now = meshes[ROW_KINDS.index(row) % len(meshes)]
         for mesh in meshes:
             marks = () if mesh == now else pytest.mark.whole_zoo

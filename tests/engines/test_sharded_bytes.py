@@ -13,6 +13,8 @@ from benchmarks._traffic import bytes_sent, collectives
 from tests.engines.test_sharded import in_memory, mesh_of, on_mesh
 from tests.zoo.own import heavy_ball
 
+pytestmark = pytest.mark.slow
+
 N = 8
 # A large leaf and many small ones, none of which N devices share evenly.
 SHAPES = [(1 << 15, 2), *((size,) for size in range(33, 40))]

@@ -22,6 +22,8 @@ from tests.engines.test_sharded import assert_same, in_memory, mesh_of, on_mesh
 from tests.engines.test_sources import stepper
 from tests.zoo import KINDS
 
+pytestmark = pytest.mark.slow
+
 # Of the last four that Bulyan chooses from two are nearest to each other: a tie.
 RULES = [row for row in KINDS if not str(row).startswith("bulyan_of_more")]
 ROWS, STEPS = 16, 2

@@ -13,6 +13,8 @@ from consensus_optax.engines.mesh.factors import Factors, as_travelling
 from tests.engines.test_sharded import mesh_of
 from tests.engines.test_sharded_bytes import KINDS
 
+pytestmark = pytest.mark.slow
+
 N, ROWS = 8, 16
 EACH = ROWS // N
 part = lambda size: -(-size // N)

@@ -63,7 +63,10 @@ def on_mesh(reducer, microbatch_size, given, check_vma=True, **options):
     return jax.jit(run)(*given)
 
 
-@pytest.mark.parametrize(("microbatch_size", "check_vma"), [(2, True), (None, False)])
+@pytest.mark.parametrize(
+    ("microbatch_size", "check_vma"),
+    [(2, True), pytest.param(None, False, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_all_rows_at_once(kind, microbatch_size, check_vma):
     given = problem()

@@ -9,6 +9,8 @@ from scipy.optimize import nnls
 from consensus_optax._rules.solvers import dual_cone
 from tests._rules.solvers._gramians import ILL_CONDITIONED, RANDOM, stacks
 
+pytestmark = pytest.mark.slow
+
 EPSILON = 1e-4
 
 

@@ -8,6 +8,8 @@ import pytest
 from consensus_optax._rules.solvers import cancels, fair_division
 from tests._rules.solvers._gramians import ILL_CONDITIONED, RANDOM, stacks
 
+pytestmark = pytest.mark.slow
+
 
 @jax.jit
 def divided(gramians, counts, alpha):

@@ -10,6 +10,8 @@ from consensus_optax._rules.solvers import over_simplex
 from tests._reference_multi_objective import shortest
 from tests._rules.solvers._gramians import ILL_CONDITIONED, RANDOM, stacks
 
+pytestmark = pytest.mark.slow
+
 
 @jax.jit
 def shortest_combinations(gramians):
