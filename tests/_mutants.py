@@ -29,17 +29,18 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_rows/folding": ("_rows/test_folding.py",),
     "_rows/stack": ("test_contract.py", "test_contract_leaves.py"),
     "_running/run": _OF_RUNNING,
-    "_running/affine": _OF_RUNNING,
+    "_running/memory": _OF_RUNNING,
     "_running/products": _OF_RUNNING,
     "_running/packing": _OF_RUNNING,
     "_running/blocks": ("_running/test_blocks.py",),
     "_running/reducer": ("test_contract.py",),
     "engines/microbatches/batches": ("engines/test_value_and_reduced_grad.py",),
-    "engines/microbatches/folds": ("engines/test_value_and_reduced_grad.py",),
-    "engines/microbatches/run": ("engines/test_value_and_reduced_grad.py",),
-    "engines/mesh/by_coordinates": _OF_A_MESH,
+    "engines/microbatches/source": ("engines/test_sources.py",),
+    "engines/microbatches/pairs": ("engines/test_sources.py",),
+    "engines/mesh/source": _OF_A_MESH,
+    "engines/mesh/factors": ("engines/test_sharded_factors.py",),
+    "engines/mesh/layout": ("engines/test_sharded_factors.py",),
     "engines/mesh/exchange": _OF_A_MESH,
-    "engines/mesh/share": _OF_A_MESH,
 }
 # Types are not run. (What `|` does between masks is mutated in other ways.)
 LEFT_OUT = "core/ReplaceBinaryOperator_BitOr_"
