@@ -124,11 +124,26 @@ def products_at_once(
     Sums of products of vectors are matrix products here too; what a CPU may stop early
     costs less than to ask whether it may.
     """
+    return _at_once(_in_order(leaf, order), statistics, weights)
+
+
+def _in_order(leaf: OuterProduct, order: Array) -> OuterProduct:
+    """Row ``order[i]`` in place of row i.
+
+    Without the barrier XLA looks rows up anew for every entry that it multiplies out.
+    """
+    left, right = lax.optimization_barrier((leaf.left[order], leaf.right[order]))
+    return dataclasses.replace(leaf, left=left, right=right)
+
+
+def _at_once(
+    leaf: OuterProduct, statistics: Statistics, weights: Array
+) -> tuple[Any, ...]:
+    """The same of rows in their order."""
     count, (_, m, n) = weights.shape[0], leaf.sides
     is_sum = lambda s: _of_vectors(leaf) and s.of_products and not s.stays_zero
     others = [s for s in statistics if not is_sum(s)]
-    # else XLA looks rows up anew for every entry that it multiplies out
-    left, right = lax.optimization_barrier((leaf.left[order], leaf.right[order]))
+    left, right = leaf.left, leaf.right
     length = count if _of_vectors(leaf) else min(count, max(1, _ENTRIES // (m * n)))
 
     def of_block(first: Any) -> tuple[Any, ...]:
@@ -167,7 +182,9 @@ def products_if_needed(
     Matrix products tell first whether any coordinate of products of two vectors needs
     more than they tell.
     """
-    at_once = lambda which: products_at_once(leaf, which, weights, order)
+    leaf = _in_order(leaf, order)  # ahead of any branch
+    weights = varying_like(weights, leaf.left, leaf.right)  # branches have one type
+    at_once = lambda which: _at_once(leaf, which, weights)
     told = [s for s in statistics if s.of_products and not s.stays_zero]
     others = [s for s in statistics if s not in told]
     signs_tell = [s.merge for s in others] == [minmod]
@@ -175,7 +192,8 @@ def products_if_needed(
         return at_once(statistics)
     first = at_once(told)
     if signs_tell:
-        needed = agreed_in_sign(*_vectors(leaf, weights, order))
+        a, d = (x[:, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
+        needed = agreed_in_sign(a, d)
     else:
         assert matters
         needed = matters(*first)
