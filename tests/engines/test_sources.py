@@ -111,6 +111,9 @@ def loss_values(rows):
     return jax.vmap(one)(rows)
 
 
+# Each row and its halfway point: one row at 1e10 leaves exact ties among the others'
+# distances, and the order of summation decides which of them Bulyan takes.
+TIED = ("far 1e+10 first", "far 1e+10 last")
 MESH = 4
 SOURCES = {
     "microbatches of 5": (5, None),
@@ -177,7 +180,9 @@ def check(row, source, rtol, dtype=np.float32):
     wrong = {
         name: f"off by {gap[s].max():.1e} of {size[s].max():.1e}"
         for s, name in enumerate(names)
-        if not (gap[s] <= allowed[s] * size[s]).all() and name not in row.rounding
+        if not (gap[s] <= allowed[s] * size[s]).all()
+        and name not in row.rounding
+        and not (row.factory.__name__ == "bulyan_of_more" and name in TIED)
     }
     assert not wrong
     for one, other in zip(facts, seen, strict=True):
@@ -187,8 +192,6 @@ def check(row, source, rtol, dtype=np.float32):
 def cases():
     """One source for each kind of rule, and the whole product where CI asks for it."""
     for index, row in enumerate(ZOO):
-        if row.factory.__name__ == "bulyan_of_more":
-            continue  # far rows leave exact ties, which rounding breaks
         for place, source in enumerate(SOURCES):
             now = row in KINDS and KINDS.index(row) % len(SOURCES) == place
             marks = () if now else pytest.mark.whole_zoo
