@@ -60,7 +60,8 @@ def fold_products(
 ) -> tuple[Any, ...]:
     """The same of products, (M, N) each; see `verbs.fold`."""
     with_factors = lambda *both: dataclasses.replace(leaf, left=both[0], right=both[1])
-    given = (statistics, weights, order)
+    # branches have one type, also of statistics of weights alone
+    given = (statistics, varying_like(weights, leaf.left, leaf.right), order)
     return lax.platform_dependent(
         *(leaf.left, leaf.right),
         cpu=lambda *both: products_in_turn(with_factors(*both), *given, matters),
@@ -183,7 +184,6 @@ def products_if_needed(
     more than they tell.
     """
     leaf = _in_order(leaf, order)  # ahead of any branch
-    weights = varying_like(weights, leaf.left, leaf.right)  # branches have one type
     at_once = lambda which: _at_once(leaf, which, weights)
     told = [s for s in statistics if s.of_products and not s.stays_zero]
     others = [s for s in statistics if s not in told]
