@@ -22,6 +22,7 @@ from consensus_optax._rows.explicit import concatenated
 from consensus_optax._rows.layers import LayersFirst
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 from consensus_optax._rows.verbs import scale
+from consensus_optax._rows.views import reshaped, transposed, with_dense_left
 
 
 def total(x: Any, y: Any) -> list[Any] | None:
@@ -38,7 +39,7 @@ def total(x: Any, y: Any) -> list[Any] | None:
     layout = lambda p: (p.row_shape, p.steps, p.dtype, p.precision)
     if layout(x) != layout(y):
         return None
-    x, y = x.with_dense_left(), y.with_dense_left()
+    x, y = with_dense_left(x), with_dense_left(y)
     left, right = concatenated(x.left, y.left), concatenated(x.right, y.right)
     return [OuterProduct(left, right, *layout(x))]
 
@@ -101,23 +102,21 @@ def moved(eqn: Any, leaf: Any) -> list[Any] | None:
             return [leaf]
         case "convert_element_type":
             dtype = params["new_dtype"]
-            return (
-                [leaf.with_dtype(dtype)]
-                if jnp.issubdtype(dtype, jnp.floating)
-                else None
-            )
+            if not jnp.issubdtype(dtype, jnp.floating):
+                return None
+            return [dataclasses.replace(leaf, dtype=jnp.dtype(dtype))]
         case "transpose":
             axes = params["permutation"]
             if axes[0] != 0:
                 return None
-            return [leaf.transposed(tuple(axis - 1 for axis in axes[1:]))]
+            return [transposed(leaf, tuple(axis - 1 for axis in axes[1:]))]
         case "broadcast_in_dim":
             if math.prod(shape) != leaf.size or params["broadcast_dimensions"][0] != 0:
                 return None
         case "reshape":
             if params["dimensions"] is not None:
                 return None
-    return [leaf.reshaped(shape[1:])] if shape and shape[0] == leaf.shape[0] else None
+    return [reshaped(leaf, shape[1:])] if shape and shape[0] == leaf.shape[0] else None
 
 
 def _resharded(leaf: Any, sharding: Any) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.explicit import of_each_row
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.outer_product import OuterProduct, contract, is_outer_product
 from consensus_optax._typing import Array
 
 
@@ -86,7 +86,7 @@ def _are_finite(leaves: list[OuterProduct]) -> Array:
             return lax.map(each, (left, right)).all()
         there = [jnp.isfinite(x) for x in (left, right)]
         factors = [jnp.where(*x, 0) for x in zip(there, (left, right), strict=True)]
-        product = leaf.contract(*factors).astype(leaf.dtype)
+        product = contract(leaf, *factors).astype(leaf.dtype)
         parts = [x.all() for x in (*there, jnp.isfinite(product))]
         return functools.reduce(jnp.logical_and, parts)
 

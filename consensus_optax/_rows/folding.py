@@ -10,6 +10,7 @@ each 0.08 (0.47) and 0.12.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.outer_product import OuterProduct, contract
 from consensus_optax._rows.statistics import (
     Statistic,
     agreed_in_sign,
@@ -26,6 +27,7 @@ from consensus_optax._rows.statistics import (
     minmod,
 )
 from consensus_optax._rows.varying import varying_like
+from consensus_optax._rows.views import row_matrix
 from consensus_optax._typing import Array
 
 # Rows merged per turn on a CPU, so that the carry is read and written once for all: on
@@ -97,7 +99,7 @@ def products_in_turn(
 ) -> tuple[Any, ...]:
     """Rows multiplied out one after the other, or by short cuts where there are any."""
     if not _of_vectors(leaf):
-        row = lambda i: leaf.contract(leaf.left[order[i]], leaf.right[order[i]])
+        row = lambda i: row_matrix(leaf, order[i])
         return fold_rows(row, statistics, weights, _PRODUCTS_PER_TURN)
     a, d = _vectors(leaf, weights, order)
     short = [s.of_products(a, d, weights) for s in statistics if s.of_products]
@@ -152,7 +154,7 @@ def _at_once(
         start = jnp.minimum(first, count - length)
         part = lambda x: lax.dynamic_slice_in_dim(x, start, length)
         own = jnp.where(start + jnp.arange(length) >= first, part(weights), 0)
-        rows = jax.vmap(leaf.contract)(part(left), part(right))
+        rows = jax.vmap(functools.partial(contract, leaf))(part(left), part(right))
         return _merged(rows, others, own)
 
     def add(block: Any, merged: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,12 +7,14 @@ chunk never fill memory. Other devices get few, large products.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from consensus_optax._rows.layers import sum_of_layers
@@ -55,7 +57,7 @@ def cross_gramian(
     if factored and x.is_look_up == y.is_look_up and not _is_small_table(x):
         left, right = factor_products(x, y, "bsx,ctx->bcst", dtype)
         return (left * right).sum((2, 3))
-    multiply = lambda z: z.with_dtype(dtype).materialize()
+    multiply = lambda z: dataclasses.replace(z, dtype=np.dtype(dtype)).materialize()
     arrays = [multiply(z) if is_outer_product(z) else z for z in (x, y)]
     return _wide_product(*(flat(z, dtype) for z in arrays))
 

@@ -17,6 +17,7 @@ from jax import lax
 from consensus_optax._rows.explicit import joined
 from consensus_optax._rows.outer_product import OuterProduct
 from consensus_optax._rows.varying import varying_like
+from consensus_optax._rows.views import transposed
 from consensus_optax._typing import Array
 
 
@@ -34,7 +35,7 @@ class LayersFirst(NamedTuple):
         exchanged = [{0: 1, 1: 0}.get(axis, axis) for axis in axes]
         if exchanged[0] != 0:
             return None
-        return self.leaf.transposed(tuple(axis - 1 for axis in exchanged[1:]))
+        return transposed(self.leaf, tuple(axis - 1 for axis in exchanged[1:]))
 
 
 def placed(leaf: Any, spec: Sequence[Any]) -> Any:

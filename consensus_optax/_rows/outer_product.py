@@ -120,17 +120,7 @@ class OuterProduct:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the materialized rows, (B, *parameter.shape)."""
-        return (self.right.shape[0], *self._row_shapes[-1])
-
-    @property
-    def _row_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of one row before each step, and after all of them."""
-        shapes = [self.row_shape]
-        for name, argument in self.steps:
-            row = shapes[-1]
-            transposed = name == "transpose"
-            shapes += [tuple(row[i] for i in argument) if transposed else argument]
-        return shapes
+        return (self.right.shape[0], *row_shapes(self)[-1])
 
     @property
     def ndim(self) -> int:
@@ -141,54 +131,6 @@ class OuterProduct:
     def size(self) -> int:
         """Number of entries of the materialized rows."""
         return math.prod(self.shape)
-
-    def restore(self, matrix: Array) -> Array:
-        """Brings an (M, N) matrix, say a combination of rows, to parameter shape.
-
-        Of layers all matrices together, (L, M, N).
-        """
-        out = matrix.reshape(self.row_shape)
-        for name, argument in self.steps:
-            transposed = name == "transpose"
-            out = out.transpose(argument) if transposed else out.reshape(argument)
-        return out
-
-    def matrix(self, direction: Array) -> Array:
-        """What :meth:`restore` brings to an array of parameter shape."""
-        _, m, n = self.sides
-        layers = () if self.num_layers is None else (self.num_layers,)
-        before = zip(self.steps, self._row_shapes, strict=False)  # and one after all
-        for (name, argument), shape in reversed(list(before)):
-            if name == "transpose":
-                inverse = sorted(range(len(argument)), key=argument.__getitem__)
-                direction = direction.transpose(inverse)
-            else:
-                direction = direction.reshape(shape)
-        return direction.reshape((*layers, m, n))
-
-    def row(self, index: Any) -> Array:
-        """Row ``index`` as an (M, N) or (L, M, N) matrix, in at least float32."""
-        return self.contract(self.left[index], self.right[index])
-
-    def contract(self, a: Array, d: Array) -> Array:
-        """The sum of outer products, (T, M) or (T,) and (T, N) to (M, N).
-
-        Of layers (L, T, M) and (L, T, N) to (L, M, N).
-        """
-        if d.ndim == 3:
-            return jax.vmap(self.contract)(a, d)
-        dtype = jnp.float64 if self.dtype == jnp.float64 else jnp.float32
-        if a.ndim == 1:
-            return jax.ops.segment_sum(d.astype(dtype), a, self.row_shape[0])
-        if a.shape[0] == 1:  # a product of two vectors; a matmul of depth one is slow
-            return a[0].astype(dtype)[:, None] * d[0].astype(dtype)[None, :]
-        return lax.dot_general(
-            a,
-            d,
-            (((0,), (0,)), ((), ())),
-            precision=self.precision,
-            preferred_element_type=dtype,
-        )
 
     def materialize(self) -> Array:
         """The rows multiplied out, shape (B, *parameter.shape) and ``dtype``.
@@ -201,46 +143,11 @@ class OuterProduct:
             raise ValueError(MISSING)
 
         def multiply(left: Array, right: Array) -> Array:
-            rows = jax.vmap(lambda a, d: self.restore(self.contract(a, d)))
+            rows = jax.vmap(lambda a, d: restored(self, contract(self, a, d)))
             return rows(left, right).astype(self.dtype)
 
         spec = PartitionSpec(spec_of(self.right)[0], *self.spec)
         return automatic(multiply, (self.left, self.right), spec)
-
-    def reshaped(self, shape: tuple[int, ...]) -> OuterProduct:
-        """The same rows in another shape, given without the example axis."""
-        step = ("reshape", tuple(shape))
-        return dataclasses.replace(self, steps=(*self.steps, step))
-
-    def transposed(self, axes: tuple[int, ...]) -> OuterProduct:
-        """The same rows with axes permuted, by exchanging the sides if that is all."""
-        if axes == tuple(range(len(axes))):
-            return self
-        _, m, _ = self.sides
-        for split in range(len(self.row_shape) + 1):
-            first, last = self.row_shape[:split], self.row_shape[split:]
-            exchanges = axes == (*range(split, len(axes)), *range(split))
-            if (
-                exchanges
-                and math.prod(first) == m
-                and not (self.steps or self.is_look_up)
-                and self.num_layers is None
-            ):
-                return dataclasses.replace(
-                    self, left=self.right, right=self.left, row_shape=(*last, *first)
-                )
-        return dataclasses.replace(self, steps=(*self.steps, ("transpose", axes)))
-
-    def with_dtype(self, dtype: Any) -> OuterProduct:
-        """The same rows, to be materialized in another dtype."""
-        return dataclasses.replace(self, dtype=np.dtype(dtype))
-
-    def with_dense_left(self) -> OuterProduct:
-        """The same rows with indices written out as one-hot factors."""
-        if not self.is_look_up:
-            return self
-        one_hot = jax.nn.one_hot(self.left, self.row_shape[0], dtype=self.right.dtype)
-        return dataclasses.replace(self, left=one_hot)
 
     def __getitem__(self, rows: Any) -> OuterProduct:
         """Several rows: a slice, or indices (B',)."""
@@ -248,6 +155,49 @@ class OuterProduct:
         if not taken.is_intact:
             raise TypeError(f"`[{rows}]` selects no rows (B', ...). {MISSING}")
         return taken
+
+
+def contract(leaf: OuterProduct, a: Array, d: Array) -> Array:
+    """The sum of outer products, (T, M) or (T,) and (T, N) to (M, N).
+
+    Of layers (L, T, M) and (L, T, N) to (L, M, N).
+    """
+    if d.ndim == 3:
+        return jax.vmap(lambda *both: contract(leaf, *both))(a, d)
+    dtype = jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
+    if a.ndim == 1:
+        return jax.ops.segment_sum(d.astype(dtype), a, leaf.row_shape[0])
+    if a.shape[0] == 1:  # a product of two vectors; a matmul of depth one is slow
+        return a[0].astype(dtype)[:, None] * d[0].astype(dtype)[None, :]
+    return lax.dot_general(
+        a,
+        d,
+        (((0,), (0,)), ((), ())),
+        precision=leaf.precision,
+        preferred_element_type=dtype,
+    )
+
+
+def restored(leaf: OuterProduct, matrix: Array) -> Array:
+    """Brings an (M, N) matrix, say a combination of rows, to parameter shape.
+
+    Of layers all matrices together, (L, M, N).
+    """
+    out = matrix.reshape(leaf.row_shape)
+    for name, argument in leaf.steps:
+        transposed = name == "transpose"
+        out = out.transpose(argument) if transposed else out.reshape(argument)
+    return out
+
+
+def row_shapes(leaf: OuterProduct) -> list[tuple[int, ...]]:
+    """Shapes of one row before each step, and after all of them."""
+    shapes = [leaf.row_shape]
+    for name, argument in leaf.steps:
+        row = shapes[-1]
+        transposed = name == "transpose"
+        shapes += [tuple(row[i] for i in argument) if transposed else argument]
+    return shapes
 
 
 def is_outer_product(leaf: Any) -> TypeIs[OuterProduct]:

@@ -20,8 +20,14 @@ from jax import lax
 from consensus_optax._rows.folding import fold_array, fold_products
 from consensus_optax._rows.gramians import cross_gramian, factor_products, flat
 from consensus_optax._rows.layers import each_layer, sum_of_layers
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.outer_product import (
+    OuterProduct,
+    contract,
+    is_outer_product,
+    restored,
+)
 from consensus_optax._rows.statistics import WEIGHTED_SUM, Statistic
+from consensus_optax._rows.views import as_matrix
 from consensus_optax._typing import Array
 
 
@@ -81,14 +87,15 @@ def over_layers(function: Callable[..., Any], leaf: Any, *directions: Array) -> 
     """A function of one layer's rows, and of directions', summed over the layers."""
     whole, part = _taken_apart(leaf)
     of_layer = lambda layer, *parts: function(part(layer), *parts)
-    return sum_of_layers(of_layer, whole, *map(whole.matrix, directions))
+    matrices = [as_matrix(whole, each) for each in directions]
+    return sum_of_layers(of_layer, whole, *matrices)
 
 
 def _by_layer(function: Callable[..., Any], leaf: Any) -> Any:
     """A function of one layer's rows to matrices; those of all, in parameter shape."""
     whole, part = _taken_apart(leaf)
     merged = each_layer(lambda layer: function(part(layer)), whole)
-    return jax.tree.map(whole.restore, merged)
+    return jax.tree.map(functools.partial(restored, whole), merged)
 
 
 def _taken_apart(leaf: Any) -> tuple[OuterProduct, Callable[[OuterProduct], AnyLeaf]]:
@@ -141,7 +148,7 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
         if not leaf.is_look_up:
             a = jnp.where(keep, a.astype(dtype), 0)
         all_terms = lambda factor: factor.reshape(-1, *factor.shape[2:])
-        return leaf.restore(leaf.contract(all_terms(a), all_terms(d)))
+        return restored(leaf, contract(leaf, all_terms(a), all_terms(d)))
     combined = fold(leaf, (WEIGHTED_SUM,), weights, order)[0]
     return jnp.where(jnp.any(weights != 0), combined, 0)  # there may be no sound row
 
@@ -168,7 +175,7 @@ def fold(
     if not is_outer_product(leaf):
         return fold_array(leaf, statistics, weights, order)
     merged = fold_products(leaf, statistics, weights, order, matters)
-    return jax.tree.map(leaf.restore, merged)
+    return jax.tree.map(functools.partial(restored, leaf), merged)
 
 
 def as_array(leaf: AnyLeaf, dtype: Any) -> Array:
@@ -196,7 +203,7 @@ def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
         return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
     precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     if is_outer_product(leaf):
-        matrix = leaf.matrix(direction)  # (M, N)
+        matrix = as_matrix(leaf, direction)  # (M, N)
         if leaf.is_look_up:
             options = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
             projected = matrix.at[leaf.left].get(**options)

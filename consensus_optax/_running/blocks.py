@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,12 @@ import numpy as np
 from jax import lax
 
 from consensus_optax._rows.layers import layer
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.outer_product import (
+    OuterProduct,
+    contract,
+    is_outer_product,
+    restored,
+)
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import AnyLeaf, present_rows
 from consensus_optax._rules.kinds import Roster
@@ -92,7 +98,7 @@ def _in_blocks(
     def own(i: int, leaf: AnyLeaf) -> Array:
         entries = merged[place[i] : place[i] + _row_size(leaf)]
         if is_outer_product(leaf) and i not in small:
-            return leaf.restore(entries)
+            return restored(leaf, entries)
         return entries.reshape(_row_shape(leaf))
 
     return [own(i, leaf) for i, leaf in enumerate(leaves)]
@@ -138,7 +144,9 @@ def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
             block = jax.vmap(look_up)(one.left - start, one.right)
         else:
             left = lax.dynamic_slice_in_dim(one.left, start, lines, 2)
-            block = jax.vmap(one.contract)(left, one.right)  # (B, lines, N)
+            block = jax.vmap(functools.partial(contract, one))(
+                left, one.right
+            )  # (B, lines, N)
         return block.astype(leaf.dtype).reshape(block.shape[0], -1)
 
     places = [number * m + _places(m, lines) for number in range(num_layers)]

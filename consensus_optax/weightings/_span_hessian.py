@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows import verbs
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.outer_product import OuterProduct, restored
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.views import row_matrix
 from consensus_optax._typing import Array, Tree
 
 
@@ -77,5 +78,5 @@ def span_hessian(
 def _row(leaf: Array | OuterProduct, index: Array) -> Array:
     """One row in parameter shape."""
     if isinstance(leaf, OuterProduct):
-        return leaf.restore(leaf.row(index))
+        return restored(leaf, row_matrix(leaf, index))
     return leaf[index]

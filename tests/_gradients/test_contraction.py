@@ -7,7 +7,9 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax._rows import verbs
+from consensus_optax._rows.outer_product import restored
 from consensus_optax._rows.statistics import MINMOD, WEIGHTED_MAGNITUDE, WEIGHTED_SUM
+from consensus_optax._rows.views import reshaped, row_matrix, transposed
 from tests._models import MODELS, array, assert_close, assert_rows, square
 
 pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
@@ -43,21 +45,23 @@ def test_every_verb_agrees_on_factors_and_arrays():
     products = {
         "one term": co.OuterProduct(draw(5, 1, 6), draw(5, 1, 7), (6, 7)),
         "terms": co.OuterProduct(draw(5, 3, 6), draw(5, 3, 7), (6, 7)),
-        "moved": co.OuterProduct(draw(5, 2, 6), draw(5, 2, 4), (6, 2, 2)).transposed(
-            (1, 0, 2)
+        "moved": transposed(
+            co.OuterProduct(draw(5, 2, 6), draw(5, 2, 4), (6, 2, 2)), (1, 0, 2)
         ),
-        "reshaped": co.OuterProduct(draw(5, 2, 6), draw(5, 2, 4), (6, 4)).reshaped(
-            (2, 3, 4)
+        "reshaped": reshaped(
+            co.OuterProduct(draw(5, 2, 6), draw(5, 2, 4), (6, 4)), (2, 3, 4)
         ),
         "layers": co.OuterProduct(draw(5, 3, 1, 6), draw(5, 3, 1, 7), (3, 6, 7)),
         "layers of terms": co.OuterProduct(
             draw(5, 3, 2, 6), draw(5, 3, 2, 4), (3, 6, 2, 2)
         ),
-        "layers moved": co.OuterProduct(
-            draw(5, 4, 2, 6), draw(5, 4, 2, 4), (2, 2, 6, 4)
-        )
-        .transposed((2, 0, 3, 1))
-        .reshaped((12, 8)),
+        "layers moved": reshaped(
+            transposed(
+                co.OuterProduct(draw(5, 4, 2, 6), draw(5, 4, 2, 4), (2, 2, 6, 4)),
+                (2, 0, 3, 1),
+            ),
+            (12, 8),
+        ),
         "layers, few entries": co.OuterProduct(
             draw(5, 2, 9, 3), draw(5, 2, 9, 4), (2, 3, 4)
         ),
@@ -87,7 +91,7 @@ def test_every_verb_agrees_on_factors_and_arrays():
         rows = leaf.materialize()
         assert rows.shape == leaf.shape, name
         for i in range(5):
-            assert_close(leaf.restore(leaf.row(i)), rows[i], 2e-6)  # as below
+            assert_close(restored(leaf, row_matrix(leaf, i)), rows[i], 2e-6)  # as below
         direction = draw(*leaf.shape[1:])
         compare = jax.jit(lambda *of: [every_verb(x, of[0]) for x in of[1:]])
         for x, y in zip(*compare(direction, leaf, rows), strict=True):

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
+from consensus_optax._rows.views import transposed
 from tests import _scanned_models
 from tests._models import (
     Model,
@@ -244,12 +245,8 @@ def test_verbs_of_a_leaf_cut_along_two_axes():
     )
     put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
     left, right = draw(0, 8, 3, 6), draw(1, 8, 3, 4)
-    plain = co.OuterProduct(left, right, (6, 4)).transposed((1, 0))
-    cut = co.OuterProduct(
-        put(left, "data", None, "model"),
-        put(right, "data"),
-        (6, 4),
-        spec=(None, "model"),
-    ).transposed((1, 0))
+    plain = transposed(co.OuterProduct(left, right, (6, 4)), (1, 0))
+    factors = put(left, "data", None, "model"), put(right, "data")
+    cut = transposed(co.OuterProduct(*factors, (6, 4), spec=(None, "model")), (1, 0))
     rows = jax.jit(lambda leaf: leaf.materialize())(cut)
     assert_close(rows, plain.materialize(), 1e-6)  # the same sums

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.outer_product import OuterProduct, is_outer_product, restored
 from consensus_optax._rows.verbs import AnyLeaf, Mixed
+from consensus_optax._rows.views import as_matrix, reshaped
 from consensus_optax._running.memory import as_sent
 from consensus_optax._typing import Array
 from consensus_optax.engines.mesh.layout import Layout
@@ -36,7 +37,11 @@ class Factors(NamedTuple):
         """How the parameter's coordinates lie."""
         layers, (_, m, n) = self.leaf.num_layers or 1, self.leaf.sides
         sides = (layers, m, n) if self.dealt == "left" else (layers * m, n, 1)
-        return Layout(sides, self.leaf.matrix, self.leaf.restore)
+        return Layout(
+            sides,
+            functools.partial(as_matrix, self.leaf),
+            functools.partial(restored, self.leaf),
+        )
 
     @property
     def whole(self) -> Array:
@@ -67,7 +72,7 @@ class Factors(NamedTuple):
         block = dataclasses.replace(
             self.leaf, left=left, right=right, row_shape=shape, steps=()
         )
-        return block.reshaped((math.prod(shape),))
+        return reshaped(block, (math.prod(shape),))
 
 
 def as_travelling(
