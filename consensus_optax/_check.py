@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,15 @@ def static_number(
     if callable(value) or isinstance(value, jax.core.Tracer):
         fail(name, "a number known when traced, since it fixes counts", value)
     interval(name, value, low, high, **ends)
+
+
+def axis_names(name: str, value: Any) -> tuple[str, ...]:
+    """Checks that a value names a mesh axis, or several; gives them all."""
+    several = (value,) if isinstance(value, str) else value
+    are_names = isinstance(several, Sequence) and len(several) > 0
+    if not are_names or not all(isinstance(axis, str) for axis in several):
+        fail(name, "the name of a mesh axis, or several", value)
+    return tuple(several)
 
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> None:

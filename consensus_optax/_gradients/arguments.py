@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._gradients.constraints import RowsAxis
 from consensus_optax._rows.explicit import whole_along_rows
 from consensus_optax._rows.varying import varying_like
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, AxisName
 
 Argnums = int | Sequence[int]
 
@@ -33,12 +34,14 @@ class Arranged(NamedTuple):
       in_axes: for each, 0 if it has that axis and None if all rows share it.
       num_rows: B.
       argnums: which of them are differentiated, 0 or above.
+      rows_axis: what is known of the axis of rows on a mesh.
     """
 
     args: tuple[Any, ...]
     in_axes: tuple[int | None, ...]
     num_rows: int
     argnums: int | tuple[int, ...]
+    rows_axis: RowsAxis = RowsAxis()
 
     def take(self, indices: Array) -> Arranged:
         """The rows with these indices."""
@@ -93,6 +96,7 @@ def arranger(
     keep_batch_dim: bool,
     group_size: int,
     prng_argnum: int | None,
+    spmd_axis_name: AxisName | None = None,
 ) -> Callable[[Sequence[Any]], Arranged]:
     """Checks the options that say what a row is; returns what makes rows of a call."""
     _check.count("group_size", group_size)
@@ -103,6 +107,10 @@ def arranger(
         _checked(name, value)
     if prng_argnum is not None:
         _checked("prng_argnum", prng_argnum)
+    names: tuple[str, ...] = ()
+    if spmd_axis_name is not None:
+        names = _check.axis_names("spmd_axis_name", spmd_axis_name)
+    rows_axis = RowsAxis(group_size if keep_batch_dim else None, names)
 
     def arrange(args: Sequence[Any]) -> Arranged:
         several = functools.partial(positions, count=len(args))
@@ -122,7 +130,7 @@ def arranger(
             arranged[position] = _row_keys(position, args[position], num_rows)
         one = not isinstance(argnums, Sequence)
         numbers = differentiated[0] if one else differentiated
-        given = Arranged(tuple(arranged), tuple(in_axes), num_rows, numbers)
+        given = Arranged(tuple(arranged), tuple(in_axes), num_rows, numbers, rows_axis)
         for position in differentiated:
             _check_differentiable(position, args[position])
             arranged[position] = given.varying(arranged[position])

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 
 from consensus_optax._gradients.arguments import known_as
+from consensus_optax._gradients.constraints import RowsAxis, moved_to_rows
 from consensus_optax._gradients.convolution import as_product
 from consensus_optax._gradients.jaxprs import (
     NOTHING,
@@ -49,10 +50,14 @@ from consensus_optax._rows.layers import placed
 from consensus_optax._rows.outer_product import is_outer_product
 
 _CONVOLUTION = "conv_general_dilated"
+_UNKNOWN = RowsAxis()
 
 
 def unfinished(
-    function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
+    function: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    *args: Any,
+    rows_axis: RowsAxis = _UNKNOWN,
 ) -> tuple[Any, Any]:
     """Evaluates ``vmap(function, in_axes)(*args)`` without the rows' contractions.
 
@@ -60,11 +65,12 @@ def unfinished(
       function: of one row's arguments, to (value, gradient).
       in_axes: as in ``jax.vmap``, 0 or None for each argument.
       *args: arguments of all rows.
+      rows_axis: what is known of the axis of rows on a mesh.
 
     Returns:
       (value, rows), rows with outer products where possible.
     """
-    closed, shapes, wanted = _traced(_of_all_rows(function, in_axes), args)
+    closed, shapes, wanted = _traced(of_all_rows(function, in_axes, rows_axis), args)
     outputs = _evaluated(closed, args, wanted, _keep)
     value_tree, rows_tree = map(jax.tree.structure, shapes)
     values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
@@ -78,13 +84,16 @@ def unfinished(
 
 
 def ends_of_rows(
-    function: Callable[..., Any], in_axes: Sequence[int | None], *args: Any
+    function: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    *args: Any,
+    rows_axis: RowsAxis = _UNKNOWN,
 ) -> list[str]:
     """For every leaf of :func:`unfinished` rows the operations in which it ends.
 
     Where these make products and the leaf is none, with the reason.
     """
-    closed, _, wanted = _traced(_of_all_rows(function, in_axes), args)
+    closed, _, wanted = _traced(of_all_rows(function, in_axes, rows_axis), args)
     outputs = _evaluated(closed, args, wanted, _keep)
     leaves = outputs[len(outputs) - len(wanted) :]
     pairs = zip(ends(closed.jaxpr, wanted), leaves, strict=True)
@@ -108,13 +117,19 @@ def _why(end: tuple[str, ...], leaf: Any) -> str:
 _NO_LARGER = "no larger multiplied out"
 
 
-def _of_all_rows(
-    function: Callable[..., Any], in_axes: Sequence[int | None]
+def of_all_rows(
+    function: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    rows_axis: RowsAxis = _UNKNOWN,
 ) -> Callable[..., Any]:
-    return jax.vmap(with_products(function), tuple(in_axes))
+    """The function of all rows, every contraction done."""
+    mapped = with_products(function, rows_axis)
+    return jax.vmap(mapped, tuple(in_axes), spmd_axis_name=rows_axis.names or None)
 
 
-def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_products(
+    function: Callable[..., Any], rows_axis: RowsAxis = _UNKNOWN
+) -> Callable[..., Any]:
     """A function of one row, to (value, gradient), fit to be mapped over rows.
 
     Convolutions that end its gradient are matrix products instead; to rounding, it is
@@ -124,6 +139,7 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     @known_as(function)
     def of_row(*args: Any) -> Any:
         closed, shapes, wanted = _traced(function, args)
+        closed = closed.replace(jaxpr=moved_to_rows(closed.jaxpr, rows_axis))
         ended = itertools.chain(*ends(closed.jaxpr, wanted))
         some = any(_CONVOLUTION in end for end in ended)
         outputs = _evaluated(closed, args, wanted if some else (), _rewrite)

@@ -17,8 +17,9 @@ from consensus_optax._gradients.arguments import (
     kind_of,
     known_as,
 )
-from consensus_optax._gradients.contraction import unfinished, with_products
+from consensus_optax._gradients.contraction import of_all_rows, unfinished
 from consensus_optax._rows.explicit import explained
+from consensus_optax._typing import AxisName
 
 
 def per_example_value_and_grad(
@@ -31,6 +32,7 @@ def per_example_value_and_grad(
     group_size: int = 1,
     prng_argnum: int | None = None,
     materialize: bool = False,
+    spmd_axis_name: AxisName | None = None,
 ) -> Callable[..., Any]:
     """Like :func:`per_example_grad`, with the value of every row.
 
@@ -43,6 +45,7 @@ def per_example_value_and_grad(
       group_size: how many examples make one row.
       prng_argnum: which argument is a random key.
       materialize: whether to multiply all leaves out.
+      spmd_axis_name: mesh axes that cut the rows.
 
     Returns:
       A function of ``fun``'s arguments that gives (values, rows), or ((values, aux),
@@ -56,7 +59,14 @@ def per_example_value_and_grad(
       >>> values.tolist(), rows.tolist()
       ([1.0, 4.0], [[2.0, 0.0], [0.0, 8.0]])
     """
-    arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    arrange = arranger(
+        argnums,
+        batch_argnums,
+        keep_batch_dim,
+        group_size,
+        prng_argnum,
+        spmd_axis_name,
+    )
     _check.flag("materialize", materialize)
 
     @explained
@@ -77,6 +87,7 @@ def per_example_grad(
     group_size: int = 1,
     prng_argnum: int | None = None,
     materialize: bool = False,
+    spmd_axis_name: AxisName | None = None,
 ) -> Callable[..., Any]:
     r"""Gradients of many examples: one row for each group of ``group_size`` examples.
 
@@ -102,6 +113,8 @@ def per_example_grad(
         counted over the whole batch, so that randomness does not depend on how rows
         are computed; an array of B keys is used as it is.
       materialize: True gives arrays only; False may leave outer products.
+      spmd_axis_name: mesh axes that cut the rows, as in ``jax.vmap``; needed where the
+        loss has a ``shard_map`` over other axes. See below for constraints.
 
     Returns:
       A function of ``fun``'s arguments that gives rows: a tree like the differentiated
@@ -124,7 +137,9 @@ def per_example_grad(
     On a mesh, with automatic or explicit axes, rows are sharded as the batch is, and
     along other axes as parameters are. On explicit axes parameters sharded along the
     rows' own are gathered first, and ``fun`` must say what JAX cannot decide: its error
-    then has a note.
+    then has a note. On automatic axes a sharding constraint of the loss that names the
+    rows' axis, ``P("data", None, "model")`` of a batch of activations, is brought to
+    the axis of rows, as ``spmd_axis_name`` or else the batch axis in it tells.
 
     Cost: that of ``jax.vmap(jax.grad(fun))``.
 
@@ -144,6 +159,7 @@ def per_example_grad(
         group_size=group_size,
         prng_argnum=prng_argnum,
         materialize=materialize,
+        spmd_axis_name=spmd_axis_name,
     )
 
     def rows_of(*args: Any, **kwargs: Any) -> Any:
@@ -162,8 +178,8 @@ def value_and_rows(
     """Values and gradients of all rows, the latter as outer products if possible."""
     function, in_axes, args = value_and_grad_of_row(fun, arranged, has_aux)
     if materialize:
-        return jax.vmap(with_products(function), tuple(in_axes))(*args)
-    return unfinished(function, in_axes, *args)
+        return of_all_rows(function, in_axes, arranged.rows_axis)(*args)
+    return unfinished(function, in_axes, *args, rows_axis=arranged.rows_axis)
 
 
 def value_and_grad_of_row(

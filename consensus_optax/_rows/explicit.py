@@ -137,21 +137,23 @@ def whole_along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list
     """
     pairs = list(zip(args, in_axes, strict=True))
     rows = jax.tree.leaves([arg for arg, axis in pairs if axis == 0])
-    names = {name for array in rows for name in _names(spec_of(array)[0])}
+    names = {name for array in rows for name in names_of(spec_of(array)[0])}
 
     def gather(array: Any) -> Any:
         if not isinstance(array, jax.Array):  # a number, a string, a function
             return array
         spec = spec_of(array)
-        if not any(names & set(_names(entry)) for entry in spec):
+        if not any(names & set(names_of(entry)) for entry in spec):
             return array
-        kept = (tuple(n for n in _names(entry) if n not in names) for entry in spec)
+        kept = (tuple(n for n in names_of(entry) if n not in names) for entry in spec)
         whole = PartitionSpec(*(entry or None for entry in kept))
         return jax.sharding.reshard(array, NamedSharding(explicit_mesh(array), whole))
 
     return [arg if axis == 0 else jax.tree.map(gather, arg) for arg, axis in pairs]
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def names_of(entry: Any) -> tuple[str, ...]:
     """The mesh axes of one entry of a spec."""
+    if entry is PartitionSpec.UNCONSTRAINED:
+        return ()
     return (entry,) if isinstance(entry, str) else tuple(entry or ())

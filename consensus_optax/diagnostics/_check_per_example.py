@@ -86,7 +86,8 @@ def _rows_and_doubts(
     """The rows as arrays, without aux, and what :func:`per_example_grad` warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        rows = per_example_grad(fun, **{**options, "materialize": True})(*call)
+        given: Any = {**options, "materialize": True}
+        rows = per_example_grad(fun, **given)(*call)
     doubts = [str(x.message) for x in caught if x.category is ForgottenAxis]
     for other in caught:
         if other.category is not ForgottenAxis:  # the loss's own

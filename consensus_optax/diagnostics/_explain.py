@@ -13,6 +13,7 @@ from consensus_optax._gradients.arguments import Argnums, arranger, is_array
 from consensus_optax._gradients.contraction import ends_of_rows, unfinished
 from consensus_optax._gradients.per_example import value_and_grad_of_row
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._typing import AxisName
 
 Line = tuple[str, str, str]  # path, shape, how it comes
 
@@ -26,6 +27,7 @@ def explain(
     keep_batch_dim: bool = True,
     group_size: int = 1,
     prng_argnum: int | None = None,
+    spmd_axis_name: AxisName | None = None,
 ) -> None:
     """Prints, for every parameter, how :func:`per_example_grad` gives its rows.
 
@@ -45,6 +47,7 @@ def explain(
       keep_batch_dim: whether ``fun`` sees a batch axis.
       group_size: how many examples make one row.
       prng_argnum: which argument is a random key.
+      spmd_axis_name: mesh axes that cut the rows.
 
     Returns:
       None.
@@ -57,7 +60,14 @@ def explain(
       ['b']  (32,)     array: ends in reduce_sum
       ['w']  (64, 32)  factored: 1 x (64 + 32), saves 61.0 KiB of 64.0 KiB
     """
-    arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    arrange = arranger(
+        argnums,
+        batch_argnums,
+        keep_batch_dim,
+        group_size,
+        prng_argnum,
+        spmd_axis_name,
+    )
 
     def texts_of(*args: Any) -> list[Line]:
         ends: list[str] = []
@@ -68,8 +78,12 @@ def explain(
             given = [shapes.get(i, leaf) for i, leaf in enumerate(leaves)]
             arranged = arrange(jax.tree.unflatten(treedef, given))
             function, in_axes, traced = value_and_grad_of_row(fun, arranged, has_aux)
-            ends.extend(ends_of_rows(function, in_axes, *traced))
-            return unfinished(function, in_axes, *traced)[1]
+            ends.extend(
+                ends_of_rows(function, in_axes, *traced, rows_axis=arranged.rows_axis)
+            )
+            return unfinished(function, in_axes, *traced, rows_axis=arranged.rows_axis)[
+                1
+            ]
 
         rows = jax.eval_shape(rows_of, shapes)
         flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)

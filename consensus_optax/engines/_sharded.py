@@ -140,7 +140,7 @@ def sharded(
       [1.0, -2.0]
     """
     rule = rule_of("reducer", reducer)
-    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    axes = _check.axis_names("axis_name", axis_name)
     wire = _checked_wire(wire_dtype, rule)
 
     def update(

@@ -17,7 +17,7 @@ from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._running.reducer import Reducer, finished, rule_of
 from consensus_optax._running.run import run
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, AxisName
 from consensus_optax.engines.mesh.aggregator import Sharded
 from consensus_optax.engines.microbatches.batches import Microbatches, row_indices
 from consensus_optax.engines.microbatches.source import Computed
@@ -33,6 +33,7 @@ def value_and_reduced_grad(
     keep_batch_dim: bool = True,
     group_size: int = 1,
     prng_argnum: int | None = None,
+    spmd_axis_name: AxisName | None = None,
     microbatch_size: int | None = None,
 ) -> Callable[..., Any]:
     r"""Like ``jax.value_and_grad``, with a reducer in place of the mean.
@@ -65,6 +66,7 @@ def value_and_reduced_grad(
       keep_batch_dim: whether ``fun`` sees a batch axis.
       group_size: how many examples make one row. It changes the answer.
       prng_argnum: which argument is a random key.
+      spmd_axis_name: mesh axes that cut the rows.
       microbatch_size: rows computed at a time, None for all. B need not divide.
 
     Returns:
@@ -89,7 +91,14 @@ def value_and_reduced_grad(
     on_mesh = isinstance(reducer, Sharded)
     rule = reducer.rule if on_mesh else rule_of("reducer", reducer)
     of_all = reducer.of_all_rows if on_mesh else lambda own: own
-    arrange = arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    arrange = arranger(
+        argnums,
+        batch_argnums,
+        keep_batch_dim,
+        group_size,
+        prng_argnum,
+        spmd_axis_name,
+    )
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
 
