@@ -6,9 +6,7 @@ Shared arguments reach the loss as they are, as under ``jax.vmap(jax.grad(loss))
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,10 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._gradients.constraints import RowsAxis
-from consensus_optax._rows.explicit import whole_along_rows
+from consensus_optax._gradients.names import kind_of, known_as
+from consensus_optax._rows.explicit import along_rows, spec_of
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array, AxisName
 
@@ -54,8 +54,18 @@ class Arranged(NamedTuple):
 
     def varying(self, tree: Any) -> Any:
         """The tree, typed as what is computed from the rows inside ``shard_map``."""
+        return varying_like(tree, self._of_rows)
+
+    @property
+    def cut(self) -> PartitionSpec:
+        """How the axis of rows is cut along explicit mesh axes."""
+        return PartitionSpec(spec_of(jax.tree.leaves(self._of_rows)[0])[0])
+
+    @property
+    def _of_rows(self) -> list[Any]:
+        """The arguments that have the axis."""
         pairs = zip(self.args, self.in_axes, strict=True)
-        return varying_like(tree, [arg for arg, axis in pairs if axis == 0])
+        return [arg for arg, axis in pairs if axis == 0]
 
     def differentiated(self, args: Sequence[Any]) -> Any:
         """Of a call's arguments the one, or those, that are differentiated."""
@@ -140,7 +150,7 @@ def arranger(
             num_rows,
             num_rows * group_size,
         )
-        return given._replace(args=tuple(whole_along_rows(arranged, in_axes)))
+        return given._replace(args=tuple(along_rows(arranged, in_axes)))
 
     return arrange
 
@@ -155,33 +165,6 @@ def positions(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
                 f"{argnums}, but there are {count}"
             )
     return tuple(found)
-
-
-def known_as(
-    function: Callable[..., Any], traced: Sequence[int] | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: in messages of JAX what is decorated goes by the function's name.
-
-    So do its arguments; ``traced`` tells which of the function's they are, if not all.
-    """
-    named = function
-    while isinstance(named, functools.partial):
-        named = named.func
-
-    def decorate(wrapper: Callable[..., Any]) -> Callable[..., Any]:
-        wrapper = functools.update_wrapper(wrapper, named, updated=())
-        parameters: list[inspect.Parameter] = []
-        with contextlib.suppress(TypeError, ValueError):  # not written in Python
-            parameters += inspect.signature(function).parameters.values()
-        if traced is not None:
-            names = [parameter.name for parameter in parameters]
-            names += [f"argument_{i}" for i in range(len(names), max(traced) + 1)]
-            kind = inspect.Parameter.POSITIONAL_ONLY
-            parameters = [inspect.Parameter(names[i], kind) for i in traced]
-        wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
-        return wrapper
-
-    return decorate
 
 
 def _checked(name: str, argnums: Argnums) -> tuple[int, ...]:
@@ -211,13 +194,6 @@ def _named_leaves(position: int, arg: Any) -> list[tuple[str, Any]]:
     flat, _ = jax.tree_util.tree_flatten_with_path(arg)
     name = lambda path: f"argument {position}{jax.tree_util.keystr(path)}"
     return [(name(path), leaf) for path, leaf in flat]
-
-
-def kind_of(value: Any) -> str:
-    """What something is, for messages."""
-    if hasattr(value, "dtype"):
-        return f"an array of {value.dtype}"
-    return repr(value) if isinstance(value, str) else f"of type {type(value).__name__}"
 
 
 def _check_differentiable(position: int, arg: Any) -> None:

@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 
-from consensus_optax._gradients.arguments import known_as
 from consensus_optax._gradients.constraints import RowsAxis, moved_to_rows
 from consensus_optax._gradients.convolution import as_product
 from consensus_optax._gradients.jaxprs import (
@@ -43,6 +42,7 @@ from consensus_optax._gradients.moves import (
     scaled,
     total,
 )
+from consensus_optax._gradients.names import known_as
 from consensus_optax._gradients.products import look_up, product
 from consensus_optax._gradients.scans import lift, rewrite
 from consensus_optax._gradients.sources import CUTS, MOVES, SCALINGS

@@ -14,10 +14,9 @@ from consensus_optax._gradients.arguments import (
     Argnums,
     Arranged,
     arranger,
-    kind_of,
-    known_as,
 )
 from consensus_optax._gradients.contraction import of_all_rows, unfinished
+from consensus_optax._gradients.names import kind_of, known_as
 from consensus_optax._rows.explicit import explained
 from consensus_optax._typing import AxisName
 

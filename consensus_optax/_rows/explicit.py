@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,71 @@ def automatic(function: Callable[..., Any], args: Any, specs: Any) -> Any:
     out = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     free = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=out)
     return jax.jit(free)(*args)  # eagerly a mesh would have to be set
+
+
+def freed(function: Callable[..., Any], given: Any, specs: Any) -> Any:
+    """``function(*given)`` with explicit axes automatic meanwhile, whatever is given.
+
+    Of the leaves of ``given``, those that are no arrays reach it as they are.
+    """
+    if explicit_mesh(given) is None:
+        return function(*given)
+    run, arrays, _ = _of_arrays(function, given)
+    return automatic(run, arrays, specs)
+
+
+class Explicit(NamedTuple):
+    """Axes that are explicit outside of `freed`, and how arrays lie along them there.
+
+    Attributes:
+      axes: their names; none if there is nothing to bring back.
+      specs: how the arrays of a tree are cut, a tree like it.
+    """
+
+    axes: tuple[str, ...]
+    specs: Any
+
+    @classmethod
+    def of(cls, given: Any) -> Explicit:
+        """As the arrays among ``given`` lie."""
+        mesh = explicit_mesh(given)
+        own = lambda x: spec_of(x) if isinstance(x, jax.Array) else PartitionSpec()
+        return cls(mesh.explicit_axes if mesh else (), jax.tree.map(own, given))
+
+
+def explicit_again(function: Callable[..., Any], given: Any, explicit: Explicit) -> Any:
+    """``function(*given)`` inside of `freed`, with axes as explicit as outside."""
+    if not explicit.axes:
+        return function(*given)
+    run, arrays, places = _of_arrays(function, given)
+    is_spec = lambda x: isinstance(x, PartitionSpec)
+    specs = jax.tree.leaves(explicit.specs, is_leaf=is_spec)
+    own = tuple(specs[i] for i in places)
+    made: list[Any] = []
+
+    def flat(*arrays: Array) -> list[Array]:  # rows are sealed where they were made
+        leaves, treedef = jax.tree.flatten(run(*arrays))
+        made.append(treedef)
+        return leaves
+
+    again = jax.sharding.explicit_axes(flat, axes=explicit.axes, in_sharding=own)
+    leaves: Any = again(*arrays)
+    return jax.tree.unflatten(made[0], leaves)
+
+
+def _of_arrays(
+    function: Callable[..., Any], given: Any
+) -> tuple[Callable[..., Any], list[Array], list[int]]:
+    """The function of the arrays among what is given, they, and their places."""
+    leaves, treedef = jax.tree.flatten(given)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def run(*arrays: Array) -> Any:
+        known = dict(zip(places, arrays, strict=True))
+        whole = [known.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return function(*jax.tree.unflatten(treedef, whole))
+
+    return run, [leaves[i] for i in places], places
 
 
 def explained(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,27 +194,30 @@ def concatenated(x: Array, y: Array) -> Array:
     return automatic(join, (x, y), PartitionSpec(*others, None, last))
 
 
-def whole_along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
-    """What all rows share, gathered along the mesh axes that cut the rows.
+def along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
+    """Arguments as ``jax.vmap`` asks for them on explicit axes.
 
-    As ``jax.vmap`` asks on explicit axes: a device needs all of what its rows are
-    gradients of.
+    Rows of all of them are cut alike. What all rows share is gathered along the mesh
+    axes that cut the rows: a device needs all of what its rows are gradients of.
     """
     pairs = list(zip(args, in_axes, strict=True))
     rows = jax.tree.leaves([arg for arg, axis in pairs if axis == 0])
-    names = {name for array in rows for name in names_of(spec_of(array)[0])}
+    cuts = [cut for array in rows if (cut := spec_of(array)[0]) is not None]
+    if not cuts:
+        return list(args)
+    mesh, names = explicit_mesh(rows), {name for cut in cuts for name in names_of(cut)}
 
-    def gather(array: Any) -> Any:
+    def lay(array: Any, axis: int | None) -> Any:
         if not isinstance(array, jax.Array):  # a number, a string, a function
             return array
         spec = spec_of(array)
-        if not any(names & set(names_of(entry)) for entry in spec):
+        own = [tuple(n for n in names_of(x) if n not in names) or None for x in spec]
+        wanted = PartitionSpec(cuts[0], *spec[1:]) if axis == 0 else PartitionSpec(*own)
+        if tuple(map(names_of, wanted)) == tuple(map(names_of, spec)):
             return array
-        kept = (tuple(n for n in names_of(entry) if n not in names) for entry in spec)
-        whole = PartitionSpec(*(entry or None for entry in kept))
-        return jax.sharding.reshard(array, NamedSharding(explicit_mesh(array), whole))
+        return jax.sharding.reshard(array, NamedSharding(mesh, wanted))
 
-    return [arg if axis == 0 else jax.tree.map(gather, arg) for arg, axis in pairs]
+    return [jax.tree.map(lambda x, axis=axis: lay(x, axis), arg) for arg, axis in pairs]
 
 
 def names_of(entry: Any) -> tuple[str, ...]:

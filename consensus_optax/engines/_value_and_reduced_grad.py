@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, arranger
 from consensus_optax._gradients.per_example import value_and_rows
+from consensus_optax._rows.explicit import Explicit, automatic, freed
 from consensus_optax._rows.stack import as_stack, checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import decision_dtype
@@ -107,28 +109,43 @@ def value_and_reduced_grad(
     ) -> Any:
         arranged = arrange(args)
         params = arrays_of(arranged.differentiated(args))
-        of_row = functools.partial(fun, **kwargs)
         losses = lambda value: value[0] if has_aux else value
+
+        def mean_of(value: Any, weights: Any) -> Any:
+            given = checked_weights(weights, arranged.num_rows, decision_dtype(params))
+            of_rows = of_all(losses(value)), of_all(arranged.varying(given))
+            mean = automatic(_mean, of_rows, PartitionSpec())
+            return (mean, value[1]) if has_aux else mean
+
         if microbatch_size is None or microbatch_size >= arranged.num_rows:
+            of_row = functools.partial(fun, **kwargs)
             value, rows = value_and_rows(of_row, arranged, has_aux)
             update, new = reducer.update(
                 rows, state, params, weights=weights, values=losses(value)
             )
-        else:
+            return mean_of(value, weights), update, new
+
+        lie = Explicit.of((arranged.args, kwargs))
+
+        def in_microbatches(args: Any, kwargs: Any, weights: Any, state: Any) -> Any:
+            own = arranged._replace(args=args)
+            params = arrays_of(own.differentiated(args))
             stack = as_stack(jax.tree.map(_one_row, params), params)
-            checked = checked_weights(weights, arranged.num_rows, stack.dtype)
-            indices = row_indices(arranged.num_rows, microbatch_size)
-            micro = Microbatches(of_row, has_aux, arranged, params, checked, indices)
+            checked = checked_weights(weights, own.num_rows, stack.dtype)
+            indices = row_indices(own.num_rows, microbatch_size)
+            micro = Microbatches(
+                fun, has_aux, own, kwargs, lie, params, checked, indices
+            )
             computed = Computed.of(micro, state.step)
             source = reducer.source(computed) if on_mesh else computed
             outcome, source = run(rule, source, state.rule_state)
             leaves, new = finished(stack, outcome, source.seen)
-            update = stack.rebuild(leaves)
-            value = source.seen.value
-        dtype = decision_dtype(params)
-        given = checked_weights(weights, arranged.num_rows, dtype)
-        mean = _mean(of_all(losses(value)), of_all(arranged.varying(given)))
-        return ((mean, value[1]) if has_aux else mean), update, new
+            return mean_of(source.seen.value, weights), stack.rebuild(leaves), new
+
+        value_spec = (PartitionSpec(), arranged.cut) if has_aux else PartitionSpec()
+        specs = value_spec, Explicit.of(params).specs, Explicit.of(state).specs
+        given = arranged.args, kwargs, weights, state
+        return freed(in_microbatches, given, specs)
 
     return reduced
 
