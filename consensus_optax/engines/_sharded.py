@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
+from consensus_optax._rows.explicit import Explicit, freed
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import (
     Stack,
@@ -34,6 +35,7 @@ from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import (
     check_inside,
     is_inside,
+    manual,
     mesh_of,
     place,
     specs_of,
@@ -162,7 +164,10 @@ def sharded(
         across = functools.partial(_update, rule, axes, wire, stack)
         if is_inside(axes):
             check_inside(specs, axes)
-            update, new = across(specs, stack.leaves, weights, named, extra, state)
+            across = functools.partial(across, list(map(manual, specs)))
+            given = stack.leaves, weights, named, extra, state
+            lie = Explicit.of((list(stack.params), state))
+            update, new = freed(across, given, lie.specs)
             return stack.rebuild(update), new
         where = mesh_of(mesh, axes)
         inner = [without(spec, axes) for spec in specs]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
-from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax._gradients.arguments import Argnums, Arranged, arranger
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.explicit import Explicit, automatic, freed
 from consensus_optax._rows.stack import as_stack, checked_weights
@@ -111,9 +111,9 @@ def value_and_reduced_grad(
         params = arrays_of(arranged.differentiated(args))
         losses = lambda value: value[0] if has_aux else value
 
-        def mean_of(value: Any, weights: Any) -> Any:
-            given = checked_weights(weights, arranged.num_rows, decision_dtype(params))
-            of_rows = of_all(losses(value)), of_all(arranged.varying(given))
+        def mean_of(value: Any, weights: Any, own: Arranged) -> Any:
+            given = checked_weights(weights, own.num_rows, decision_dtype(params))
+            of_rows = of_all(losses(value)), of_all(own.varying(given))
             mean = automatic(_mean, of_rows, PartitionSpec())
             return (mean, value[1]) if has_aux else mean
 
@@ -123,7 +123,7 @@ def value_and_reduced_grad(
             update, new = reducer.update(
                 rows, state, params, weights=weights, values=losses(value)
             )
-            return mean_of(value, weights), update, new
+            return mean_of(value, weights, arranged), update, new
 
         lie = Explicit.of((arranged.args, kwargs))
 
@@ -140,7 +140,8 @@ def value_and_reduced_grad(
             source = reducer.source(computed) if on_mesh else computed
             outcome, source = run(rule, source, state.rule_state)
             leaves, new = finished(stack, outcome, source.seen)
-            return mean_of(source.seen.value, weights), stack.rebuild(leaves), new
+            mean = mean_of(source.seen.value, weights, own)
+            return mean, stack.rebuild(leaves), new
 
         value_spec = (PartitionSpec(), arranged.cut) if has_aux else PartitionSpec()
         specs = value_spec, Explicit.of(params).specs, Explicit.of(state).specs

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from consensus_optax._rows.explicit import names_of
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.mesh.exchange import Spread
 from consensus_optax.engines.mesh.layout import flat_layout
@@ -64,6 +65,15 @@ def check_inside(specs: list[PartitionSpec], axes: tuple[str, ...]) -> None:
         )
 
 
+def manual(spec: PartitionSpec) -> PartitionSpec:
+    """The spec of what a device has of an array inside ``shard_map``.
+
+    Along an axis that is not manual there, an array is whole to whoever calculates.
+    """
+    names = jax.sharding.get_abstract_mesh()
+    return without(spec, (*names.auto_axes, *names.explicit_axes))
+
+
 def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
     """The spec less some mesh axes."""
     kept = [tuple(name for name in names if name not in axes) for names in _names(spec)]
@@ -101,5 +111,4 @@ def _explicit_spec(param: Any) -> PartitionSpec:
 
 def _names(spec: PartitionSpec) -> list[tuple[str, ...]]:
     """For every array axis the mesh axes that it is cut along."""
-    as_tuple = lambda names: (names,) if isinstance(names, str) else tuple(names or ())
-    return [as_tuple(names) for names in spec]
+    return [names_of(entry) for entry in spec]
