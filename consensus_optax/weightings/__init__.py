@@ -19,6 +19,7 @@ from consensus_optax.weightings._divide_and_conquer import divide_and_conquer
 from consensus_optax.weightings._dual_projection import dual_projection
 from consensus_optax.weightings._ema_weights import ema_weights
 from consensus_optax.weightings._fairgrad import fairgrad
+from consensus_optax.weightings._gauss_newton import gauss_newton
 from consensus_optax.weightings._geometric_median import geometric_median
 from consensus_optax.weightings._grad_vac import grad_vac
 from consensus_optax.weightings._imtl_g import imtl_g
@@ -57,6 +58,7 @@ __all__ = [
     "dual_projection",
     "ema_weights",
     "fairgrad",
+    "gauss_newton",
     "geometric_median",
     "grad_vac",
     "imtl_g",

@@ -11,6 +11,7 @@ rows are 0.
 
 from consensus_optax._rules.solvers._cone import Kept, dual_cone, is_left_over, kept
 from consensus_optax._rules.solvers._fair import fair_division
+from consensus_optax._rules.solvers._ridge import ridge
 from consensus_optax._rules.solvers._simplex import length_of, over_simplex
 from consensus_optax._rules.solvers._solution import (
     Solution,
@@ -39,6 +40,7 @@ __all__ = [
     "product",
     "proven",
     "ratio",
+    "ridge",
     "stationary_on_simplex",
     "unsolved",
 ]
