@@ -204,3 +204,34 @@ def test_gradients_of_gradients_and_of_batches_of_parameters():
     )
     ensemble = jax.vmap(grad, (0, None, None))(jnp.stack([W, 2 * W]), X, Y)
     assert_rows(ensemble[0], one_by_one())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_factors_in_a_narrow_dtype_are_summed_in_float32(dtype):
+    """README says so: without the rounding, and the overflow, that an array has."""
+    rng = np.random.default_rng(0)
+    x, w = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 3, 40), (40, 30))
+    )
+
+    def loss(w, batch):
+        x, scale = batch
+        y = x.astype(dtype) @ w.astype(dtype)
+        return (scale[:, None, None] * y.astype(jnp.float32)).sum()
+
+    by_hand = jax.vmap(jax.grad(loss), (None, 0))
+    batch = x, jnp.ones(4)
+    rows = co.per_example_grad(loss)(w, batch)
+    assert isinstance(rows, co.OuterProduct)
+    arrays = by_hand(w, jax.tree.map(lambda leaf: leaf[:, None], batch))
+    exact = np.asarray(x.astype(dtype), np.float64).sum(1)[:, :, None] * np.ones(30)
+    # three exact products added in float32; an array is rounded to the narrow dtype
+    np.testing.assert_allclose(rows.materialize(), exact, rtol=1e-6, atol=1e-6)
+    rounding = float(jnp.finfo(dtype).eps) / 2
+    worst = np.max(abs(np.asarray(arrays) - exact) / abs(exact))
+    assert rounding / 4 < worst <= rounding * (1 + 1e-6)
+    batch = x, jnp.full(4, 6e4)
+    rows = co.per_example_grad(loss)(w, batch).materialize()
+    assert bool(jnp.isfinite(rows).all())
+    arrays = by_hand(w, jax.tree.map(lambda leaf: leaf[:, None], batch))
+    assert bool(jnp.isinf(arrays).any()) == (dtype == jnp.float16)
