@@ -15,6 +15,7 @@ from consensus_optax.diagnostics._cosines import (
 from consensus_optax.diagnostics._effective_rows import effective_rows
 from consensus_optax.diagnostics._explain import explain
 from consensus_optax.diagnostics._gramian import gramian
+from consensus_optax.diagnostics._influence import influence, under_adam
 from consensus_optax.diagnostics._leaf_agreement import leaf_agreement
 from consensus_optax.diagnostics._noise_scale import NoiseScale, noise_scale
 from consensus_optax.diagnostics._plot import plot_agreement, plot_gramian
@@ -33,10 +34,12 @@ __all__ = [
     "gradient_diversity",
     "gradient_variance",
     "gramian",
+    "influence",
     "leaf_agreement",
     "noise_scale",
     "plot_agreement",
     "plot_gramian",
     "probe",
     "share_within",
+    "under_adam",
 ]
