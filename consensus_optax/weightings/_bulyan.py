@@ -104,4 +104,6 @@ def bulyan(num_byzantine: int) -> Reducer:
         first = jnp.argsort(weights <= 0, stable=True)[:size]
         return nearest_mean(stack[first], weights[first], 2 * bad, 2 * num_byzantine)
 
-    return reducer(Among(Weighting(select, reads=Reads.AFFINE), Columns(around)))
+    return reducer(
+        Among(Weighting(select, reads=Reads.AFFINE, degree=0), Columns(around))
+    )

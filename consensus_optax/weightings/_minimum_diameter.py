@@ -111,4 +111,4 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
         means = masses / positive_or_one(sums)
         return shares_of(jnp.where(tightest[:, None], means, 0).sum(0)), state
 
-    return reducer(Weighting(weigh, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

@@ -20,6 +20,7 @@ from tests.zoo import KINDS, ZOO
 from tests.zoo.multi_objective import MULTI_OBJECTIVE
 
 ROWS, STEPS = 12, 3
+SIZES = (1e-18, 1e-30, 1e25)
 
 
 def loss(weights, batch):
@@ -66,6 +67,9 @@ def stacks(dtype=np.float32):
         "one row": (rows, (np.arange(ROWS) == 7).astype(float)),
         "nobody": (changed((slice(None), np.nan)), ones),
         "tiny": (1e-10 * rows, ones),
+        # squares of these are no float32 numbers, and the first of the last is far
+        **{f"of size {size:g}": (size * rows, ones) for size in SIZES},
+        "tiny and far": (1e-30 * changed((0, 1e10)), ones),
     }
     names = list(found)
     arrays = [np.stack([found[name][i] for name in names]) for i in (0, 1)]
