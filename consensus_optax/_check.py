@@ -20,6 +20,16 @@ def fail(name: str, requirement: str, value: Any, hint: str = "") -> None:
     raise ValueError(f"`{name}` must be {requirement}; got {value!r}{hint}")
 
 
+def state(given: Any, call: str) -> None:
+    """Raises unless given the state of a reducer."""
+    if not hasattr(given, "rule_state"):
+        found = "none" if given is None else f"a {type(given).__name__}"
+        raise ValueError(
+            f"`state` must be what the reducer's `init(params)` or its last update "
+            f"gave; got {found}. Call `{call}`."
+        )
+
+
 def interval(
     name: str,
     value: Any,

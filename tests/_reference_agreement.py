@@ -208,7 +208,7 @@ def medoid(rows, weights):
         medians.append(
             lower_median([(distance(g, rows[j]), weights[j]) for j in others])
         )
-    return next(i for i, m in enumerate(medians) if m <= min(medians) * (1 + 1e-9))
+    return next(i for i, m in enumerate(medians) if m <= min(medians) * (1 + 1e-5))
 
 
 def lower_median(pairs):

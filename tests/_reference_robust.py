@@ -2,7 +2,8 @@
 
 As in tests/_reference.py: rows (N lists of P floats) and weights (N positive floats) to
 a list of P floats. What ours adds to the papers: rows that tie for the last place share
-it, f is lowered where too few rows are there, and weights average those that are kept.
+it, of scores equal to 1e-5 the first is least, f is lowered where too few rows are
+there, and weights average those that are kept.
 """
 
 import itertools
@@ -24,9 +25,7 @@ def shares_of_smallest(scores, count):
     """1 for the ``count`` smallest, a share of the last places for those that tie."""
     last = sorted(scores)[count - 1]
     inside = [s < last * (1 - 1e-5) for s in scores]
-    tied = [
-        not i and s <= last * (1 + 1e-5) for i, s in zip(inside, scores, strict=True)
-    ]
+    tied = [s <= last * (1 + 1e-5) and s >= last * (1 - 1e-5) for s in scores]
     share = (count - sum(inside)) / sum(tied)
     return [
         1.0 if i else share if t else 0.0 for i, t in zip(inside, tied, strict=True)
@@ -159,7 +158,7 @@ def bulyan(num_byzantine):
         left, selected = list(range(n)), []
         for _ in range(n - 2 * f):
             scores = krum_scores([rows[i] for i in left], max(len(left) - f - 2, 1))
-            best = left[scores.index(min(scores))]
+            best = left[[x <= min(scores) * (1 + 1e-5) for x in scores].index(True)]
             left.remove(best)
             selected.append(best)
         near = min(num_byzantine, max((len(selected) - 3) // 2, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,35 @@ def finite_rows(leaves: Sequence[Array | OuterProduct], dtype: Any) -> Array:
         return functools.reduce(jnp.logical_and, found)
 
     return of_each_row(of_leaves, leaves)
+
+
+def cleared(leaf: Any, there: Array) -> Any:
+    """A leaf with zeros in the rows that are not there; others than rows pass."""
+    if is_outer_product(leaf):
+        left, right = (_or(x, there, 0) for x in (leaf.left, leaf.right))
+        return dataclasses.replace(leaf, left=left, right=right)
+    return _or(leaf, there, 0) if _moves(leaf) else leaf
+
+
+def spoiled(leaf: Any, sound: Array) -> Any:
+    """A leaf whose other rows are nan, so that a reducer excludes and counts them.
+
+    Or inf, under ``jax_debug_nans``.
+    """
+    mark = jnp.inf if jax.debug_nans.value else jnp.nan
+    if is_outer_product(leaf):
+        return dataclasses.replace(leaf, right=_or(leaf.right, sound, mark))
+    return _or(leaf, sound, mark) if _moves(leaf) else leaf
+
+
+def _or(rows: Array, chosen: Array, value: float) -> Array:
+    """Rows where chosen, else a value."""
+    column = chosen.reshape(-1, *[1] * (rows.ndim - 1))
+    return jnp.where(column, rows, jnp.asarray(value, rows.dtype))
+
+
+def _moves(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _finite_array(rows: Array, dtype: Any) -> Array:

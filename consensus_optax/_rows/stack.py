@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from jax import dtypes
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
-from consensus_optax._rows.finite import finite_rows
+from consensus_optax._rows.finite import cleared, finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.seal import MISSING
 from consensus_optax._rows.trees import arrays_of, leaf_name, pair
@@ -191,16 +190,7 @@ def without_nans(stack: Stack, weights: Array) -> Stack:
     """
     if not jax.debug_nans.value:
         return stack
-    there = weights > 0
-    keep = lambda x: jnp.where(there.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
-
-    def cleared(leaf: Leaf) -> Leaf:
-        if not is_outer_product(leaf):
-            return keep(leaf)
-        left, right = keep(leaf.left), keep(leaf.right)
-        return dataclasses.replace(leaf, left=left, right=right)
-
-    return stack._replace(leaves=[cleared(leaf) for leaf in stack.leaves])
+    return stack._replace(leaves=[cleared(x, weights > 0) for x in stack.leaves])
 
 
 def checked_weights(weights: Any, num_rows: int, dtype: Any) -> Array:

@@ -72,6 +72,22 @@ def scale(leaf: Leaf, factors: Array) -> Leaf:
     return _scaled(leaf, factors).astype(leaf.dtype)
 
 
+def times(leaf: AnyLeaf, factor: Array) -> AnyLeaf:
+    """All rows times one number, in its dtype.
+
+    Of products the factor from the backward pass is scaled: how small or large a loss
+    is shows there.
+    """
+    if isinstance(leaf, Mixed):
+        return leaf._replace(leaf=times(leaf.leaf, factor))
+    if is_outer_product(leaf):
+        dtype, left = factor.dtype, leaf.left
+        left = left if leaf.is_look_up else left.astype(dtype)
+        right = leaf.right.astype(dtype) * factor
+        return dataclasses.replace(leaf, left=left, right=right, dtype=dtype)
+    return leaf.astype(factor.dtype) * factor
+
+
 def _scaled(rows: Array, factors: Array) -> Array:
     """The same of an array, in the dtype of the factors."""
     return rows.astype(factors.dtype) * factors.reshape(-1, *[1] * (rows.ndim - 1))

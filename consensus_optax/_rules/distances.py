@@ -12,7 +12,7 @@ from consensus_optax._typing import Array
 
 # Scores that differ by less are one: two rows in the same position come out equal to
 # rounding, and which of them is a little less depends on the order of the rows.
-_SAME = 1e-5
+SAME = 1e-5
 
 
 def squared_distances(products: Array, present: Array) -> Array:
@@ -77,13 +77,23 @@ def among_smallest(scores: Array, count: Array | int, present: Array) -> Array:
     """
     ranked = jnp.sort(jnp.where(present, scores, jnp.inf))
     last = ranked[jnp.clip(count - 1, 0, scores.shape[0] - 1)]
-    inside = present & (scores < last * (1 - _SAME))
-    tied = present & ~inside & (scores <= last * (1 + _SAME))
+    inside = present & (scores < last * (1 - SAME))
+    tied = present & ~inside & (scores <= last * (1 + SAME))
     places = count - num_present(inside)
     share = places.astype(scores.dtype) / jnp.maximum(num_present(tied), 1).astype(
         scores.dtype
     )
     return jnp.where(inside, 1, jnp.where(tied, jnp.clip(share, 0, 1), 0))
+
+
+def first_of_least(scores: Array, present: Array) -> Array:
+    """Index of the first row whose score is the least, () int.
+
+    To rounding: what another order of summation changes decides nothing.
+    """
+    known = jnp.minimum(scores, jnp.finfo(scores.dtype).max)  # a row on its own: inf
+    least = jnp.min(jnp.where(present, known, jnp.inf))
+    return jnp.argmax(present & (known <= least * (1 + SAME)))
 
 
 def nearest_sums(squares: Array, count: Array | int) -> Array:

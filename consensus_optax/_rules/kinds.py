@@ -30,6 +30,8 @@ class Roster(NamedTuple):
         has weight 0 here, whatever the caller said.
       step: () int32, number of updates made before this one: schedules, random keys.
       extra: further keyword arguments of ``update``, unchanged.
+      scale: () what rows were multiplied by ahead of the products that a rule reads,
+        nearly always 1; see :class:`Weighting`.
       coordinates: sums over all coordinates of a leaf, where not all are at hand.
     """
 
@@ -37,6 +39,7 @@ class Roster(NamedTuple):
     step: Array
     extra: dict[str, Any]
     coordinates: Coordinates = ALL
+    scale: Array | float = 1.0
 
     @property
     def present(self) -> Array:
@@ -158,6 +161,11 @@ class Weighting(NamedTuple):
         which two rows agree less those in which they do not; ``"norms"`` for (B,)
         squared norms; ``"nothing"`` for None. What is not asked for is not computed.
         Entries of absent rows are 0; a row whose squared norm overflows is absent.
+      degree: the power of s by which all weights change where all rows are multiplied
+        by s: 0 where the update scales with the rows, -1 where it does not change. Rows
+        of any finite size then have products: where most norms overflow, or none is
+        above 2e-10, those of rows times ``roster.scale``, a power of two, are given to
+        ``weigh``, and its weights are put right. None: there is no such power.
       remembers: whether the previous update (zero at first) joins as one row more, at
         the end: products are then (B + 1, B + 1), w is (B + 1,).
       per_leaf: False: one decision; True: one for every leaf from its own products, all
@@ -178,6 +186,7 @@ class Weighting(NamedTuple):
     reads: str = "gramian"
     remembers: bool = False
     per_leaf: bool = False
+    degree: int | None = None
 
     def present(self, roster: Roster) -> Array:
         """Whose weight counts, (B,), or (B + 1,) bool: the previous update's always."""
@@ -204,11 +213,13 @@ class Mixing(NamedTuple):
       mix: (products, roster) to (matrix, weights): new row i is sum_j matrix[i, j] g_j,
         with weight weights[i]; (B', B) and (B',). Columns of absent rows are not read.
       reads: as in :class:`Weighting`.
+      degree: 0 where the map is the same for rows times any number, or None; as there.
       text: how it prints.
     """
 
     mix: Callable[[Any, Roster], tuple[Array, Array]]
     reads: str = "gramian"
+    degree: int | None = None
     text: str = "Mixing(...)"
 
     def __repr__(self) -> str:

@@ -42,6 +42,7 @@ def check_rule(name: str, rule: Any) -> None:
             _check.one_of("reads", rule.reads, Reads)
             _check.flag("per_leaf", rule.per_leaf)
             _check.flag("remembers", rule.remembers)
+            _check_degree(rule.degree, (0, -1, -2))
         case Among():
             _check_selector(rule.selector)
             check_rule("rule", rule.rule)
@@ -100,3 +101,10 @@ def _check_mixing(mixing: Any) -> None:
         )
     _check.function("mix", mixing.mix, "products", "roster")
     _check.one_of("reads", mixing.reads, Reads)
+    _check_degree(mixing.degree, (0,))
+
+
+def _check_degree(degree: Any, known: Sequence[int]) -> None:
+    if degree is not None and degree not in known:
+        words = " or ".join(map(str, known))
+        _check.fail("degree", f"{words}, or None if there is none", degree)

@@ -14,7 +14,7 @@ from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.blocks import reduce_columns
 from consensus_optax._running.packing import Packed, pack
-from consensus_optax._running.source import Asked, Seen
+from consensus_optax._running.source import Asked, Seen, rescaled
 from consensus_optax._typing import Array
 
 
@@ -33,6 +33,11 @@ class Memory(NamedTuple):
         """See `Source`; so are the others."""
         if asked.reads == Reads.NOTHING:
             return None, self
+        products, seen = rescaled(asked, self._inner(asked), self.seen, self._inner)
+        return products, self._replace(seen=seen)
+
+    def _inner(self, asked: Asked) -> Any:
+        """The products alone."""
         roster, leaves = self.seen.roster, self.leaves
         coordinates = roster.coordinates
         if asked.previous is None and not asked.per_leaf:
@@ -43,7 +48,7 @@ class Memory(NamedTuple):
         pairs = zip(leaves, previous, strict=True)
         products = [_products(asked, leaf, roster, old) for leaf, old in pairs]
         products = coordinates.counted(products)
-        return coordinates.total(over_leaves(asked, products)), self
+        return coordinates.total(over_leaves(asked, products))
 
     def combine(self, weights: Array) -> list[Array]:
         """Rows of weight 0 are never read."""
@@ -125,6 +130,9 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
             asked, layer, roster, old[0] if old else None
         )
         return verbs.over_layers(of_layer, leaf, *olds)
+    if asked.scale is not None:
+        leaf = verbs.times(leaf, asked.scale)
+        old = None if old is None else old * asked.scale
     if asked.reads == Reads.NORMS:
         return jnp.where(present, verbs.squared_norms(leaf, dtype), 0)
     if asked.about is not None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rules.distances import num_present, squared_distances
-from consensus_optax._rules.kinds import Reads, Roster
+from consensus_optax._rules.kinds import Mixing, Reads, Roster, Weighting
 from consensus_optax._running.source import Asked, Source
 from consensus_optax._typing import Array
 
@@ -20,7 +20,7 @@ _COARSE = 30.0
 
 
 def read_products(
-    reads: str,
+    rule: Weighting | Mixing,
     source: Source,
     per_leaf: bool = False,
     previous: list[Array] | None = None,
@@ -31,10 +31,16 @@ def read_products(
     those of the rows less their weighted mean. Both are taken about a row, never about
     a mean: one row far away takes a mean along, and the digits of all others with it.
     """
-    if reads not in (Reads.AFFINE, Reads.CENTERED):
-        return source.inner(Asked(Reads(reads), per_leaf, previous))
-    asked = Asked(Reads.GRAMIAN, per_leaf, previous)
-    plain, source = source.inner(asked)
+    reads = Reads(rule.reads)
+    shifts = reads in (Reads.AFFINE, Reads.CENTERED)
+    asked = Asked(Reads.GRAMIAN if shifts else reads, per_leaf, previous)
+    scales = rule.degree is not None and asked.reads in (Reads.GRAMIAN, Reads.NORMS)
+    rescale = _scale if scales else None
+    plain, source = source.inner(asked._replace(rescale=rescale))
+    if not shifts:
+        return plain, source
+    if scales:
+        asked = asked._replace(scale=jnp.asarray(source.seen.scale))
     less = lambda row: source.inner(asked._replace(about=row))[0]
     products = _around_a_row(plain, less, source.seen.roster)
     if reads == Reads.CENTERED:
@@ -69,6 +75,27 @@ def _around_a_row(
     each = plain if plain.ndim == 3 else plain[None]
     coarse = jax.vmap(lambda g: g[row, row] > _COARSE * reaches(g)[row])(each)
     return lax.cond(jnp.any(coarse), lambda: less(row), lambda: plain)
+
+
+def _scale(products: Array, roster: Roster) -> Array:
+    """A power of two that brings the rows' squared norms to where there are floats, ().
+
+    One, unless half of the norms overflow, or all are so small that squares of
+    differences would be lost: a row far away alone decides nothing, and rows of zeros
+    do not either. A previous update that is not as small leaves it at one, too.
+    """
+    flat = products.ndim == 1
+    squares = products if flat else jnp.diagonal(products, axis1=-2, axis2=-1)
+    squares = squares.sum(0) if squares.ndim == 2 else squares  # of leaves
+    count, reach = roster.weights.shape[0], jnp.finfo(squares.dtype).maxexp
+    squares, previous = squares[:count], squares[count:]
+    large = roster.present & ~(squares < 2.0 ** (reach * 25 // 32))
+    other = roster.present & ~large
+    down = jnp.any(large) & (2 * num_present(large) >= num_present(roster.present))
+    most = jnp.append(jnp.where(other, squares, 0), previous).max()
+    up = jnp.any(other) & (most < 2.0 ** -(reach // 2))
+    scale = jnp.where(up, 2.0 ** (reach * 5 // 8), 1)
+    return jnp.where(down, 2.0 ** -(reach * 3 // 4), scale).astype(squares.dtype)
 
 
 def _recentered(gramian: Array, roster: Roster) -> Array:

@@ -99,7 +99,8 @@ def reducer(rule: Rule) -> Reducer:
 
     Raises:
       ValueError: a field of the rule is not what it must be; in ``update``, when
-        traced: a leaf is not (B,) + its parameter's shape, ``params`` is missing,
+        traced: a leaf is not (B,) + its parameter's shape, ``state`` or ``params`` is
+        missing,
         ``weights`` is not (B,), or holds what is no weight and is not traced, or a
         keyword is a misspelt one of ours.
 
@@ -130,12 +131,13 @@ def reducer(rule: Rule) -> Reducer:
 
     def update(
         updates: Tree,
-        state: Any,
+        state: Any = None,
         params: Tree | None = None,
         *,
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, ReducerState]:
+        _check.state(state, "update(rows, state, params)")
         _check.known_words(extra, WORDS)
         stack = as_stack(updates, params)
         if not stack.leaves:  # say, one label of optax.partition without parameters

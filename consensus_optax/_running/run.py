@@ -100,8 +100,9 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             new = AmongState(selected, outcome.state)
             return outcome._replace(state=new), source
         case After(mixing=mixing):
-            products, source = read_products(mixing.reads, source)
-            given, roster = without_overflow(products, source.seen.roster)
+            products, source = read_products(mixing, source)
+            roster = source.seen.roster._replace(scale=source.seen.scale)
+            given, roster = without_overflow(products, roster)
             matrix, weights = mixing.mix(given, roster)
             matrix = jnp.where(roster.present[None, :], matrix, 0)
             return run(rule.rule, source.mixed(matrix, weights), state)[0], source
@@ -155,8 +156,9 @@ def _weigh(
     Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
     non-finite has agreed on nothing.
     """
-    products, source = read_products(rule.reads, source, rule.per_leaf, previous)
-    roster = source.seen.roster
+    products, source = read_products(rule, source, rule.per_leaf, previous)
+    scale = source.seen.scale
+    roster = source.seen.roster._replace(scale=scale)
 
     def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
         given, sound = without_overflow(given, roster)
@@ -164,6 +166,8 @@ def _weigh(
         extra = 1 if rule.remembers else 0
         present = jnp.pad(sound.present, (0, extra), constant_values=True)
         weights = jnp.where(present, weights, 0).astype(roster.weights.dtype)
+        if rule.degree:
+            weights *= scale**-rule.degree
         some = jnp.any(sound.present) & jnp.all(jnp.isfinite(weights))
         return jnp.where(some, weights, 0), rule_state
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
+
+from jax import lax
 
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._typing import Array
@@ -16,11 +19,13 @@ class Seen(NamedTuple):
       num_nonfinite: () int32, how many are left out for an inf or a nan.
       value: where a source computes the rows, what the function returned for each; on a
         mesh for each of this device's.
+      scale: () what the rows were multiplied by for the products handed out last.
     """
 
     roster: Roster
     num_nonfinite: Array
     value: Any = None
+    scale: Array | float = 1.0
 
     def among(self, weights: Array) -> Seen:
         """The same with other weights."""
@@ -36,12 +41,29 @@ class Asked(NamedTuple):
       per_leaf: those of every leaf, stacked, rather than their sum.
       previous: an update, whole, that joins as one row more at the end.
       about: () index of a row that is taken off all rows, and off ``previous``.
+      scale: () what all rows, and ``previous``, are multiplied by first, or None.
+      rescale: (plain products, roster) to a scale, or None. Unless it is 1, products
+        are those of rows times that, at the price of another look.
     """
 
     reads: Reads
     per_leaf: bool = False
     previous: list[Array] | None = None
     about: Array | None = None
+    scale: Array | None = None
+    rescale: Callable[[Any, Roster], Array] | None = None
+
+
+def rescaled(
+    asked: Asked, plain: Any, seen: Seen, look: Callable[[Asked], Any]
+) -> tuple[Any, Seen]:
+    """Products at the scale that plain ones ask for, and what is known then."""
+    if asked.rescale is None:
+        return plain, seen
+    scale = asked.rescale(plain, seen.roster)
+    again = lambda: look(asked._replace(scale=scale, rescale=None))
+    products = lax.cond(scale != 1, again, lambda: plain)
+    return products, seen._replace(scale=scale)
 
 
 class Source(Protocol):

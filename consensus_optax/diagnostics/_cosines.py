@@ -79,25 +79,25 @@ def cosine_quantiles(
 
 
 def share_within(
-    gramian: Array, thresholds: tuple[float, ...], weights: Array | None = None
+    gramian: Array, max_distances: tuple[float, ...], weights: Array | None = None
 ) -> Array:
-    """Share of the pairs of rows whose cosine distance is at most a threshold.
+    """Share of the pairs of rows whose cosine distance is at most a limit.
 
-    What a cosine filter with that threshold would accept, were all pairs compared:
+    What a cosine filter of that ``max_distance`` would accept, were all pairs compared:
     where to set it.
 
-    Guarantees: in [0, 1], rising with the threshold; lengths of rows do not matter.
+    Guarantees: in [0, 1], rising with the limit; lengths of rows do not matter.
     Edge cases: a zero row has no direction: its pairs are left out. No pair: 0.
 
     Args:
       gramian: (B, B), from :func:`gramian`.
-      thresholds: cosine distances in [0, 2].
+      max_distances: cosine distances in [0, 2].
       weights: (B,), 0 = absent; other values do not matter. None: all are there.
 
     Returns:
-      (len(thresholds),) in the dtype of the Gramian.
+      (len(max_distances),) in the dtype of the Gramian.
 
-    Cost: O(B^2) for each threshold.
+    Cost: O(B^2) for each limit.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -106,7 +106,7 @@ def share_within(
       [0.3333333432674408, 1.0]
     """
     cosine, pairs = _pairs(gramian, weights)
-    within = [pairs & (1 - cosine <= threshold) for threshold in thresholds]
+    within = [pairs & (1 - cosine <= limit) for limit in max_distances]
     return jnp.stack([_share(near, pairs, cosine.dtype) for near in within])
 
 

@@ -147,12 +147,13 @@ def sharded(
 
     def update(
         updates: Tree,
-        state: Any,
+        state: Any = None,
         params: Tree | None = None,
         *,
         weights: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, Any]:
+        _check.state(state, "update(rows, state, params)")
         _check.known_words(extra, (*WORDS, *per_row))
         params = arrays_of(params)
         stack = as_stack(updates, params)

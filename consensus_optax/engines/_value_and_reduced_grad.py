@@ -105,8 +105,9 @@ def value_and_reduced_grad(
         _check.count("microbatch_size", microbatch_size)
 
     def reduced(
-        *args: Any, state: Any, weights: Array | None = None, **kwargs: Any
+        *args: Any, state: Any = None, weights: Array | None = None, **kwargs: Any
     ) -> Any:
+        _check.state(state, "reduced(params, batch, state=state)")
         arranged = arrange(args)
         params = arrays_of(arranged.differentiated(args))
         losses = lambda value: value[0] if has_aux else value

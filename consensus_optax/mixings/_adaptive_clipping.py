@@ -65,4 +65,4 @@ def adaptive_clipping(num_byzantine: int) -> Mixing:
         factors = jnp.where(longer, limit / jnp.where(longer, norms, 1), 1)
         return jnp.diag(factors), roster.weights
 
-    return Mixing(mix, reads=Reads.NORMS)
+    return Mixing(mix, reads=Reads.NORMS, degree=0)

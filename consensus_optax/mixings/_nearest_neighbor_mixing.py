@@ -77,4 +77,4 @@ def nearest_neighbor_mixing(num_byzantine: int) -> Mixing:
         total = matrix.sum(1, keepdims=True)
         return matrix / positive_or_one(total), roster.weights
 
-    return Mixing(mix, reads=Reads.AFFINE)
+    return Mixing(mix, reads=Reads.AFFINE, degree=0)

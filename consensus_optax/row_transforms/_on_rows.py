@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check
-from consensus_optax._rows.finite import finite_rows
+from consensus_optax._rows.finite import cleared, finite_rows, spoiled
 from consensus_optax._rows.outer_product import is_outer_product, materialize
 from consensus_optax._rows.stack import as_rows
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Tree
 
 
 def on_rows(
@@ -86,6 +86,8 @@ def on_rows(
             return updates, state
         finite = finite_rows(rows, dtype)
         flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
+        if jax.debug_nans.value:  # it would stop at what is made of such rows
+            flat = [cleared(leaf, finite) for leaf in flat]
         moves = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in flat]
 
         def moving(tree: Tree) -> Tree:
@@ -96,13 +98,12 @@ def on_rows(
 
         given = None if params is None else moving(params)
 
-        def of_row(row: Tree, is_finite: Array) -> tuple[Tree, Any]:
-            row, new_state = inner.update(row, state, given, **extra)
-            keep = lambda leaf: jnp.where(is_finite, leaf, jnp.nan).astype(leaf.dtype)
-            return jax.tree.map(keep, row), new_state
+        def of_row(row: Tree) -> tuple[Tree, Any]:
+            return inner.update(row, state, given, **extra)
 
         each = jax.vmap(of_row, out_axes=(0, None))  # counts are the same for all
-        new_rows, new_state = each(materialize(moving(updates)), finite)
+        new_rows, new_state = each(materialize(moving(treedef.unflatten(flat))))
+        new_rows = jax.tree.map(lambda leaf: spoiled(leaf, finite), new_rows)
         news = treedef.flatten_up_to(new_rows)
         kept = [
             new if yes else leaf

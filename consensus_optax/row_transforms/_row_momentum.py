@@ -10,7 +10,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
-from consensus_optax._rows.finite import finite_rows
+from consensus_optax._rows.finite import cleared, finite_rows, spoiled
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows, checked_weights
 from consensus_optax._rows.trees import arrays_of
@@ -109,15 +109,15 @@ def row_momentum(
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 return old
             beta = _check.value_at(decay, state.step, old.dtype)
+            if jax.debug_nans.value:  # it would stop at a row that is not taken
+                leaf = cleared(leaf, moves)
             new = beta * old + (1 - beta) * verbs.as_array(leaf, old.dtype)
             return jnp.where(_column(moves, new), new, old)
 
         def outgoing(leaf: Any, average: Array) -> Any:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 return leaf
-            return jnp.where(_column(finite, average), average, jnp.nan).astype(
-                leaf.dtype
-            )
+            return spoiled(average.astype(leaf.dtype), finite)
 
         flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
         olds = treedef.flatten_up_to(state.momentum)

@@ -10,7 +10,7 @@ import optax
 from consensus_optax import _check
 from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Threshold, Tree
-from consensus_optax.row_transforms._row_scaling import scaled
+from consensus_optax.row_transforms._row_scaling import scaled, without_broken
 
 
 class ScaleExamplesState(NamedTuple):
@@ -68,7 +68,8 @@ def scale_examples(factor: Threshold) -> optax.GradientTransformationExtraArgs:
         rows, dtype = as_rows(updates, params)
         if rows:
             number = _check.value_at(factor, state.step, dtype)
-            updates = scaled(updates, jnp.broadcast_to(number, rows[0].shape[:1]))
+            updates, _, sound = without_broken(updates, rows, dtype)
+            updates = scaled(updates, jnp.broadcast_to(number, sound.shape), sound)
         return updates, ScaleExamplesState(
             jnp.asarray(optax.safe_increment(state.step))
         )

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check
-from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import check_reduced
-from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax.update_transforms._sound import floating, memory
 
 
 class EmaAgreementState(NamedTuple):
@@ -43,7 +42,7 @@ def ema_agreement(
     Guarantees: every leaf passes unchanged or is exactly zero; the first update passes.
     Edge cases: an incoming leaf that is all zero (empty consensus) passes and leaves
     its average as it is; one with a non-finite entry is set to zero, counts as
-    suppressed and leaves its average as it is.
+    suppressed and leaves its average as it is. Leaves that carry no gradient pass.
 
     Args:
       decay: beta in [0, 1): a number, array or schedule of the step.
@@ -72,12 +71,8 @@ def ema_agreement(
     _check.one_of("scope", scope, ("leaf", "model"))
 
     def init(params: Tree) -> EmaAgreementState:
-        zeros = lambda p: jnp.zeros(p.shape, verbs.decision_dtype(p))
-        return EmaAgreementState(
-            jnp.zeros((), jnp.int32),
-            jax.tree.map(zeros, arrays_of(params)),
-            jnp.zeros((), jnp.float32),
-        )
+        zero = lambda dtype: jnp.zeros((), dtype)
+        return EmaAgreementState(zero(jnp.int32), memory(params), zero(jnp.float32))
 
     def update(
         updates: Tree,
@@ -87,8 +82,11 @@ def ema_agreement(
     ) -> tuple[Tree, EmaAgreementState]:
         del params, extra
         check_reduced(updates, state.ema)
-        incoming, treedef = jax.tree.flatten(updates)
-        averages = treedef.flatten_up_to(state.ema)
+        every, treedef = jax.tree.flatten(updates)
+        places = [i for i, leaf in enumerate(every) if floating(leaf)]
+        memories = treedef.flatten_up_to(state.ema)
+        incoming = [every[i] for i in places]
+        averages = [memories[i] for i in places]
         step = jnp.asarray(optax.safe_increment(state.step))
         if not incoming:
             return updates, state._replace(step=step)
@@ -118,9 +116,11 @@ def ema_agreement(
             )
             for i, (u, m) in enumerate(zip(wide, averages, strict=True))
         ]
-        return jax.tree.unflatten(treedef, gated), EmaAgreementState(
+        for i, new, average in zip(places, gated, averages, strict=True):
+            every[i], memories[i] = new, average
+        return jax.tree.unflatten(treedef, every), EmaAgreementState(
             step,
-            jax.tree.unflatten(treedef, averages),
+            jax.tree.unflatten(treedef, memories),
             jnp.mean(~passes, dtype=jnp.float32),
         )
 

@@ -66,7 +66,7 @@ def adasum() -> Reducer:
         weights = nodes.weights * _shares(nodes, jnp.zeros_like(nodes.bounds))
         return jnp.zeros_like(weights).at[order].set(weights), state
 
-    return reducer(Weighting(weigh))
+    return reducer(Weighting(weigh, degree=0))
 
 
 class _Nodes(NamedTuple):

@@ -88,4 +88,4 @@ def aligned_mtl(preference: Preference | None = None, scale: str = "min") -> Red
         nothing |= cancels(gramian, weights)
         return jnp.where(nothing, 0, weights), state
 
-    return reducer(Weighting(weigh))
+    return reducer(Weighting(weigh, degree=0))

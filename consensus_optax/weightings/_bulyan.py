@@ -10,6 +10,7 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rules.distances import (
     allowed,
+    first_of_least,
     nearest_sums,
     num_present,
     rows_and_bad,
@@ -37,7 +38,7 @@ def bulyan(num_byzantine: int) -> Reducer:
     letter of the paper:
 
       1. towards the end m - f - 2 may fall below 1: the nearest other is taken;
-      2. of equal scores the first row is taken; the paper says arbitrarily.
+      2. of scores equal to rounding the first row is taken; the paper says arbitrarily.
 
     Guarantees: shifting all rows shifts the update, scaling them scales it, by any
     number; the order of the rows is irrelevant, but for equal scores of different rows.
@@ -87,12 +88,8 @@ def bulyan(num_byzantine: int) -> Reducer:
             pairs = left[:, None] & left[None, :]
             nearest = jnp.maximum(num_present(left) - bad - 2, 1)
             scores = nearest_sums(jnp.where(pairs, squares, jnp.inf), nearest)
-            known = jnp.minimum(
-                scores, jnp.finfo(scores.dtype).max
-            )  # one row left: inf
-            best = jnp.argmin(jnp.where(left, known, jnp.inf))
-            taken = (jnp.arange(size) == best) & (index < theta)
-            return left & ~taken
+            best = jnp.arange(size) == first_of_least(scores, left)
+            return left & ~(best & (index < theta))
 
         left = lax.fori_loop(0, size, take, roster.present)
         return (roster.present & ~left).astype(roster.weights.dtype), state
@@ -107,4 +104,6 @@ def bulyan(num_byzantine: int) -> Reducer:
         first = jnp.argsort(weights <= 0, stable=True)[:size]
         return nearest_mean(stack[first], weights[first], 2 * bad, 2 * num_byzantine)
 
-    return reducer(Among(Weighting(select, reads=Reads.AFFINE), Columns(around)))
+    return reducer(
+        Among(Weighting(select, reads=Reads.AFFINE, degree=0), Columns(around))
+    )

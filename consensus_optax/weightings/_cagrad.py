@@ -85,4 +85,4 @@ def cagrad(c: Threshold = 0.5) -> Reducer:
         nothing = (relative > 0) & (cancel | cancels(gramian, weights))
         return jnp.where(nothing, 0, weights), proven(new_state, cancel)
 
-    return reducer(Weighting(weigh, unsolved))
+    return reducer(Weighting(weigh, unsolved, degree=0))

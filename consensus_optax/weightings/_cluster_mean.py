@@ -110,7 +110,7 @@ def cluster_mean(
         rejected = jnp.where(kept, 0, sizes).sum(dtype=jnp.int32)
         return weights, ClusterMeanState(sizes, rejected)
 
-    return reducer(Weighting(weigh, init, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, init, reads=Reads.AFFINE, degree=0))
 
 
 def _shares(members: Array, roster: Roster) -> Array:

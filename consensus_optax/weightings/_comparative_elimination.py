@@ -64,4 +64,4 @@ def comparative_elimination(num_byzantine: int) -> Reducer:
         kept = among_smallest(squared_norms, n - bad, roster.present)
         return shares_of(kept * roster.weights), state
 
-    return reducer(Weighting(weigh, reads=Reads.NORMS))
+    return reducer(Weighting(weigh, reads=Reads.NORMS, degree=0))

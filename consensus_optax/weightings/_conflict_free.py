@@ -84,4 +84,4 @@ def conflict_free(preference: Preference | None = None) -> Reducer:
         weights = along * ratio(direction, lengths)
         return jnp.where(cancels(gramian, weights), 0, weights), state
 
-    return reducer(Weighting(weigh))
+    return reducer(Weighting(weigh, degree=0))

@@ -169,7 +169,7 @@ def cosine_filter(
         weights = jnp.where(accepted > 0, end.coefficients / divisors, 0)
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init))
+    return reducer(Weighting(weigh, init, degree=0))
 
 
 def gate(

@@ -98,7 +98,7 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
         kept = among_smallest(scores, jnp.maximum(n - dropped, 1), roster.present)
         return shares_of(kept * roster.weights), state
 
-    return reducer(Weighting(weigh, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))
 
 
 def _ceil(number: float) -> int:

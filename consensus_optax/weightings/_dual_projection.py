@@ -86,4 +86,4 @@ def dual_projection(
         nothing |= cancels(gramian, weights)
         return jnp.where(nothing, 0, weights), new_state
 
-    return reducer(Weighting(weigh, unsolved))
+    return reducer(Weighting(weigh, unsolved, degree=0))

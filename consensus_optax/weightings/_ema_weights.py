@@ -104,4 +104,6 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
         new_state = EmaWeightsState(average, state.seen | counts, inner_state)
         return jnp.where(counts, average, 0), new_state
 
-    return reducer(inner._replace(weigh=weigh, init=init))
+    # Averages over steps are of weights as they are, not of each step's own scale.
+    degree = None if inner.degree else inner.degree
+    return reducer(inner._replace(weigh=weigh, init=init, degree=degree))

@@ -140,4 +140,4 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         residual = jnp.sqrt(jnp.maximum(squared, 0)).astype(jnp.float32)
         return z, GeometricMedianState(residual, residual <= _CONVERGED)
 
-    return reducer(Weighting(weigh, init, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, init, reads=Reads.AFFINE, degree=0))

@@ -134,4 +134,4 @@ def grad_vac(key: Array, num_rows: int, decay: Threshold = 0.99) -> Reducer:
         weights = jnp.where(cancels(gramian, weights), 0, weights)
         return weights, GradVacState(target)
 
-    return reducer(Weighting(weigh, init))
+    return reducer(Weighting(weigh, init, degree=0))

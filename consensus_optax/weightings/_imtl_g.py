@@ -70,4 +70,4 @@ def imtl_g() -> Reducer:
         sound &= ~cancels(gramian, v)
         return jnp.where(sound, v / jnp.where(sound, total, 1), 0), state
 
-    return reducer(Weighting(weigh))
+    return reducer(Weighting(weigh, degree=0))

@@ -84,4 +84,4 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
         chosen = among_smallest(scores, count, roster.present)
         return shares_of(chosen * roster.weights), state
 
-    return reducer(Weighting(weigh, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

@@ -105,10 +105,10 @@ def l2_filter(
         weights = mass / jnp.where(accepted.any(), mass.sum(), 1)
         numbers = (
             accepted.sum(),
-            median,
-            jnp.where(roster.present, distance, 0).max(),
+            median / roster.scale,
+            jnp.where(roster.present, distance, 0).max() / roster.scale,
         )
         return weights, L2FilterState(*(x.astype(jnp.float32) for x in numbers))
 
     reads = Reads.CENTERED if reference == "mean" else Reads.AFFINE
-    return reducer(Weighting(weigh, init, reads=reads))
+    return reducer(Weighting(weigh, init, reads=reads, degree=0 if relative else None))

@@ -68,4 +68,4 @@ def mgda() -> Reducer:
         nothing = still | cancels(gramian, weights)
         return jnp.where(nothing, 0, weights), proven(new_state, nothing)
 
-    return reducer(Weighting(weigh, unsolved))
+    return reducer(Weighting(weigh, unsolved, degree=0))

@@ -13,6 +13,7 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import (
+    SAME,
     num_present,
     rows_and_bad,
     shares_of,
@@ -25,7 +26,6 @@ from consensus_optax._typing import Array
 
 _MOST_SUBSETS = 50_000
 _SUBSETS_AT_ONCE = 256
-_SAME = 1e-5  # diameters that differ by less are one, as rounding makes them differ
 
 
 @named
@@ -105,10 +105,10 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
         out = jnp.asarray(left_out)
         batch = min(_SUBSETS_AT_ONCE, subsets)
         diameters = lax.map(diameter, out, batch_size=batch)
-        tightest = diameters <= diameters.min() * (1 + _SAME)
+        tightest = diameters <= diameters.min() * (1 + SAME)
         masses = jnp.where(present[None, :] & ~out, roster.weights[None, :], 0)
         sums = masses.sum(1, keepdims=True)
         means = masses / positive_or_one(sums)
         return shares_of(jnp.where(tightest[:, None], means, 0).sum(0)), state
 
-    return reducer(Weighting(weigh, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

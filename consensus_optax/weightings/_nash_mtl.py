@@ -87,4 +87,4 @@ def nash_mtl(max_norm: Threshold | None = 1.0) -> Reducer:
             weights *= jnp.minimum(1, ratio(longest, jnp.sqrt(jnp.maximum(square, 0))))
         return weights, solved.state
 
-    return reducer(Weighting(weigh, unsolved))
+    return reducer(Weighting(weigh, unsolved, degree=-1))

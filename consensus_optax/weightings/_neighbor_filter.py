@@ -89,4 +89,4 @@ def neighbor_filter(max_distance: Threshold = 0.97) -> Reducer:
         )
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init))
+    return reducer(Weighting(weigh, init, degree=0))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rules import solvers
-from consensus_optax._rules.distances import squared_distances
+from consensus_optax._rules.distances import first_of_least, squared_distances
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
 
@@ -33,8 +33,7 @@ def medoid(pairwise: Array, roster: Roster) -> Array:
     """
     to_others = jnp.where(jnp.eye(pairwise.shape[0], dtype=bool), 0, roster.weights)
     medians = jax.vmap(lower_median)(pairwise, to_others)
-    medians = jnp.where(roster.present, medians, jnp.inf)
-    return jnp.argmax(medians <= medians.min() * (1 + 1e-6))
+    return first_of_least(medians, roster.present)
 
 
 def lower_median(values: Array, weights: Array) -> Array:

@@ -81,4 +81,4 @@ def pcgrad(key: Array) -> Reducer:
         weights = by_blocks(project_rows, size).sum(0)
         return jnp.where(cancels(gramian, weights), 0, weights), state
 
-    return reducer(Weighting(weigh))
+    return reducer(Weighting(weigh, degree=0))

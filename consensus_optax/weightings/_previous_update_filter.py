@@ -93,4 +93,4 @@ def previous_update_filter(
         weights = jnp.append(mass / positive_or_one(mass.sum()), 0)
         return weights, CosineFilterState(*(x.astype(jnp.float32) for x in numbers))
 
-    return reducer(Weighting(weigh, init, remembers=True))
+    return reducer(Weighting(weigh, init, remembers=True, degree=0))

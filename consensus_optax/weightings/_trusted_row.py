@@ -72,4 +72,4 @@ def trusted_row(index: int = 0) -> Reducer:
         shares = trust / positive_or_one(total)
         return shares * trusted / lengths, state
 
-    return reducer(Weighting(weigh))
+    return reducer(Weighting(weigh, degree=0))

@@ -103,4 +103,4 @@ def upgrad(
         new_state = SolverState(solved.residual.max(), solved.converged.all())
         return jnp.where(nothing, 0, weights), new_state
 
-    return reducer(Weighting(weigh, unsolved))
+    return reducer(Weighting(weigh, unsolved, degree=0))

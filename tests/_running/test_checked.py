@@ -155,3 +155,26 @@ def test_words_may_be_members_of_their_enumeration():
 
 def test_a_function_that_does_not_tell_its_arguments_passes():
     co.reducer(co.Fold([co.Statistic(jnp.multiply, max)], RESOLVE))
+
+
+@pytest.mark.parametrize("state", [(), ((), ()), ({},)])
+def test_a_missing_state_is_named(state):
+    """Whether it is left out or another's; not by an inner function's name."""
+    rule, w, x = co.mean(), jnp.ones(2), jnp.ones((3, 2))
+    step = co.value_and_reduced_grad(lambda w, x: jnp.mean(x @ w), rule)
+    named = {"state": state[0]} if state else {}
+    calls = {
+        "update(rows, state, params)": lambda: rule.update(x, *state),
+        "reduced(params, batch, state=state)": lambda: step(w, x, **named),
+    }
+    for call, run in calls.items():
+        with pytest.raises(ValueError, match="`state` must be what") as error:
+            run()
+        assert call in str(error.value)
+        assert "locals" not in str(error.value)
+
+
+@pytest.mark.parametrize("degree", [0.5, "one", 1])
+def test_a_degree_is_one_of_few(degree):
+    with pytest.raises(ValueError, match="`degree` must be 0 or -1 or -2, or None"):
+        co.reducer(co.Weighting(lambda products, roster, state: None, degree=degree))

@@ -96,3 +96,17 @@ def test_thresholds_may_be_schedules():
         update, state = gate.update(jnp.full(1, sign), state)
         seen.append(float(update[0]))
     assert seen == [1, -1, -1, 0]
+
+
+def test_leaves_without_gradient_pass():
+    params = {"w": jnp.zeros(2), "count": jnp.zeros((), jnp.int32), "no": None}
+    nothing = np.zeros((), jax.dtypes.float0)
+    for none in (jnp.ones((), jnp.int32), nothing):
+        gate = co.ema_agreement()
+        state = gate.init(params)
+        for sign, wanted in ((1.0, [1.0, 2.0]), (-1.0, [0.0, 0.0])):
+            updates = {"w": sign * jnp.array([1.0, 2.0]), "count": none, "no": None}
+            gated, state = gate.update(updates, state, params)
+            assert gated["w"].tolist() == wanted
+            assert gated["count"] is none
+        assert state.suppressed == 1  # of the leaves that have a gradient

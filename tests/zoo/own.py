@@ -28,7 +28,7 @@ def typical():
         votes = roster.weights / (1 + distances / jnp.where(total > 0, total, 1))
         return votes / votes.sum(), state
 
-    return co.reducer(co.Weighting(weigh, reads="centered"))
+    return co.reducer(co.Weighting(weigh, reads="centered", degree=0))
 
 
 def heavy_ball():
@@ -37,7 +37,7 @@ def heavy_ball():
     def weigh(products, roster, state):
         return jnp.append(roster.shares, jnp.full((), 0.9, products.dtype)), state
 
-    return co.reducer(co.Weighting(weigh, remembers=True))
+    return co.reducer(co.Weighting(weigh, remembers=True, degree=0))
 
 
 def consensus_among_accepted():

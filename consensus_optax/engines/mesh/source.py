@@ -17,9 +17,9 @@ from jax import lax
 
 from consensus_optax._rows.statistics import Statistic, halved, merge_present
 from consensus_optax._rows.verbs import Leaf, Mixed
-from consensus_optax._rules.kinds import Columns, Fold
+from consensus_optax._rules.kinds import Columns, Fold, Reads
 from consensus_optax._running.memory import Memory
-from consensus_optax._running.source import Asked, Seen, Source
+from consensus_optax._running.source import Asked, Seen, Source, rescaled
 from consensus_optax._typing import Array
 from consensus_optax.engines.mesh.exchange import Exchange, narrowed
 from consensus_optax.engines.mesh.factors import as_travelling, bytes_each
@@ -64,10 +64,14 @@ class Shared(NamedTuple):
         """What is known of each row alone is collected; for pairs rows are dealt."""
         if asked.reads.pairs or not self._combines():
             return self._dealt().inner(asked)
-        norms, local = self.local.inner(asked._replace(previous=None))
-        if norms is not None:
-            norms = self.exchange.collect_rows(norms)
-        return norms, self._after(local)
+        if asked.reads == Reads.NOTHING:
+            return None, self._after(self.local.inner(asked)[1])
+        asked = asked._replace(previous=None)
+        norms, local = self.local.inner(asked._replace(rescale=None))
+        source, of_all = self._after(local), self.exchange.collect_rows
+        look = lambda asked: of_all(local.inner(asked)[0])
+        norms, seen = rescaled(asked, of_all(norms), source.seen, look)
+        return norms, source._replace(seen=seen)
 
     def combine(self, weights: Array) -> list[Array]:
         """Every device combines its rows; the sum of N such is a plain all-reduce.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
@@ -48,6 +49,38 @@ class Computed(NamedTuple):
 
     def inner(self, asked: Asked) -> tuple[Any, Computed]:
         """Norms in one pass; so is what only finds out who is there."""
+        if asked.rescale is None:
+            products, kept = self._look(asked)
+            return products, self._after(kept)
+        return self._rescaled(asked, asked.rescale)
+
+    def _rescaled(
+        self, asked: Asked, rescale: Callable[[Any, Roster], Array]
+    ) -> tuple[Any, Computed]:
+        """One look, or two of which the second is at another scale.
+
+        In a loop: it is most of the program, and is compiled once.
+        """
+        look = lambda scale: self._look(asked._replace(scale=scale, rescale=None))
+
+        def turn(carry: Any, first: Array) -> tuple[Any, None]:
+            found, scale = carry
+            wanted = first | (scale != 1)
+            found = lax.cond(wanted, lambda: look(scale), lambda: found)
+            roster = self._after(found[1]).seen.roster
+            return (found, jnp.where(first, rescale(found[0], roster), scale)), None
+
+        one = jnp.ones((), self.seen.roster.weights.dtype)
+        empty = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(look, one)
+        )
+        start = self.microbatches.arranged.varying((empty, one))
+        (found, scale), _ = lax.scan(turn, start, jnp.arange(2) == 0)
+        source = self._after(found[1])
+        return found[0], source._replace(seen=source.seen._replace(scale=scale))
+
+    def _look(self, asked: Asked) -> tuple[Any, Any]:
+        """The products, and what a pass leaves behind; see :meth:`_after`."""
         micro = self.microbatches
         coordinates = self.seen.roster.coordinates
         center = None if asked.about is None else micro.row(asked.about)
@@ -61,7 +94,7 @@ class Computed(NamedTuple):
             sides: list[Array] = []
             dtype = block.stack.dtype
             if asked.reads == Reads.NORMS:
-                leaves = block.stack.leaves
+                leaves = read(block)
                 products = [verbs.squared_norms(leaf, dtype) for leaf in leaves]
             elif asked.reads.pairs:
                 leaves = read(block)
@@ -72,10 +105,9 @@ class Computed(NamedTuple):
             return carry, (products, sides, _kept(block))
 
         _, (products, sides, kept) = micro.scan(step, None)
-        source = self._after(kept)
-        present = source.seen.roster.present
         if asked.reads == Reads.NOTHING:
-            return None, source
+            return None, kept
+        present = self._after(kept).seen.roster.present
         if asked.reads == Reads.NORMS:
             norms = micro.in_order(products)
             products = [jnp.where(present, leaf, 0) for leaf in norms]
@@ -87,7 +119,7 @@ class Computed(NamedTuple):
             triples = zip(products, sides, olds, strict=True)
             products = [border(*triple) for triple in triples]
         products = coordinates.counted(products)
-        return coordinates.total(over_leaves(asked, products)), source
+        return coordinates.total(over_leaves(asked, products)), kept
 
     def combine(self, weights: Array) -> list[Array]:
         """One pass over the rows, which adds in the dtype of decisions.
@@ -188,7 +220,9 @@ def _read(asked: Asked, block: Block, center: list[Array] | None) -> list[Any]:
     leaves, dtype = block.stack.leaves, block.stack.dtype
     if center is not None:
         pairs = zip(leaves, center, strict=True)
-        return [verbs.as_array(x, dtype) - c.astype(dtype)[None] for x, c in pairs]
+        leaves = [verbs.as_array(x, dtype) - c.astype(dtype)[None] for x, c in pairs]
+    if asked.scale is not None:
+        leaves = [verbs.times(leaf, asked.scale) for leaf in leaves]
     if asked.reads == Reads.SIGNS:
         return [verbs.signs(leaf, dtype) for leaf in leaves]
     return leaves
@@ -200,5 +234,7 @@ def _read_update(
     """An update in the same terms."""
     if center is not None:
         pairs = zip(update, center, strict=True)
-        return [leaf - c.astype(leaf.dtype) for leaf, c in pairs]
+        update = [leaf - c.astype(leaf.dtype) for leaf, c in pairs]
+    if asked.scale is not None:
+        update = [leaf * asked.scale for leaf in update]
     return [jnp.sign(leaf) for leaf in update] if asked.reads == Reads.SIGNS else update
