@@ -20,7 +20,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = Path(__file__).parents[1]
-_OF_RUNNING = ("test_contract_leaves.py", "test_laws.py", "test_robustness.py")
+_OF_RUNNING = ("_running/test_run.py", "test_contract_leaves.py", "test_laws.py")
 _OF_MICROBATCHES = (
     "engines/test_sources.py",
     "engines/test_value_and_reduced_grad.py",
@@ -35,10 +35,10 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_rows/layers": ("_gradients/test_contraction.py", "_rows/test_gramians.py"),
     "_rows/folding": ("_rows/test_folding.py",),
     "_rows/stack": ("test_contract.py", "test_contract_leaves.py"),
-    "_running/run": ("weightings/test_previous_update_filter.py", *_OF_RUNNING),
+    "_running/run": _OF_RUNNING,
     "_running/memory": ("engines/test_sources.py", *_OF_RUNNING),
-    "_running/products": ("weightings/test_neighbor_filter.py", *_OF_RUNNING),
-    "_running/packing": _OF_RUNNING,
+    "_running/products": (*_OF_RUNNING, "test_robustness.py"),
+    "_running/packing": _OF_RUNNING[:2],
     "_running/blocks": ("_running/test_blocks.py", "test_contract_leaves.py"),
     "_running/reducer": ("test_contract.py", "_running/test_checked.py"),
     "_running/checked": ("_running/test_checked.py",),
@@ -71,7 +71,9 @@ IN_CI = {  # those of `make test` leave the rest to these
     "engines/mesh/exchange": ("engines/test_sharded_bytes.py", *_OF_FACTORS),
 }
 # Types are not run. (What `|` does between masks is mutated in other ways.)
-LEFT_OUT = "core/ReplaceBinaryOperator_BitOr_"
+OF_TYPES = "core/ReplaceBinaryOperator_BitOr_"
+# What guards the program itself holds wherever it runs.
+GUARD = "strict="
 CONFIG = """\
 [cosmic-ray]
 module-path = "consensus_optax/{module}.py"
@@ -121,9 +123,15 @@ class Session:
         self._config.write_text(config)
         self._ray("init", self._config, self._db)
         with use_db(self._db, WorkDB.Mode.open) as db:
-            every = (item.mutations[0] for item in db.work_items)
-            kept = [x for x in every if not x.operator_name.startswith(LEFT_OUT)]
-        self.mutations = kept
+            every = [item.mutations[0] for item in db.work_items]
+        lines = (copy / "consensus_optax" / f"{module}.py").read_text().splitlines()
+        before = lambda line, column: lines[line - 1][:column]
+        self.mutations = [
+            mutation
+            for mutation in every
+            if not mutation.operator_name.startswith(OF_TYPES)
+            and not before(*mutation.start_pos).endswith(GUARD)
+        ]
 
     def check(self):
         """The tests pass on the module as it is."""

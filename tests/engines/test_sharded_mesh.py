@@ -108,21 +108,26 @@ def test_explicit_axes_say_how_parameters_lie():
     assert update["w"].sharding.spec == P(None, "model")
 
 
-def test_one_all_to_all_and_no_gathered_stack_under_jit():
-    size = 4096
-    mesh = mesh_of(8)
-    reducer = co.krum(1)
+@pytest.mark.parametrize(
+    ("reducer", "itemsize"), [(co.krum(1), 4), (co.sign_vote(), 1)], ids=repr
+)
+def test_one_all_to_all_and_no_gathered_stack_under_jit(reducer, itemsize):
+    """However many leaves there are; signs take a byte, there and back."""
+    sizes, mesh = (4096, 40, 24), mesh_of(8)
     across = co.sharded(reducer, "data", mesh=mesh)
-    params = jnp.zeros(size)
+    params = [jnp.zeros(size) for size in sizes]
     step = lambda rows: across.update(rows, reducer.init(params), params)[0]
     spread = NamedSharding(mesh, P("data"))
-    rows = jax.ShapeDtypeStruct((8, size), jnp.float32)
+    rows = [jax.ShapeDtypeStruct((8, size), jnp.float32) for size in sizes]
     hlo = jax.jit(step, in_shardings=spread).lower(rows).compile().as_text()
-    sent = list(collectives(hlo))
-    assert [size for kind, size in sent if kind == "all-to-all"] == [4 * size]
-    assert [size for kind, size in sent if size > 1024 and kind != "all-to-all"] == [
-        4 * size
+    sent, large = list(collectives(hlo)), itemsize * sum(sizes)
+    assert [size for kind, size in sent if kind == "all-to-all"] == [large]
+    assert [size for kind, size in sent if kind == "all-gather" and size > 128] == [
+        large
     ]
+    # all-reduces of a Gramian, of what is said of rows and of the update
+    assert all(size <= 4 * 8 * 8 for kind, size in sent if kind == "all-reduce")
+    assert len(sent) <= 6
 
 
 def test_eager_calls_and_outer_products():

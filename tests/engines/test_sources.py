@@ -125,10 +125,16 @@ SOURCES = {
 
 def outcomes(row, source, dtype=np.float32):
     """(updates (S, STEPS, P), ready, num_present, num_nonfinite) of all stacks."""
-    size, devices = SOURCES[source] if source else (None, None)
     names, rows, weights = stacks(dtype)
     reducer = row.make(num_rows=ROWS)
-    start = reducer.init(params(dtype))
+    update, seen = in_steps(reducer, source, rows, weights, stepper)
+    return names, matrix(update, batch_ndim=2), [np.asarray(x) for x in seen]
+
+
+def in_steps(reducer, source, rows, weights, stepper):
+    """What a stepper makes of rows (S, STEPS, ROWS, P) that come from a source."""
+    size, devices = SOURCES[source] if source else (None, None)
+    start, dtype = reducer.init(params(rows.dtype)), rows.dtype
     if devices:
         reducer = co.sharded(reducer, "data")
     steps = stepper(reducer, computed(size) if size else given_rows)
@@ -141,8 +147,7 @@ def outcomes(row, source, dtype=np.float32):
             in_specs=(by_row, PartitionSpec(None, "data"), PartitionSpec()),
             out_specs=PartitionSpec(),
         )
-    update, seen = jax.jit(program)(tree(rows, dtype), jnp.asarray(weights), start)
-    return names, matrix(update, batch_ndim=2), [np.asarray(x) for x in seen]
+    return jax.jit(program)(tree(rows, dtype), jnp.asarray(weights), start)
 
 
 @functools.cache
