@@ -21,7 +21,9 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = Path(__file__).parents[1]
 _OF_RUNNING = ("_running/test_run.py", "test_contract_leaves.py", "test_laws.py")
+_PRODUCTS = "engines/test_sources_products.py"
 _OF_MICROBATCHES = (
+    _PRODUCTS,
     "engines/test_sources.py",
     "engines/test_value_and_reduced_grad.py",
     "engines/test_sharded_microbatches.py",
@@ -36,8 +38,8 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_rows/folding": ("_rows/test_folding.py",),
     "_rows/stack": ("test_contract.py", "test_contract_leaves.py"),
     "_running/run": _OF_RUNNING,
-    "_running/memory": ("engines/test_sources.py", *_OF_RUNNING),
-    "_running/products": (*_OF_RUNNING, "test_robustness.py"),
+    "_running/memory": (_PRODUCTS, "engines/test_sources.py", *_OF_RUNNING),
+    "_running/products": (_PRODUCTS, *_OF_RUNNING, "test_robustness.py"),
     "_running/packing": _OF_RUNNING[:2],
     "_running/blocks": ("_running/test_blocks.py", "test_contract_leaves.py"),
     "_running/reducer": ("test_contract.py", "_running/test_checked.py"),
@@ -51,10 +53,13 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "engines/_sharded": _OF_A_MESH,
     "engines/microbatches/batches": _OF_MICROBATCHES,
     "engines/microbatches/source": _OF_MICROBATCHES,
-    "engines/microbatches/pairs": _OF_MICROBATCHES[:2],
+    "engines/microbatches/pairs": _OF_MICROBATCHES[:3],
     "engines/mesh/aggregator": ("engines/test_sharded_microbatches.py",),
     "engines/mesh/source": (*_OF_A_MESH, "engines/test_sharded_microbatches.py"),
-    "engines/mesh/factors": ("engines/test_sharded_factored.py",),
+    "engines/mesh/factors": (
+        "engines/test_sharded_factors_least.py",
+        "engines/test_sharded_factored.py",
+    ),
     "engines/mesh/layout": ("engines/test_sharded_factored.py", *_OF_A_MESH),
     "engines/mesh/specs": ("engines/test_sharded_mesh.py",),
     "engines/mesh/exchange": _OF_A_MESH,
