@@ -21,7 +21,7 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = Path(__file__).parents[1]
 _OF_RUNNING = ("_running/test_run.py", "test_contract_leaves.py", "test_laws.py")
-_PRODUCTS = "engines/test_sources_products.py"
+_PRODUCTS = "_running/test_products.py"
 _OF_MICROBATCHES = (
     _PRODUCTS,
     "engines/test_sources.py",
@@ -53,7 +53,10 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "engines/_sharded": _OF_A_MESH,
     "engines/microbatches/batches": _OF_MICROBATCHES,
     "engines/microbatches/source": _OF_MICROBATCHES,
-    "engines/microbatches/pairs": _OF_MICROBATCHES[:3],
+    "engines/microbatches/pairs": (
+        "engines/microbatches/test_pairs.py",
+        *_OF_MICROBATCHES[:3],
+    ),
     "engines/mesh/aggregator": ("engines/test_sharded_microbatches.py",),
     "engines/mesh/source": (*_OF_A_MESH, "engines/test_sharded_microbatches.py"),
     "engines/mesh/factors": (
