@@ -139,3 +139,7 @@ def test_eager_calls_and_outer_products():
     params = jnp.zeros((3, 2))
     got = across.update(rows, reducer.init(params), params)
     assert_same(got, reducer.update(rows, reducer.init(params), params))
+    # one program for the devices, not one for each operation inside of `shard_map`
+    step = lambda rows: across.update(rows, reducer.init(params), params)
+    outermost = [eqn.primitive.name for eqn in jax.make_jaxpr(step)(rows).eqns]
+    assert "shard_map" not in outermost
