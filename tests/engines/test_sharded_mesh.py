@@ -143,3 +143,24 @@ def test_eager_calls_and_outer_products():
     step = lambda rows: across.update(rows, reducer.init(params), params)
     outermost = [eqn.primitive.name for eqn in jax.make_jaxpr(step)(rows).eqns]
     assert "shard_map" not in outermost
+
+
+def test_products_outside_travel_as_factors_where_their_parameter_is_whole():
+    """Those of a parameter that is cut are multiplied out, and as right."""
+    mesh, reducer = mesh_of(2, 2, names=("data", "model")), co.median()
+    specs = {"cut": P(None, "model"), "whole": P()}
+    params = {"cut": jnp.zeros((8, 22)), "whole": jnp.zeros((64, 64))}
+    across = co.sharded(reducer, "data", mesh=mesh, param_specs=specs)
+    random = np.random.default_rng(6)
+    draw = lambda n: jnp.asarray(random.normal(size=(4, 1, n)), jnp.float32)
+    rows = {
+        name: co.OuterProduct(*map(draw, leaf.shape), leaf.shape)
+        for name, leaf in params.items()
+    }
+    step = lambda rule: jax.jit(
+        lambda rows: rule.update(rows, rule.init(params), params)
+    )
+    assert_same(step(across)(rows), step(reducer)(rows))
+    sent = collectives(step(across).lower(rows).compile().as_text())
+    dealt = sum(size for kind, size in sent if kind == "all-to-all")
+    assert 0 < dealt < params["whole"].nbytes  # of one row, multiplied out
