@@ -49,8 +49,9 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "engines/_value_and_reduced_grad": (
         "engines/test_value_and_reduced_grad.py",
         "engines/test_value_and_reduced_grad_dtypes.py",
+        "engines/test_value_and_reduced_grad_explicit.py",
     ),
-    "engines/_sharded": _OF_A_MESH,
+    "engines/_sharded": (*_OF_A_MESH, "engines/test_sharded_partial.py"),
     "engines/microbatches/batches": _OF_MICROBATCHES,
     "engines/microbatches/source": _OF_MICROBATCHES,
     "engines/microbatches/pairs": (
@@ -64,7 +65,7 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
         "engines/test_sharded_factored.py",
     ),
     "engines/mesh/layout": ("engines/test_sharded_factored.py", *_OF_A_MESH),
-    "engines/mesh/specs": ("engines/test_sharded_mesh.py",),
+    "engines/mesh/specs": (_OF_A_MESH[1], "engines/test_sharded_partial.py"),
     "engines/mesh/exchange": _OF_A_MESH,
 }
 _FACTORS = "engines/test_sharded_factors.py::test"
