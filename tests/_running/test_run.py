@@ -72,3 +72,24 @@ def test_the_share_of_coordinates_that_move(shape):
     _, state = rule.update(empty, rule.init(empty[0]), empty[0])
     assert state.rule_state.consensus_ratio == 0
     assert not state.consensus_ready
+
+
+@pytest.mark.parametrize("absent", [0.0, np.nan])
+def test_what_a_rule_says_of_absent_rows_is_not_heard(absent):
+    """Nor is anything that it says, where a weight of a row that is there is none."""
+    given = jnp.array([1.0, absent, 1.0])
+    weighting = co.Weighting(lambda _, roster, state: (given, state), reads="nothing")
+    rule, params = co.reducer(weighting), jnp.zeros(2)
+    rows = jnp.array([[1.0, 2.0], [np.nan, 5.0], [3.0, 4.0]])
+    step = lambda weights: rule.update(rows, rule.init(params), params, weights=weights)
+    update, state = step(jnp.ones(3))
+    assert (update.tolist(), bool(state.consensus_ready)) == ([4, 6], True)
+    update, state = step(jnp.array([1.0, 1.0, 0.0]))
+    assert update.tolist() == [1, 2]
+    rows = rows.at[1].set(7)
+    update, state = step(jnp.ones(3))
+    sound = absent == 0
+    assert (update.tolist(), bool(state.consensus_ready)) == (
+        [4 * sound, 6 * sound],
+        sound,
+    )
