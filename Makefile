@@ -31,9 +31,10 @@ demo: $(INSTALLED)demo
 	  --rules mean,sign_consensus,cosine_filter,subspace_weighting \
 	  --out runs/demo $(ARGS)
 
-test: export JAX_COMPILATION_CACHE_DIR ?= $(COMPILED)
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
-test: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+test mutants: export JAX_COMPILATION_CACHE_DIR ?= $(COMPILED)
+test mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+test mutants: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+
 test: $(INSTALLED)test
 	@mkdir -p $(COMPILED) && find $(COMPILED) -type f -mtime +7 -delete
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)

@@ -115,3 +115,16 @@ def test_the_platform_decides_where_the_program_is_lowered():
     for platform in ("cpu", "cuda", "tpu"):
         lowered = jax.jit(fold).trace(stack).lower(lowering_platforms=(platform,))
         assert ("stablehlo.while" in lowered.as_text()) is (platform == "cpu")
+
+
+def test_rows_of_products_are_looked_up_once_on_an_accelerator():
+    """Not anew for every entry: what is looked up stands before what multiplies it."""
+    leaf, weights = leaf_of("vectors"), jnp.ones(ROWS).at[2].set(0)
+    order = Roster(weights, jnp.int32(0), {}).order
+    given = (statistics.MINMOD,), weights, order, None
+    fold = lambda leaf: folding.fold_products(leaf, *given)
+    for platform in ("cuda", "tpu"):
+        lowered = jax.jit(fold).trace(leaf).lower(lowering_platforms=(platform,))
+        looked_up, after = lowered.as_text().split("stablehlo.optimization_barrier")
+        assert looked_up.count('"stablehlo.gather"(') == 2
+        assert "stablehlo.gather" not in after

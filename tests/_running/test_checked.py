@@ -117,6 +117,16 @@ WRONG = {
         lambda: co.among(co.median(), co.mean()).rule,
         "`selector` must be a weighting that gives every row one weight",
     ),
+    "a selector by leaf": (
+        lambda: co.among(co.per_leaf(co.krum(0)), co.mean()).rule,
+        "`selector` must be a weighting that gives every row one weight from this "
+        "step's rows alone; got one with per_leaf=True, remembers=False",
+    ),
+    "a selector that remembers": (
+        lambda: co.among(co.previous_update_filter(), co.mean()).rule,
+        "`selector` must be a weighting that gives every row one weight from this "
+        "step's rows alone; got one with per_leaf=False, remembers=True",
+    ),
     "nested": (
         lambda: co.mean().rule._replace(reads="al"),
         f"`reads` must be one of {WORDS}; got 'al'",

@@ -1,4 +1,10 @@
-"""Rows of any finite size: the same decision as the same rows at a usual size."""
+"""What a rule reads of rows is what it says, from every source, in every step.
+
+A rule that keeps what it has read: two steps, so that its previous update is among it.
+Rows about zero and rows far from it, one of them absent, which reads as zero.
+"""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -6,123 +12,125 @@ import numpy as np
 import pytest
 
 import consensus_optax as co
-from consensus_optax._rules.kinds import After, Among, Reads, Weighting
-from tests._stacks import P, factored, matrix, params, tree
-from tests.engines.test_sources import ROWS, STEPS, given_rows, stacks, stepper
-from tests.zoo import KINDS, ZOO
+from tests._stacks import SIZES, P, matrix
+from tests.engines.test_sources import ROWS, SOURCES, in_steps
 
-# Of 2: entries lie between 1e-33 and 1e33, squares of most of them are no floats.
-POWERS = (0, -60, -83, -100, 83, 100)
-NAMES = ("ordinary", "weighted", "zero row", "absent", "nearly equal", "equal")
-
-
-def degree(rule):
-    """How a rule's weights change with the size of the rows; None if no rule says."""
-    match rule:
-        case Among():
-            return degree(rule.selector)
-        case After():
-            least = {rule.mixing.degree, degree(rule.rule)}
-            return 0 if least == {0} else None
-    return rule.degree if isinstance(rule, Weighting) else None
+STEPS, ABSENT, SHARE = 2, 3, 0.5
+LEAVES = np.cumsum(SIZES)[:-1]
+# reads, by leaf, with the previous update
+READS = [
+    ("norms", False, False),
+    ("norms", True, False),
+    ("gramian", False, False),
+    ("gramian", True, True),
+    ("signs", False, True),
+    ("centered", False, True),
+    ("affine", False, False),
+    ("affine", True, True),
+]
 
 
-def of_usual_and_other_sizes(names, dtype=np.float32):
-    """Rows (len(POWERS) * len(names), STEPS, ROWS, P) and their weights."""
-    known, rows, weights = stacks()
-    chosen = [known.index(name) for name in names]
-    sizes = 2.0 ** np.array(POWERS)
-    rows = sizes[:, None, None, None, None] * rows[chosen].astype(np.float64)
-    weights = np.broadcast_to(weights[chosen], (len(POWERS), len(chosen), ROWS))
-    merged = rows.reshape(-1, STEPS, ROWS, P), weights.reshape(-1, ROWS)
-    with np.errstate(over="ignore"):  # an absent row of one stack
-        return tuple(x.astype(dtype) for x in merged)
+def keeper(reads, per_leaf, remembers):
+    """The mean, with a share of the previous update; its state is what it has read."""
+    size = ROWS + remembers
+
+    def init(params, dtype):
+        del params
+        return jnp.zeros((size,) if reads == "norms" else (size, size), dtype)
+
+    def weigh(products, roster, state):
+        del state
+        share = [jnp.full((), SHARE, products.dtype)] * remembers
+        return jnp.append(roster.shares, jnp.array(share)), products
+
+    rule = co.reducer(co.Weighting(weigh, init, reads=reads, remembers=remembers))
+    return co.per_leaf(rule) if per_leaf else rule
+
+
+def stepper(reducer, update_of):
+    """What the rule has read in each step."""
+
+    def steps(rows, weights, start):
+        def step(state, now):
+            state = update_of(reducer, now, weights, state)[1]
+            return state, state.rule_state
+
+        return jax.lax.scan(step, start, rows)[1]
+
+    return steps
+
+
+def stacks():
+    """About zero, and far from it: (S, STEPS, B, P), and weights (S, B)."""
+    random = np.random.default_rng(11)
+    rows = random.normal(size=(2, STEPS, ROWS, P)) + random.normal(size=P)
+    rows[1] += 1e3 * np.sign(random.normal(size=P))
+    rows[:, :, ABSENT] = np.nan
+    weights = random.uniform(0.5, 2, (2, ROWS))
+    weights[:, ABSENT] = 0
+    return rows.astype(np.float32), weights.astype(np.float32)
+
+
+def expected(rows, weights, reads, previous):
+    """Inner products (..., B or B + 1) in float64, of one stack in one step.
+
+    Those for distances are compared as distances, whatever point they are about.
+    """
+    shares = weights.astype(float) / weights.sum(dtype=float)
+    every = np.concatenate([rows, previous])
+    if reads == "norms":
+        return (every**2).sum(1)
+    if reads == "signs":
+        every = np.sign(every)
+    if reads == "centered":
+        every = every - shares @ rows
+    gramian = every @ every.T
+    return distances(gramian) if reads == "affine" else gramian
+
+
+def distances(gramian):
+    squares = np.diagonal(gramian, axis1=-2, axis2=-1)
+    return squares[..., :, None] + squares[..., None, :] - 2 * gramian
 
 
 def cases():
-    now = {str(row): row for row in KINDS}
-    for index, row in enumerate(ZOO):
-        if degree(row.make().rule) is not None:
-            marks = () if str(row) in now else pytest.mark.whole_zoo
-            yield pytest.param(row, marks=marks, id=f"{row}{index}")
+    """Three sources at every commit, the others in CI."""
+    now = (None, "microbatches of 5", "mesh")
+    for source, asked in itertools.product((None, *SOURCES), READS):
+        marks = () if source in now else pytest.mark.whole_zoo
+        name = "-".join(str(x) for x in (source, *asked))
+        yield pytest.param(source, *asked, marks=marks, id=name)
 
 
-@pytest.mark.parametrize("row", [*cases()])
-def test_rows_of_any_size_decide_alike(row):
-    reducer = row.make(num_rows=ROWS)
-    rows, weights = of_usual_and_other_sizes(NAMES)
-    steps = jax.vmap(stepper(reducer, given_rows), (0, 0, None))
-    start = reducer.init(params())
-    update, seen = jax.jit(steps)(tree(rows), jnp.asarray(weights), start)
-    update = matrix(update, 2).reshape(len(POWERS), len(NAMES), STEPS, P)
-    power = 1 + degree(reducer.rule)
-    for k, got in zip(POWERS, update, strict=True):
-        # Exactly so, but for squares that are lost beside larger ones.
-        size = np.abs(update[0]).max((-1, -2))
-        gap = np.abs(got / 2.0 ** (k * power) - update[0]).max((-1, -2))
-        off = dict(zip(NAMES, gap / np.maximum(size, 1e-300), strict=True))
-        assert max(off.values()) <= 1e-5, (k, off)
-    for facts in seen:
-        facts = np.asarray(facts).reshape(len(POWERS), -1)
-        assert (facts == facts[:1]).all()
+@pytest.mark.parametrize(("source", "reads", "per_leaf", "remembers"), [*cases()])
+def test_products_are_what_they_say(source, reads, per_leaf, remembers):
+    rows, weights = stacks()
+    reducer = keeper(reads, per_leaf, remembers)
+    read = in_steps(reducer, source, rows, weights, stepper)
+    previous = np.zeros((2, STEPS, 0, P))
+    if remembers:
+        previous = np.roll(matrix(read.previous, 2), 1, axis=1)[:, :, None]
+        read, previous[:, 0] = read.rule_state, 0  # there was none in the first step
+    read = np.asarray(read, np.float64)  # (S, STEPS, [leaves,] ...)
+    cuts = LEAVES if per_leaf else []
+    for s, step in np.ndindex(2, STEPS):
+        now = np.where(weights[s][:, None] > 0, rows[s, step].astype(float), 0)
+        pairs = (np.split(x, cuts, 1) for x in (now, previous[s, step]))
+        pairs = zip(*pairs, strict=True)
+        wanted = np.stack([expected(x, weights[s], reads, old) for x, old in pairs])
+        got = read[s, step]
+        check(got if per_leaf else got[None], wanted, reads)
 
 
-@pytest.mark.parametrize("reads", [Reads.GRAMIAN, Reads.AFFINE, Reads.NORMS])
-@pytest.mark.parametrize("power", POWERS[1:])
-def test_factors_of_any_size_decide_alike(reads, power):
-    """The factor from the backward pass is scaled, of every kind of product."""
-
-    def weigh(products, roster, state):
-        squares = products if reads == "norms" else products.diagonal()
-        return roster.shares / jnp.sqrt(squares), state
-
-    rule = co.reducer(co.Weighting(weigh, reads=reads, degree=-1))
-    rows, parameters, _ = factored()
-
-    def update(factor):
-        multiply = lambda leaf: leaf.astype(jnp.float32) * factor
-        scaled = {
-            name: co.OuterProduct(
-                *(leaf.left, multiply(leaf.right), leaf.row_shape, leaf.steps)
-            )
-            if co.is_outer_product(leaf)
-            else multiply(leaf)
-            for name, leaf in rows.items()
-        }
-        return rule.update(scaled, rule.init(parameters), parameters)[0]
-
-    usual, other = jax.jit(update)(jnp.float32(1)), jax.jit(update)(2.0**power)
-    # sums in another order, of 18 terms and fewer, and a square root
-    compare = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-    jax.tree.map(compare, usual, other)
-
-
-def test_a_row_far_away_does_not_move_the_scale():
-    """It is taken out instead, as its squared norm overflows; also rows of zeros."""
-    rows = jnp.array([[1.0, 2.0], [2.0, 1.0], [1.5, 1.5], [0.0, 0.0], [1e25, 1e25]])
-    rule, zeros = co.krum(1), jnp.zeros(2)
-    update, state = rule.update(rows, rule.init(zeros), zeros)
-    np.testing.assert_allclose(update, [1.5, 1.5])
-    assert state.consensus_ready
-
-
-def test_a_rule_that_says_nothing_gets_products_as_they_are():
-    def weigh(gramian, roster, state):
-        assert roster.scale == 1
-        return jnp.where(gramian.diagonal() > 2, roster.shares, 0), state
-
-    rule, zeros = co.reducer(co.Weighting(weigh)), jnp.zeros(1)
-    for size, wanted in ((1e-30, 0.0), (2.0, 2.0), (1e25, 0.0)):
-        rows = jnp.full((3, 1), size)
-        assert rule.update(rows, rule.init(zeros), zeros)[0][0] == wanted
-
-
-def test_the_previous_update_is_of_the_rows_size():
-    """One that is not as small leaves small rows as they are: no product overflows."""
-    rule, zeros = co.previous_update_filter(), jnp.zeros(2)
-    state = rule.init(zeros)
-    for size in (1.0, 1e-25, 1e-25):
-        update, state = rule.update(
-            size * jnp.array([[1.0, 2.0], [2.0, 1.0]]), state, zeros
-        )
-        assert jnp.all(jnp.isfinite(update))
+def check(got, wanted, reads):
+    """To rounding of sums of P products, of each leaf."""
+    absent = np.arange(got.shape[-1]) == ABSENT
+    if reads != "norms":
+        absent = absent[:, None] | absent[None, :]
+    assert not got[:, absent].any()
+    if reads == "affine":
+        got = distances(got)
+    for one, other in zip(got, wanted, strict=True):
+        one, other = (np.where(absent, 0, x) for x in (one, other))
+        rtol = 4 * np.sqrt(P) * np.finfo(np.float32).eps
+        np.testing.assert_allclose(one, other, rtol=0, atol=rtol * np.abs(other).max())

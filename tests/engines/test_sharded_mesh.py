@@ -108,21 +108,26 @@ def test_explicit_axes_say_how_parameters_lie():
     assert update["w"].sharding.spec == P(None, "model")
 
 
-def test_one_all_to_all_and_no_gathered_stack_under_jit():
-    size = 4096
-    mesh = mesh_of(8)
-    reducer = co.krum(1)
+@pytest.mark.parametrize(
+    ("reducer", "itemsize"), [(co.krum(1), 4), (co.sign_vote(), 1)], ids=repr
+)
+def test_one_all_to_all_and_no_gathered_stack_under_jit(reducer, itemsize):
+    """However many leaves there are; signs take a byte, there and back."""
+    sizes, mesh = (4096, 40, 24), mesh_of(8)
     across = co.sharded(reducer, "data", mesh=mesh)
-    params = jnp.zeros(size)
+    params = [jnp.zeros(size) for size in sizes]
     step = lambda rows: across.update(rows, reducer.init(params), params)[0]
     spread = NamedSharding(mesh, P("data"))
-    rows = jax.ShapeDtypeStruct((8, size), jnp.float32)
+    rows = [jax.ShapeDtypeStruct((8, size), jnp.float32) for size in sizes]
     hlo = jax.jit(step, in_shardings=spread).lower(rows).compile().as_text()
-    sent = list(collectives(hlo))
-    assert [size for kind, size in sent if kind == "all-to-all"] == [4 * size]
-    assert [size for kind, size in sent if size > 1024 and kind != "all-to-all"] == [
-        4 * size
+    sent, large = list(collectives(hlo)), itemsize * sum(sizes)
+    assert [size for kind, size in sent if kind == "all-to-all"] == [large]
+    assert [size for kind, size in sent if kind == "all-gather" and size > 128] == [
+        large
     ]
+    # all-reduces of a Gramian, of what is said of rows and of the update
+    assert all(size <= 4 * 8 * 8 for kind, size in sent if kind == "all-reduce")
+    assert len(sent) <= 6
 
 
 def test_eager_calls_and_outer_products():
@@ -134,3 +139,28 @@ def test_eager_calls_and_outer_products():
     params = jnp.zeros((3, 2))
     got = across.update(rows, reducer.init(params), params)
     assert_same(got, reducer.update(rows, reducer.init(params), params))
+    # one program for the devices, not one for each operation inside of `shard_map`
+    step = lambda rows: across.update(rows, reducer.init(params), params)
+    outermost = [eqn.primitive.name for eqn in jax.make_jaxpr(step)(rows).eqns]
+    assert "shard_map" not in outermost
+
+
+def test_products_outside_travel_as_factors_where_their_parameter_is_whole():
+    """Those of a parameter that is cut are multiplied out, and as right."""
+    mesh, reducer = mesh_of(2, 2, names=("data", "model")), co.median()
+    specs = {"cut": P(None, "model"), "whole": P()}
+    params = {"cut": jnp.zeros((8, 22)), "whole": jnp.zeros((64, 64))}
+    across = co.sharded(reducer, "data", mesh=mesh, param_specs=specs)
+    random = np.random.default_rng(6)
+    draw = lambda n: jnp.asarray(random.normal(size=(4, 1, n)), jnp.float32)
+    rows = {
+        name: co.OuterProduct(*map(draw, leaf.shape), leaf.shape)
+        for name, leaf in params.items()
+    }
+    step = lambda rule: jax.jit(
+        lambda rows: rule.update(rows, rule.init(params), params)
+    )
+    assert_same(step(across)(rows), step(reducer)(rows))
+    sent = collectives(step(across).lower(rows).compile().as_text())
+    dealt = sum(size for kind, size in sent if kind == "all-to-all")
+    assert 0 < dealt < params["whole"].nbytes  # of one row, multiplied out

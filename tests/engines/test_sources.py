@@ -126,10 +126,16 @@ SOURCES = {
 
 def outcomes(row, source, dtype=np.float32):
     """(updates (S, STEPS, P), ready, num_present, num_nonfinite) of all stacks."""
-    size, devices = SOURCES[source] if source else (None, None)
     names, rows, weights = stacks(dtype)
     reducer = row.make(num_rows=ROWS)
-    start = reducer.init(params(dtype))
+    update, seen = in_steps(reducer, source, rows, weights, stepper)
+    return names, matrix(update, batch_ndim=2), [np.asarray(x) for x in seen]
+
+
+def in_steps(reducer, source, rows, weights, stepper):
+    """What a stepper makes of rows (S, STEPS, ROWS, P) that come from a source."""
+    size, devices = SOURCES[source] if source else (None, None)
+    start, dtype = reducer.init(params(rows.dtype)), rows.dtype
     if devices:
         reducer = co.sharded(reducer, "data")
     steps = stepper(reducer, computed(size) if size else given_rows)
@@ -142,8 +148,7 @@ def outcomes(row, source, dtype=np.float32):
             in_specs=(by_row, PartitionSpec(None, "data"), PartitionSpec()),
             out_specs=PartitionSpec(),
         )
-    update, seen = jax.jit(program)(tree(rows, dtype), jnp.asarray(weights), start)
-    return names, matrix(update, batch_ndim=2), [np.asarray(x) for x in seen]
+    return jax.jit(program)(tree(rows, dtype), jnp.asarray(weights), start)
 
 
 @functools.cache
@@ -208,3 +213,27 @@ def test_the_answer_does_not_depend_on_the_source(row, source):
 def test_nor_does_it_in_float64(row, source):
     with jax.enable_x64(True):
         check(row, source, rtol=1e-12, dtype=np.float64)
+
+
+@pytest.mark.parametrize(("size", "devices"), [(2, None), (None, 2), (2, 2)], ids=str)
+def test_what_matters_in_a_fold_is_said_of_all_rows(size, devices):
+    """One row of twelve is against the others: they are a quorum of all rows alone.
+
+    Neither of its microbatch nor of its device, where a magnitude would not be needed.
+    """
+    of_row = lambda w, batch: jnp.vdot(batch[0] @ w, batch[1])  # products of vectors
+    left = jnp.arange(1.0, 13)[:, None] * jnp.array([[1.0, 2.0, 3.0]])
+    right = jnp.ones((12, 3)).at[6].set(-1)
+    reducer, w = co.sign_consensus(0.9), jnp.zeros((3, 3))
+    state = reducer.init(w)
+    if devices:
+        reducer = co.sharded(reducer, "data")
+    of_batch = co.value_and_reduced_grad(of_row, reducer, microbatch_size=size)
+    step = lambda *batch: of_batch(w, batch, state=state)[1]
+    if devices:
+        specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec()}
+        step = jax.shard_map(step, mesh=mesh_of(devices), **specs)
+    row = co.per_example_grad(of_row)(w, (left, right))
+    assert co.is_outer_product(row)
+    wanted = np.tile(left[0], (3, 1)).T  # the smallest, that of row 0
+    np.testing.assert_array_equal(jax.jit(step)(left, right), wanted)

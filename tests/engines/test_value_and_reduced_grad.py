@@ -113,6 +113,19 @@ def test_no_sound_row_gives_zero(size):
         assert np.isnan(value)
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_the_value_is_the_mean_loss_of_sound_rows_that_are_there(size):
+    """A loss that is nan counts as little as that of an absent row, nan or not."""
+    params, (x, y) = setting()
+    losses = co.per_example_value_and_grad(loss)(params, (x, y))[0]
+    batch, weights = (x.at[jnp.array([1, 3])].set(jnp.nan), y), jnp.arange(5.0)
+    weights = weights.at[3].set(0)
+    value, _, state = steps(co.mean(), size, batch, params, weights, count=1)
+    wanted = np.average(np.asarray(losses)[[2, 4]], weights=[2, 4])
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)  # of two numbers
+    assert (state.num_present, state.num_nonfinite) == (2, 1)
+
+
 def test_aux_comes_back_in_the_order_of_the_rows():
     params, (x, y) = setting()
     with_aux = lambda p, batch: (loss(p, batch), {"first": batch[0][:, 0]})

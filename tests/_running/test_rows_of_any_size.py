@@ -1,0 +1,128 @@
+"""Rows of any finite size: the same decision as the same rows at a usual size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consensus_optax as co
+from consensus_optax._rules.kinds import After, Among, Reads, Weighting
+from tests._stacks import P, factored, matrix, params, tree
+from tests.engines.test_sources import ROWS, STEPS, given_rows, stacks, stepper
+from tests.zoo import KINDS, ZOO
+
+# Of 2: entries lie between 1e-33 and 1e33, squares of most of them are no floats.
+POWERS = (0, -60, -83, -100, 83, 100)
+NAMES = ("ordinary", "weighted", "zero row", "absent", "nearly equal", "equal")
+
+
+def degree(rule):
+    """How a rule's weights change with the size of the rows; None if no rule says."""
+    match rule:
+        case Among():
+            return degree(rule.selector)
+        case After():
+            least = {rule.mixing.degree, degree(rule.rule)}
+            return 0 if least == {0} else None
+    return rule.degree if isinstance(rule, Weighting) else None
+
+
+def of_usual_and_other_sizes(names, dtype=np.float32):
+    """Rows (len(POWERS) * len(names), STEPS, ROWS, P) and their weights."""
+    known, rows, weights = stacks()
+    chosen = [known.index(name) for name in names]
+    sizes = 2.0 ** np.array(POWERS)
+    rows = sizes[:, None, None, None, None] * rows[chosen].astype(np.float64)
+    weights = np.broadcast_to(weights[chosen], (len(POWERS), len(chosen), ROWS))
+    merged = rows.reshape(-1, STEPS, ROWS, P), weights.reshape(-1, ROWS)
+    with np.errstate(over="ignore"):  # an absent row of one stack
+        return tuple(x.astype(dtype) for x in merged)
+
+
+def cases():
+    now = {str(row): row for row in KINDS}
+    for index, row in enumerate(ZOO):
+        if degree(row.make().rule) is not None:
+            marks = () if str(row) in now else pytest.mark.whole_zoo
+            yield pytest.param(row, marks=marks, id=f"{row}{index}")
+
+
+@pytest.mark.parametrize("row", [*cases()])
+def test_rows_of_any_size_decide_alike(row):
+    reducer = row.make(num_rows=ROWS)
+    rows, weights = of_usual_and_other_sizes(NAMES)
+    steps = jax.vmap(stepper(reducer, given_rows), (0, 0, None))
+    start = reducer.init(params())
+    update, seen = jax.jit(steps)(tree(rows), jnp.asarray(weights), start)
+    update = matrix(update, 2).reshape(len(POWERS), len(NAMES), STEPS, P)
+    power = 1 + degree(reducer.rule)
+    for k, got in zip(POWERS, update, strict=True):
+        # Exactly so, but for squares that are lost beside larger ones.
+        size = np.abs(update[0]).max((-1, -2))
+        gap = np.abs(got / 2.0 ** (k * power) - update[0]).max((-1, -2))
+        off = dict(zip(NAMES, gap / np.maximum(size, 1e-300), strict=True))
+        assert max(off.values()) <= 1e-5, (k, off)
+    for facts in seen:
+        facts = np.asarray(facts).reshape(len(POWERS), -1)
+        assert (facts == facts[:1]).all()
+
+
+@pytest.mark.parametrize("reads", [Reads.GRAMIAN, Reads.AFFINE, Reads.NORMS])
+@pytest.mark.parametrize("power", POWERS[1:])
+def test_factors_of_any_size_decide_alike(reads, power):
+    """The factor from the backward pass is scaled, of every kind of product."""
+
+    def weigh(products, roster, state):
+        squares = products if reads == "norms" else products.diagonal()
+        return roster.shares / jnp.sqrt(squares), state
+
+    rule = co.reducer(co.Weighting(weigh, reads=reads, degree=-1))
+    rows, parameters, _ = factored()
+
+    def update(factor):
+        multiply = lambda leaf: leaf.astype(jnp.float32) * factor
+        scaled = {
+            name: co.OuterProduct(
+                *(leaf.left, multiply(leaf.right), leaf.row_shape, leaf.steps)
+            )
+            if co.is_outer_product(leaf)
+            else multiply(leaf)
+            for name, leaf in rows.items()
+        }
+        return rule.update(scaled, rule.init(parameters), parameters)[0]
+
+    usual, other = jax.jit(update)(jnp.float32(1)), jax.jit(update)(2.0**power)
+    # sums in another order, of 18 terms and fewer, and a square root
+    compare = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    jax.tree.map(compare, usual, other)
+
+
+def test_a_row_far_away_does_not_move_the_scale():
+    """It is taken out instead, as its squared norm overflows; also rows of zeros."""
+    rows = jnp.array([[1.0, 2.0], [2.0, 1.0], [1.5, 1.5], [0.0, 0.0], [1e25, 1e25]])
+    rule, zeros = co.krum(1), jnp.zeros(2)
+    update, state = rule.update(rows, rule.init(zeros), zeros)
+    np.testing.assert_allclose(update, [1.5, 1.5])
+    assert state.consensus_ready
+
+
+def test_a_rule_that_says_nothing_gets_products_as_they_are():
+    def weigh(gramian, roster, state):
+        assert roster.scale == 1
+        return jnp.where(gramian.diagonal() > 2, roster.shares, 0), state
+
+    rule, zeros = co.reducer(co.Weighting(weigh)), jnp.zeros(1)
+    for size, wanted in ((1e-30, 0.0), (2.0, 2.0), (1e25, 0.0)):
+        rows = jnp.full((3, 1), size)
+        assert rule.update(rows, rule.init(zeros), zeros)[0][0] == wanted
+
+
+def test_the_previous_update_is_of_the_rows_size():
+    """One that is not as small leaves small rows as they are: no product overflows."""
+    rule, zeros = co.previous_update_filter(), jnp.zeros(2)
+    state = rule.init(zeros)
+    for size in (1.0, 1e-25, 1e-25):
+        update, state = rule.update(
+            size * jnp.array([[1.0, 2.0], [2.0, 1.0]]), state, zeros
+        )
+        assert jnp.all(jnp.isfinite(update))
