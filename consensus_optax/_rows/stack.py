@@ -145,14 +145,26 @@ def check_reduced(updates: Tree, like: Tree, every: bool = False) -> None:
     Raises:
       ValueError: when traced, naming the leaf, both shapes and the likely cause.
     """
-    triples = zip(*pair(updates, like, "updates")[:3], strict=True)
+    cause = "Is the reducer missing? It comes before, in `optax.chain`."
+    check_like(updates, like, "updates", cause, every)
+
+
+def check_like(
+    updates: Tree, like: Tree, called: str, cause: str = "", every: bool = True
+) -> None:
+    """Raises unless trees have leaves of the same shapes, saying what they are called.
+
+    Raises:
+      ValueError: when traced, naming the leaf, both shapes and the likely cause.
+    """
+    triples = zip(*pair(updates, like, called)[:3], strict=True)
     for name, leaf, wanted in triples:
         moves = every or jnp.issubdtype(leaf.dtype, jnp.floating)
         if moves and leaf.shape != wanted.shape:
+            found = f"{name} is {leaf.shape}, its parameter {wanted.shape}. {cause}"
             raise ValueError(
-                f"Updates must have their parameters' shapes here; {name} is "
-                f"{leaf.shape}, its parameter {wanted.shape}. Is the reducer missing? "
-                "It comes before, in `optax.chain`."
+                f"{called.capitalize()} must have their parameters' shapes here; "
+                f"{found.rstrip()}"
             )
 
 

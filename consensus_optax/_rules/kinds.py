@@ -19,7 +19,7 @@ from consensus_optax._rules.coordinates import ALL, Coordinates
 from consensus_optax._typing import Array, Tree
 
 # Keywords of ``update`` that rules of this library read, besides the weights.
-WORDS = ("weights", "values", "span_hessian")
+WORDS = ("weights", "values", "span_hessian", "target")
 
 
 class Roster(NamedTuple):
@@ -138,12 +138,13 @@ class Reads(enum.StrEnum):
     AFFINE = "affine"
     SIGNS = "signs"
     NORMS = "norms"
+    TOWARD = "toward"
     NOTHING = "nothing"
 
     @property
     def pairs(self) -> bool:
         """Whether products of pairs of rows are read, not of each row alone."""
-        return self not in (Reads.NORMS, Reads.NOTHING)
+        return self not in (Reads.NORMS, Reads.TOWARD, Reads.NOTHING)
 
 
 class Weighting(NamedTuple):
@@ -159,7 +160,10 @@ class Weighting(NamedTuple):
         whatever else shifting all rows leaves alone, right also where other rows are
         far away; ``"signs"`` for those of sign(J), the coordinates in
         which two rows agree less those in which they do not; ``"norms"`` for (B,)
-        squared norms; ``"nothing"`` for None. What is not asked for is not computed.
+        squared norms; ``"toward"`` for (2, B + 1): squared norms, and inner products
+        with a target, both with the target's own at the end; it is the previous update
+        if the rule remembers, else the ``target`` of ``update``; ``"nothing"`` for
+        None. What is not asked for is not computed.
         Entries of absent rows are 0; a row whose squared norm overflows is absent.
       degree: the power of s by which all weights change where all rows are multiplied
         by s: 0 where the update scales with the rows, -1 where it does not change. Rows

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
@@ -114,6 +115,19 @@ def as_sent(leaf: AnyLeaf, signs: bool, dtype: Any) -> Array:
     return verbs.as_array(leaf, dtype if isinstance(leaf, verbs.Mixed) else leaf.dtype)
 
 
+def toward(leaf: AnyLeaf, target: Array, dtype: Any) -> Array:
+    """Squared norms of rows, and their inner products with one array, (2, B)."""
+    inner = verbs.inner_products(leaf, target.astype(dtype))
+    return jnp.stack([verbs.squared_norms(leaf, dtype), inner])
+
+
+def with_target(products: Array, present: Array, target: Array) -> Array:
+    """The same of those who are there, and of the target itself, (2, B + 1)."""
+    corner = jnp.vdot(target, target, precision=lax.Precision.HIGHEST)
+    own = jnp.full((2, 1), corner.astype(products.dtype))
+    return jnp.concatenate([jnp.where(present, products, 0), own], 1)
+
+
 def over_leaves(asked: Asked, products: list[Any]) -> Any:
     """Products of all leaves summed, or stacked."""
     if asked.per_leaf:
@@ -135,6 +149,9 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
         old = None if old is None else old * asked.scale
     if asked.reads == Reads.NORMS:
         return jnp.where(present, verbs.squared_norms(leaf, dtype), 0)
+    if asked.reads == Reads.TOWARD:
+        assert old is not None
+        return with_target(toward(leaf, old, dtype), present, old)
     if asked.about is not None:
         shares = (jnp.arange(present.shape[0]) == asked.about).astype(dtype)
         leaf, center = verbs.centered(leaf, shares, roster.order)

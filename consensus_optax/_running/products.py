@@ -109,11 +109,16 @@ def _recentered(gramian: Array, roster: Roster) -> Array:
     return jnp.where(present[:, None] & present[None, :], centered, 0)
 
 
-def without_overflow(products: Any, roster: Roster) -> tuple[Any, Roster]:
+def without_overflow(products: Any, roster: Roster, reads: str) -> tuple[Any, Roster]:
     """Takes rows out whose squared norm is not finite, as if they were absent."""
     if products is None:
         return products, roster
     count, size = roster.weights.shape[0], products.shape[0]
+    if reads == Reads.TOWARD:
+        sound = jnp.isfinite(products).all(0)[:count]
+        weights = jnp.where(sound, roster.weights, 0)
+        kept = jnp.append(sound, True)
+        return jnp.where(kept, products, 0), roster._replace(weights=weights)
     squares = products if products.ndim == 1 else products.diagonal()
     sound = jnp.isfinite(squares[:count])
     every = jnp.pad(sound, (0, size - count), constant_values=True)

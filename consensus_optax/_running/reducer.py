@@ -12,6 +12,7 @@ from consensus_optax import _check
 from consensus_optax._rows.stack import (
     Stack,
     as_stack,
+    check_like,
     present_weights,
     without_nans,
 )
@@ -21,7 +22,7 @@ from consensus_optax._rules.kinds import WORDS, Roster, Rule
 from consensus_optax._running.checked import check_rule
 from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.memory import Memory
-from consensus_optax._running.run import Outcome, init_rule, run
+from consensus_optax._running.run import Outcome, floating_leaves, init_rule, run
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
 
@@ -143,6 +144,7 @@ def reducer(rule: Rule) -> Reducer:
         if not stack.leaves:  # say, one label of optax.partition without parameters
             count = jnp.asarray(optax.safe_increment(state.step))
             return stack.rebuild([]), state._replace(step=count)
+        extra = with_checked_target(extra, params)
         update, state = on_any_mesh(step, stack, weights, state, extra)
         return stack.rebuild(update), state
 
@@ -159,6 +161,18 @@ def reducer(rule: Rule) -> Reducer:
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule, face.text = rule, f"reducer({type(rule).__name__}(...))"
     return face
+
+
+def with_checked_target(extra: dict[str, Any], params: Tree) -> dict[str, Any]:
+    """Keywords of ``update``, of which ``target`` has the parameters' shapes.
+
+    Its floating leaves alone are kept, in order.
+    """
+    if extra.get("target") is None:
+        return extra
+    target = arrays_of(extra["target"])
+    check_like(target, arrays_of(params), "`target`")
+    return {**extra, "target": floating_leaves(target)}
 
 
 def finished(

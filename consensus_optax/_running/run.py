@@ -17,6 +17,7 @@ from consensus_optax._rules.kinds import (
     Among,
     Columns,
     Fold,
+    Reads,
     Roster,
     Rule,
     Weighting,
@@ -102,7 +103,7 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
         case After(mixing=mixing):
             products, source = read_products(mixing, source)
             roster = source.seen.roster._replace(scale=source.seen.scale)
-            given, roster = without_overflow(products, roster)
+            given, roster = without_overflow(products, roster, mixing.reads)
             matrix, weights = mixing.mix(given, roster)
             matrix = jnp.where(roster.present[None, :], matrix, 0)
             return run(rule.rule, source.mixed(matrix, weights), state)[0], source
@@ -156,12 +157,14 @@ def _weigh(
     Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
     non-finite has agreed on nothing.
     """
+    if previous is None and rule.reads == Reads.TOWARD:
+        previous = _target(source.seen.roster)
     products, source = read_products(rule, source, rule.per_leaf, previous)
     scale = source.seen.scale
     roster = source.seen.roster._replace(scale=scale)
 
     def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
-        given, sound = without_overflow(given, roster)
+        given, sound = without_overflow(given, roster, rule.reads)
         weights, rule_state = rule.weigh(given, sound, rule_state)
         extra = 1 if rule.remembers else 0
         present = jnp.pad(sound.present, (0, extra), constant_values=True)
@@ -173,6 +176,18 @@ def _weigh(
 
     run_once = jax.vmap(decide) if rule.per_leaf else decide
     return *run_once(products, state), source
+
+
+def _target(roster: Roster) -> list[Array]:
+    """The update-shaped array that rows are compared with."""
+    target = roster.extra.get("target")
+    if target is None:
+        raise ValueError(
+            "`target` must be a tree like the parameters, say the gradient of a "
+            "validation loss, passed as `update(rows, state, params, target=target)`; "
+            "got None."
+        )
+    return [leaf.astype(roster.weights.dtype) for leaf in floating_leaves(target)]
 
 
 def _added(update: list[Array], weights: Array, previous: list[Array]) -> list[Array]:

@@ -36,8 +36,8 @@ class Asked(NamedTuple):
     """Which inner products are asked for.
 
     Attributes:
-      reads: ``NORMS``, ``GRAMIAN`` or ``SIGNS``; ``NOTHING`` only finds out who is
-        there.
+      reads: ``NORMS``, ``GRAMIAN``, ``SIGNS``, or ``TOWARD`` ``previous``;
+        ``NOTHING`` only finds out who is there.
       per_leaf: those of every leaf, stacked, rather than their sum.
       previous: an update, whole, that joins as one row more at the end.
       about: () index of a row that is taken off all rows, and off ``previous``.
@@ -80,7 +80,7 @@ class Source(Protocol):
         ...
 
     def inner(self, asked: Asked) -> tuple[Any, Source]:
-        """Inner products, 0 where a row is absent; norms (B,), others (B, B)."""
+        """Inner products, 0 where a row is absent: what :class:`Reads` says."""
         ...
 
     def combine(self, weights: Array) -> list[Array]:

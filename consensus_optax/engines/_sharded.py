@@ -25,7 +25,12 @@ from consensus_optax._rows.verbs import Leaf
 from consensus_optax._rules.kinds import WORDS, Fold, Roster, Rule
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.named import named
-from consensus_optax._running.reducer import Reducer, finished, rule_of
+from consensus_optax._running.reducer import (
+    Reducer,
+    finished,
+    rule_of,
+    with_checked_target,
+)
 from consensus_optax._running.run import map_previous, run
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, AxisName, Tree
@@ -161,6 +166,7 @@ def sharded(
             return reducer.update(updates, state, params, **extra)
         specs = specs_of(params, param_specs)
         weights = checked_weights(weights, stack.num_rows, stack.dtype)
+        extra = with_checked_target(extra, params)
         named = {name: extra.pop(name) for name in per_row if name in extra}
         across = functools.partial(_update, rule, axes, wire, stack)
         if is_inside(axes):
@@ -182,7 +188,8 @@ def sharded(
             _row_spec(leaf, axes, spec)
             for leaf, spec in zip(leaves, inner, strict=True)
         ]
-        in_specs = (of_rows, by_row, by_row, whole, of_state)
+        of_extra = {name: inner if name == "target" else whole for name in extra}
+        in_specs = (of_rows, by_row, by_row, of_extra, of_state)
         mapped = jax.shard_map(
             functools.partial(across, inner),
             mesh=where,

@@ -35,6 +35,7 @@ from consensus_optax.weightings._normalized_mean import normalized_mean
 from consensus_optax.weightings._pcgrad import pcgrad
 from consensus_optax.weightings._per_leaf import per_leaf
 from consensus_optax.weightings._previous_update_filter import previous_update_filter
+from consensus_optax.weightings._select_toward import select_toward
 from consensus_optax.weightings._sign_filter import sign_filter
 from consensus_optax.weightings._span_hessian import span_hessian
 from consensus_optax.weightings._subspace_weighting import subspace_weighting
@@ -74,6 +75,7 @@ __all__ = [
     "pcgrad",
     "per_leaf",
     "previous_update_filter",
+    "select_toward",
     "sign_filter",
     "span_hessian",
     "subspace_weighting",

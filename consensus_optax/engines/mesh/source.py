@@ -66,6 +66,13 @@ class Shared(NamedTuple):
             return self._dealt().inner(asked)
         if asked.reads == Reads.NOTHING:
             return None, self._after(self.local.inner(asked)[1])
+        if asked.reads == Reads.TOWARD:
+            products, local = self.local.inner(asked)
+            every = self.exchange.collect_rows(products)  # target's own from each
+            apart = every.reshape(*every.shape[:-1], self.exchange.num_devices, -1)
+            rows = apart[..., :-1].reshape(*every.shape[:-1], -1)
+            every = jnp.concatenate([rows, apart[..., 0, -1:]], -1)
+            return every, self._after(local)
         asked = asked._replace(previous=None)
         norms, local = self.local.inner(asked._replace(rescale=None))
         source, of_all = self._after(local), self.exchange.collect_rows

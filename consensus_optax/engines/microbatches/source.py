@@ -13,7 +13,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import Statistic, merge_present
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
-from consensus_optax._running.memory import Memory, over_leaves
+from consensus_optax._running.memory import Memory, over_leaves, toward, with_target
 from consensus_optax._running.source import Asked, Seen
 from consensus_optax._typing import Array
 from consensus_optax.engines.microbatches.batches import Block, Microbatches
@@ -42,9 +42,14 @@ class Computed(NamedTuple):
     seen: Seen
 
     @classmethod
-    def of(cls, microbatches: Microbatches, step: Array) -> Computed:
+    def of(
+        cls,
+        microbatches: Microbatches,
+        step: Array,
+        extra: dict[str, Any] | None = None,
+    ) -> Computed:
         """The source before anything has been computed."""
-        roster = Roster(microbatches.weights, step, {})
+        roster = Roster(microbatches.weights, step, extra or {})
         return cls(microbatches, Seen(roster, jnp.zeros((), jnp.int32)))
 
     def inner(self, asked: Asked) -> tuple[Any, Computed]:
@@ -96,6 +101,9 @@ class Computed(NamedTuple):
             if asked.reads == Reads.NORMS:
                 leaves = read(block)
                 products = [verbs.squared_norms(leaf, dtype) for leaf in leaves]
+            elif asked.reads == Reads.TOWARD:
+                pairs = zip(read(block), olds or (), strict=True)
+                products = [toward(leaf, old, dtype).T for leaf, old in pairs]
             elif asked.reads.pairs:
                 leaves = read(block)
                 products = gramians(micro, block.index, leaves, read, dtype)
@@ -111,6 +119,9 @@ class Computed(NamedTuple):
         if asked.reads == Reads.NORMS:
             norms = micro.in_order(products)
             products = [jnp.where(present, leaf, 0) for leaf in norms]
+        elif asked.reads == Reads.TOWARD:
+            pairs = zip(micro.in_order(products), olds or (), strict=True)
+            products = [with_target(leaf.T, present, old) for leaf, old in pairs]
         else:
             pairs = present[:, None] & present[None, :]
             products = [jnp.where(pairs, micro.joined(leaf), 0) for leaf in products]
