@@ -164,3 +164,19 @@ def test_products_outside_travel_as_factors_where_their_parameter_is_whole():
     sent = collectives(step(across).lower(rows).compile().as_text())
     dealt = sum(size for kind, size in sent if kind == "all-to-all")
     assert 0 < dealt < params["whole"].nbytes  # of one row, multiplied out
+
+
+@pytest.mark.parametrize("kind", ["fold", "combination"])
+def test_what_several_devices_hold_is_counted_once(kind):
+    """On four that share one parameter, of which another is whole on each."""
+    mesh, reducer = mesh_of(2, 4, names=("data", "model")), KINDS[kind]()
+    specs = {"w": P(None, "model"), "b": P()}
+    params = {"w": jnp.zeros((2, 8)), "b": jnp.zeros(9)}
+    across = co.sharded(reducer, "data", mesh=mesh, param_specs=specs)
+    random = np.random.default_rng(8)
+    draw = lambda p: jnp.asarray(random.normal(1, 1, (4, *p.shape)), jnp.float32)
+    rows = jax.tree.map(draw, params)
+    step = lambda rule: jax.jit(
+        lambda rows: rule.update(rows, rule.init(params), params)
+    )
+    assert_same(step(across)(rows), step(reducer)(rows))
