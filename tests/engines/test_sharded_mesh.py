@@ -109,16 +109,24 @@ def test_explicit_axes_say_how_parameters_lie():
 
 
 @pytest.mark.parametrize(
-    ("reducer", "itemsize"), [(co.krum(1), 4), (co.sign_vote(), 1)], ids=repr
+    ("reducer", "num_rows", "dtype", "itemsize"),
+    [
+        (co.krum(1), 8, jnp.float32, 4),
+        (co.sign_vote(), 8, jnp.float32, 1),
+        (co.mean(), 16, jnp.bfloat16, 2),
+    ],
+    ids=["rows", "signs", "combinations of narrow rows"],
 )
-def test_one_all_to_all_and_no_gathered_stack_under_jit(reducer, itemsize):
+def test_one_all_to_all_and_no_gathered_stack_under_jit(
+    reducer, num_rows, dtype, itemsize
+):
     """However many leaves there are; signs take a byte, there and back."""
     sizes, mesh = (4096, 40, 24), mesh_of(8)
     across = co.sharded(reducer, "data", mesh=mesh)
-    params = [jnp.zeros(size) for size in sizes]
+    params = [jnp.zeros(size, dtype) for size in sizes]
     step = lambda rows: across.update(rows, reducer.init(params), params)[0]
     spread = NamedSharding(mesh, P("data"))
-    rows = [jax.ShapeDtypeStruct((8, size), jnp.float32) for size in sizes]
+    rows = [jax.ShapeDtypeStruct((num_rows, size), dtype) for size in sizes]
     hlo = jax.jit(step, in_shardings=spread).lower(rows).compile().as_text()
     sent, large = list(collectives(hlo)), itemsize * sum(sizes)
     assert [size for kind, size in sent if kind == "all-to-all"] == [large]
