@@ -40,7 +40,7 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_running/run": _OF_RUNNING,
     "_running/memory": (_PRODUCTS, "engines/test_sources.py", *_OF_RUNNING),
     "_running/products": (_PRODUCTS, *_OF_RUNNING, "test_robustness.py"),
-    "_running/packing": _OF_RUNNING[:2],
+    "_running/packing": ("_running/test_packing.py", *_OF_RUNNING[:2]),
     "_running/blocks": ("_running/test_blocks.py", "test_contract_leaves.py"),
     "_running/reducer": ("test_contract.py", "_running/test_checked.py"),
     "_running/checked": ("_running/test_checked.py",),
