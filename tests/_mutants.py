@@ -42,7 +42,7 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_running/products": (_PRODUCTS, *_OF_RUNNING, "test_robustness.py"),
     "_running/packing": ("_running/test_packing.py", *_OF_RUNNING[:2]),
     "_running/blocks": ("_running/test_blocks.py", "test_contract_leaves.py"),
-    "_running/reducer": ("test_contract.py", "_running/test_checked.py"),
+    "_running/reducer": ("_running/test_reducer.py", "test_contract.py"),
     "_running/checked": ("_running/test_checked.py",),
     "_running/explicit": ("_running/test_explicit.py",),
     "_running/named": ("_running/test_named.py",),
