@@ -17,5 +17,5 @@ def test_an_update_that_overflows_in_one_leaf_is_none_in_all(size, fits):
     updates, state = rule.update(rows, rule.init(params), params)
     assert updates["large"].tolist() == ([2 * size, 2] if fits else [0, 0])
     assert updates["small"].tolist() == ([2] if fits else [0])
-    assert bool(state.consensus_ready) is fits
+    assert bool(state.consensus_ready) is bool(state.ready) is fits
     assert (state.num_present, state.num_nonfinite) == (2, 0)
