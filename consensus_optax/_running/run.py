@@ -24,7 +24,7 @@ from consensus_optax._rules.kinds import (
 )
 from consensus_optax._running.products import read_products, without_overflow
 from consensus_optax._running.source import Source
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Number, Tree
 
 
 class FoldState(NamedTuple):
@@ -34,7 +34,7 @@ class FoldState(NamedTuple):
       consensus_ratio: () float32, share of coordinates with a non-zero update.
     """
 
-    consensus_ratio: Array
+    consensus_ratio: Number
 
 
 class AmongState(NamedTuple):

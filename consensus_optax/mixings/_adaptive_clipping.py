@@ -8,7 +8,7 @@ from consensus_optax import _check
 from consensus_optax._rules.distances import rows_and_bad
 from consensus_optax._rules.kinds import Mixing, Reads, Roster
 from consensus_optax._running.named import named
-from consensus_optax._typing import Array
+from consensus_optax._typing import PerNewRow, PerRow, RowMap
 
 
 @named
@@ -55,7 +55,7 @@ def adaptive_clipping(num_byzantine: int) -> Mixing:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def mix(squared_norms: Array, roster: Roster) -> tuple[Array, Array]:
+    def mix(squared_norms: PerRow, roster: Roster) -> tuple[RowMap, PerNewRow]:
         n, bad = rows_and_bad(roster.present, num_byzantine)
         clipped = 2 * bad * (n - bad) // jnp.maximum(n, 1)
         norms = jnp.sqrt(squared_norms)

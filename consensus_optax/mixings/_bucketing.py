@@ -9,7 +9,7 @@ from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Mixing, Reads, Roster
 from consensus_optax._running.named import named
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, PerNewRow, RowMap
 
 
 @named
@@ -57,7 +57,7 @@ def bucketing(bucket_size: int, key: Array) -> Mixing:
     """
     _check.count("bucket_size", bucket_size)
 
-    def mix(products: None, roster: Roster) -> tuple[Array, Array]:
+    def mix(products: None, roster: Roster) -> tuple[RowMap, PerNewRow]:
         del products
         size = roster.weights.shape[0]
         at_step = jax.random.fold_in(key, roster.step)

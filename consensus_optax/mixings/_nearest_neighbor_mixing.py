@@ -15,7 +15,7 @@ from consensus_optax._rules.distances import (
 )
 from consensus_optax._rules.kinds import Mixing, Reads, Roster
 from consensus_optax._running.named import named
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerNewRow, RowMap
 
 
 @named
@@ -65,7 +65,7 @@ def nearest_neighbor_mixing(num_byzantine: int) -> Mixing:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def mix(products: Array, roster: Roster) -> tuple[Array, Array]:
+    def mix(products: Gramian, roster: Roster) -> tuple[RowMap, PerNewRow]:
         n, bad = rows_and_bad(roster.present, num_byzantine)
         squares = squared_distances(products, roster.present)
         near = functools.partial(

@@ -14,7 +14,7 @@ from consensus_optax._rows.finite import cleared, finite_rows, spoiled
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows, checked_weights
 from consensus_optax._rows.trees import arrays_of
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Array, Count, Threshold, Tree
 
 
 class RowMomentumState(NamedTuple):
@@ -25,7 +25,7 @@ class RowMomentumState(NamedTuple):
       momentum: (num_rows, \*shape) for every floating leaf, float32 at least.
     """
 
-    step: Array
+    step: Count
     momentum: Tree
 
 

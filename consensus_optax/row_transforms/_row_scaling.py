@@ -16,7 +16,7 @@ from consensus_optax._rows.finite import cleared, finite_rows, spoiled
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows
 from consensus_optax._rows.verbs import Leaf
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Count, Number, Tree
 
 
 class RowScalingState(NamedTuple):
@@ -27,8 +27,8 @@ class RowScalingState(NamedTuple):
       scaled_share: () float32, share of rows that the last step made shorter.
     """
 
-    step: Array
-    scaled_share: Array
+    step: Count
+    scaled_share: Number
 
 
 def row_scaling(

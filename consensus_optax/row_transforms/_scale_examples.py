@@ -9,7 +9,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.stack import as_rows
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Count, Threshold, Tree
 from consensus_optax.row_transforms._row_scaling import scaled, without_broken
 
 
@@ -20,7 +20,7 @@ class ScaleExamplesState(NamedTuple):
       step: () int32, updates made so far.
     """
 
-    step: Array
+    step: Count
 
 
 def scale_examples(factor: Threshold) -> optax.GradientTransformationExtraArgs:

@@ -11,7 +11,7 @@ import optax
 from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Count, Number, Threshold, Tree
 from consensus_optax.update_transforms._sound import floating, memory
 
 
@@ -25,9 +25,9 @@ class EmaAgreementState(NamedTuple):
       suppressed: () float32, share of leaves that the last step set to zero.
     """
 
-    step: Array
+    step: Count
     ema: Tree
-    suppressed: Array
+    suppressed: Number
 
 
 def ema_agreement(

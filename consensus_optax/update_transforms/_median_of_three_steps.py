@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax._rows.stack import check_reduced
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Count, Tree
 from consensus_optax.update_transforms._sound import floating, is_sound, memory, or_zero
 
 
@@ -22,7 +22,7 @@ class MedianOfThreeState(NamedTuple):
       before_last: the one before that.
     """
 
-    seen: Array
+    seen: Count
     last: Tree
     before_last: Tree
 

@@ -11,7 +11,7 @@ from jax import lax
 
 from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rows.trees import arrays_of
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Count, Tree
 
 
 class SkipIfEmptyState(NamedTuple):
@@ -22,7 +22,7 @@ class SkipIfEmptyState(NamedTuple):
       inner: state of the wrapped optimizer.
     """
 
-    skipped: Array
+    skipped: Count
     inner: Any
 
 

@@ -10,7 +10,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Array, Count, Number, Threshold, Tree
 from consensus_optax.update_transforms._sound import floating, is_sound, memory, or_zero
 
 _SLACK = 1e-6  # an agreement of 0.6 passes a threshold of 0.6, however it rounds
@@ -26,10 +26,10 @@ class TemporalAndMaskState(NamedTuple):
       consensus_ratio: () float32, share of coordinates that the last step let pass.
     """
 
-    step: Array
-    mass: Array
+    step: Count
+    mass: Number
     signs: Tree
-    consensus_ratio: Array
+    consensus_ratio: Number
 
 
 def temporal_and_mask(

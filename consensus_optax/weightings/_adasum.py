@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Gramian, PerRow
 
 
 @named
@@ -55,7 +55,7 @@ def adasum() -> Reducer:
       [1. 0.]
     """
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         order = jnp.argsort(~roster.present, stable=True)  # the absent ones last
         there = roster.present[order].astype(gramian.dtype)
         lengths = there * jnp.sqrt(gramian.diagonal()[order])

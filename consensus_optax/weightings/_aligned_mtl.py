@@ -11,7 +11,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 from consensus_optax.weightings._spectrum import spectrum
@@ -69,7 +69,7 @@ def aligned_mtl(preference: Preference | None = None, scale: str = "min") -> Red
     _preference.check(preference)
     _check.one_of("scale", scale, ("min", "median", "mean"))
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         given = spectrum(ratio(gramian, jnp.trace(gramian)), roster)
         values, kept = given.values, given.kept  # ascending: those kept come last
         rank, size = jnp.sum(kept), values.shape[0]

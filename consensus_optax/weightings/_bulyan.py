@@ -19,7 +19,7 @@ from consensus_optax._rules.distances import (
 from consensus_optax._rules.kinds import Among, Columns, Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Gramian, PerRow
 from consensus_optax.columns._mean_around_median import nearest_mean
 
 
@@ -77,7 +77,7 @@ def bulyan(num_byzantine: int) -> Reducer:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def select(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def select(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size = roster.weights.shape[0]
         n, bad = rows_and_bad(roster.present, num_byzantine, each=4, spare=3)
         theta = n - 2 * bad

@@ -18,7 +18,7 @@ from consensus_optax._rules.solvers import (
 )
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Gramian, PerRow, Threshold
 
 
 @named
@@ -71,8 +71,8 @@ def cagrad(c: Threshold = 0.5) -> Reducer:
     _check.interval("c", c, 0)
 
     def weigh(
-        gramian: Array, roster: Roster, state: SolverState
-    ) -> tuple[Array, SolverState]:
+        gramian: Gramian, roster: Roster, state: SolverState
+    ) -> tuple[PerRow, SolverState]:
         del state
         with_mean = product(gramian, roster.shares)  # <g_i, mean>, (B,)
         mean_square = jnp.maximum(product(roster.shares, with_mean), 0)

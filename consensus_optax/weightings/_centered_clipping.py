@@ -13,7 +13,14 @@ from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import (
+    Array,
+    Bordered,
+    Number,
+    PerWeight,
+    Threshold,
+    Tree,
+)
 
 
 class CenteredClippingState(NamedTuple):
@@ -24,7 +31,7 @@ class CenteredClippingState(NamedTuple):
         last iteration.
     """
 
-    clipped_share: Array
+    clipped_share: Number
 
 
 @named
@@ -82,8 +89,8 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
         return CenteredClippingState(jnp.zeros((), jnp.float32))
 
     def weigh(
-        products: Array, roster: Roster, state: CenteredClippingState
-    ) -> tuple[Array, CenteredClippingState]:
+        products: Bordered, roster: Roster, state: CenteredClippingState
+    ) -> tuple[PerWeight, CenteredClippingState]:
         del state
         limit = _check.value_at(max_distance, roster.step, products.dtype)
         shares = jnp.append(roster.shares, 0)  # the previous update pulls at nothing

@@ -13,7 +13,7 @@ from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Count, Gramian, PerRow, Tree
 from consensus_optax.weightings._pairs import distances, medoid
 
 
@@ -26,7 +26,7 @@ class ClusterMeanState(NamedTuple):
     """
 
     sizes: Array
-    rejected: Array
+    rejected: Count
 
 
 @named
@@ -88,7 +88,7 @@ def cluster_mean(
         zeros = jnp.zeros(num_clusters, jnp.int32)
         return ClusterMeanState(zeros, jnp.zeros((), jnp.int32))
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del state
         members = _farthest_first(distances(products), roster, num_clusters)
 

@@ -9,7 +9,7 @@ from consensus_optax._rules.distances import among_smallest, rows_and_bad, share
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import PerRow
 
 
 @named
@@ -59,7 +59,7 @@ def comparative_elimination(num_byzantine: int) -> Reducer:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def weigh(squared_norms: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(squared_norms: PerRow, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         n, bad = rows_and_bad(roster.present, num_byzantine)
         kept = among_smallest(squared_norms, n - bad, roster.present)
         return shares_of(kept * roster.weights), state

@@ -10,7 +10,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, cosines, product, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 from consensus_optax.weightings._spectrum import spectrum
@@ -66,7 +66,7 @@ def conflict_free(preference: Preference | None = None) -> Reducer:
     """
     _preference.check(preference)
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         units, lengths = cosines(gramian)
         moving = lengths > 0
         wanted = jnp.where(moving, _preference.of_rows(preference, roster), 0)

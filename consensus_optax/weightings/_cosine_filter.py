@@ -14,7 +14,7 @@ from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Array, Gramian, Number, PerRow, Threshold, Tree
 
 
 class CosineFilterState(NamedTuple):
@@ -27,9 +27,9 @@ class CosineFilterState(NamedTuple):
       cosine_min: () float32, the least of them; 0 if none.
     """
 
-    accepted: Array
-    cosine_mean: Array
-    cosine_min: Array
+    accepted: Number
+    cosine_mean: Number
+    cosine_min: Number
 
 
 class _Running(NamedTuple):
@@ -112,8 +112,8 @@ def cosine_filter(
         return CosineFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
     def weigh(
-        gramian: Array, roster: Roster, state: CosineFilterState
-    ) -> tuple[Array, CosineFilterState]:
+        gramian: Gramian, roster: Roster, state: CosineFilterState
+    ) -> tuple[PerRow, CosineFilterState]:
         del state
         first = jnp.argmax(roster.present)
         norms = jnp.sqrt(gramian.diagonal())

@@ -13,7 +13,7 @@ from consensus_optax._rules.distances import among_smallest, rows_and_bad, share
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 
 
 @named
@@ -75,7 +75,7 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
     _check.static_number("filter_fraction", filter_fraction, 0, open_low=True)
     drops = [_ceil(filter_fraction * f) for f in range(num_byzantine + 1)]
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size, f = roster.weights.shape[0], num_byzantine
         n, bad = rows_and_bad(roster.present, f)
         _check.enough_rows(

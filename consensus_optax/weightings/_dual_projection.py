@@ -16,7 +16,7 @@ from consensus_optax._rules.solvers import (
 )
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Gramian, PerRow, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
@@ -75,8 +75,8 @@ def dual_projection(
     _check.interval("regularization", regularization, 0, open_low=True)
 
     def weigh(
-        gramian: Array, roster: Roster, state: SolverState
-    ) -> tuple[Array, SolverState]:
+        gramian: Gramian, roster: Roster, state: SolverState
+    ) -> tuple[PerRow, SolverState]:
         del state
         lower = _preference.weighted(preference, roster)
         shift = _check.value_at(regularization, roster.step, gramian.dtype)

@@ -10,7 +10,7 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer, rule_of
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Array, PerWeight, Threshold, Tree
 
 
 class EmaWeightsState(NamedTuple):
@@ -22,7 +22,7 @@ class EmaWeightsState(NamedTuple):
       rule_state: the rule's own state.
     """
 
-    average: Array
+    average: PerWeight
     seen: Array
     rule_state: Any
 
@@ -90,7 +90,7 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
 
     def weigh(
         products: Any, roster: Roster, state: EmaWeightsState
-    ) -> tuple[Array, EmaWeightsState]:
+    ) -> tuple[PerWeight, EmaWeightsState]:
         _check.rows_expected(num_rows, roster.weights.shape[0])
         weights, inner_state = inner.weigh(products, roster, state.rule_state)
         present = inner.present(roster)

@@ -9,7 +9,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, cancels, fair_division, unsolved
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Gramian, PerRow, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
 
@@ -65,8 +65,8 @@ def fairgrad(alpha: Threshold = 2.0) -> Reducer:
     _check.interval("alpha", alpha, 0)
 
     def weigh(
-        gramian: Array, roster: Roster, state: SolverState
-    ) -> tuple[Array, SolverState]:
+        gramian: Gramian, roster: Roster, state: SolverState
+    ) -> tuple[PerRow, SolverState]:
         del state
         value = _check.value_at(alpha, roster.step, gramian.dtype)
         plain = value <= 0

@@ -14,7 +14,15 @@ from consensus_optax._rules.distances import num_present, shares_of, squared_dis
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import (
+    Array,
+    Flag,
+    Gramian,
+    Number,
+    PerRow,
+    Threshold,
+    Tree,
+)
 
 _TIE = 1 + 1e-4  # squared distances that differ by less are equal
 _CONVERGED = 1e-3
@@ -29,8 +37,8 @@ class GeometricMedianState(NamedTuple):
       converged: () bool, whether it is at most 1e-3.
     """
 
-    residual: Array
-    converged: Array
+    residual: Number
+    converged: Flag
 
 
 @named
@@ -92,8 +100,8 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         return GeometricMedianState(jnp.zeros((), jnp.float32), jnp.zeros((), bool))
 
     def weigh(
-        products: Array, roster: Roster, state: GeometricMedianState
-    ) -> tuple[Array, GeometricMedianState]:
+        products: Gramian, roster: Roster, state: GeometricMedianState
+    ) -> tuple[PerRow, GeometricMedianState]:
         del state
         squares = squared_distances(products, roster.present)
         size, n = roster.weights.shape[0], num_present(roster.present)

@@ -13,7 +13,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, product, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Array, Gramian, PerRow, Threshold, Tree
 from consensus_optax.weightings._preference import relative_weights
 from consensus_optax.weightings._surgery import Rotation, random_orders, unchanged
 
@@ -29,7 +29,7 @@ class GradVacState(NamedTuple):
         far in its step, with row j.
     """
 
-    target: Array
+    target: Gramian
 
 
 @named
@@ -99,8 +99,8 @@ def grad_vac(key: Array, num_rows: int, decay: Threshold = 0.99) -> Reducer:
         return GradVacState(jnp.zeros((num_rows, num_rows), dtype))
 
     def weigh(
-        gramian: Array, roster: Roster, state: GradVacState
-    ) -> tuple[Array, GradVacState]:
+        gramian: Gramian, roster: Roster, state: GradVacState
+    ) -> tuple[PerRow, GradVacState]:
         _check.rows_expected(num_rows, roster.weights.shape[0])
         indices = jnp.arange(num_rows)
         order = random_orders(key, roster, indices)

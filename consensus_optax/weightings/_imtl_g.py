@@ -10,7 +10,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 from consensus_optax.weightings._spectrum import spectrum
 
 
@@ -58,7 +58,7 @@ def imtl_g() -> Reducer:
       [0.75, 0.75]
     """
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         unit = ratio(gramian, jnp.trace(gramian))
         lengths = jnp.sqrt(jnp.maximum(unit.diagonal(), 0))
         given = spectrum(unit, roster)

@@ -10,7 +10,7 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Array, PerRow, Threshold
 
 
 @named
@@ -58,7 +58,7 @@ def keep_smallest_losses(num_kept: Threshold) -> Reducer:
     """
     _check.interval("num_kept", num_kept, 1)
 
-    def weigh(_: Any, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(_: Any, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         values = row_values(roster)
         candidate = roster.present & jnp.isfinite(values)
         order = jnp.argsort(jnp.where(candidate, values, jnp.inf), stable=True)

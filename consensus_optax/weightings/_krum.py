@@ -17,7 +17,7 @@ from consensus_optax._rules.distances import (
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 
 
 @named
@@ -72,7 +72,7 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
     _check.count("num_selected", num_selected)
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size, f = roster.weights.shape[0], num_byzantine
         n, bad = rows_and_bad(roster.present, f, spare=3)
         _check.enough_rows(

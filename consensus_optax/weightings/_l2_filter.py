@@ -10,7 +10,7 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Gramian, Number, PerRow, Threshold, Tree
 from consensus_optax.weightings._pairs import distances, lower_median, medoid
 
 
@@ -23,9 +23,9 @@ class L2FilterState(NamedTuple):
       distance_max: () float32, the largest of them.
     """
 
-    accepted: Array
-    distance_median: Array
-    distance_max: Array
+    accepted: Number
+    distance_median: Number
+    distance_max: Number
 
 
 @named
@@ -86,7 +86,7 @@ def l2_filter(
         del params, dtype
         return L2FilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del state
         counted = roster.weights
         if reference == "mean":

@@ -14,7 +14,7 @@ from consensus_optax._rules.solvers import (
 )
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 
 
 @named
@@ -60,8 +60,8 @@ def mgda() -> Reducer:
     """
 
     def weigh(
-        gramian: Array, roster: Roster, state: SolverState
-    ) -> tuple[Array, SolverState]:
+        gramian: Gramian, roster: Roster, state: SolverState
+    ) -> tuple[PerRow, SolverState]:
         del state
         weights, new_state = over_simplex(gramian, roster.present)
         still = jnp.any(roster.present & (gramian.diagonal() <= 0))

@@ -22,7 +22,7 @@ from consensus_optax._rules.distances import (
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Gramian, PerRow
 
 _MOST_SUBSETS = 50_000
 _SUBSETS_AT_ONCE = 256
@@ -75,7 +75,7 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size = roster.weights.shape[0]
         present = roster.present
         _, bad = rows_and_bad(present, num_byzantine)

@@ -16,7 +16,7 @@ from consensus_optax._rules.solvers import (
 )
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Gramian, PerRow, Threshold
 from consensus_optax.weightings._preference import relative_weights
 
 
@@ -75,8 +75,8 @@ def nash_mtl(max_norm: Threshold | None = 1.0) -> Reducer:
         _check.interval("max_norm", max_norm, 0, open_low=True)
 
     def weigh(
-        gramian: Array, roster: Roster, state: SolverState
-    ) -> tuple[Array, SolverState]:
+        gramian: Gramian, roster: Roster, state: SolverState
+    ) -> tuple[PerRow, SolverState]:
         del state
         one = jnp.ones((), gramian.dtype)
         solved = fair_division(gramian, relative_weights(roster), one)

@@ -10,7 +10,7 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Gramian, PerRow, Threshold, Tree
 from consensus_optax.weightings._cosine_filter import CosineFilterState
 from consensus_optax.weightings._pairs import cosines, off_diagonal
 
@@ -67,7 +67,7 @@ def neighbor_filter(max_distance: Threshold = 0.97) -> Reducer:
         del params, dtype
         return CosineFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del state
         cosine, moving = cosines(gramian)
         pairs = off_diagonal(moving & roster.present)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import PerRow
 
 
 @named
@@ -41,7 +41,7 @@ def normalized_mean() -> Reducer:
       [0.5, 0.5]
     """
 
-    def weigh(squared_norms: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(squared_norms: PerRow, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         norms = jnp.sqrt(squared_norms)
         moving = norms > 0
         return jnp.where(moving, roster.shares / jnp.where(moving, norms, 1), 0), state

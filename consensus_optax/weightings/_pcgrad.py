@@ -13,7 +13,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, product, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Gramian, PerRow
 from consensus_optax.weightings._preference import relative_weights
 from consensus_optax.weightings._surgery import Rotation, random_orders, unchanged
 
@@ -60,7 +60,7 @@ def pcgrad(key: Array) -> Reducer:
       [0.5 1.5]
     """
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size = roster.weights.shape[0]
         counts, squares = relative_weights(roster), gramian.diagonal()
 

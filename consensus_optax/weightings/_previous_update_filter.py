@@ -11,7 +11,12 @@ from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import (
+    Bordered,
+    PerWeight,
+    Threshold,
+    Tree,
+)
 from consensus_optax.weightings._cosine_filter import CosineFilterState, gate
 
 
@@ -74,7 +79,7 @@ def previous_update_filter(
         del params, dtype
         return CosineFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Bordered, roster: Roster, state: Any) -> tuple[PerWeight, Any]:
         del state
         norms = jnp.sqrt(gramian.diagonal())  # (B + 1,): the last update comes last
         scale = norms[:-1] * norms[-1]

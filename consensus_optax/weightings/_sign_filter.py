@@ -10,7 +10,7 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Gramian, Number, PerRow, Threshold, Tree
 from consensus_optax.weightings._pairs import cosines, off_diagonal
 
 _SLACK = 1e-6  # three of five coordinates are a share of 0.6, however it rounds
@@ -25,9 +25,9 @@ class SignFilterState(NamedTuple):
       agreement_min: () float32, the least of them; 0 if none.
     """
 
-    accepted: Array
-    agreement_mean: Array
-    agreement_min: Array
+    accepted: Number
+    agreement_mean: Number
+    agreement_min: Number
 
 
 @named
@@ -82,7 +82,7 @@ def sign_filter(min_agreement: Threshold = 0.5) -> Reducer:
         del params, dtype
         return SignFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(signs: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(signs: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del state
         cosine, moving = cosines(signs)
         pairs = off_diagonal(moving & roster.present)

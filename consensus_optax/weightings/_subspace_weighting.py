@@ -10,7 +10,15 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import (
+    Array,
+    Flag,
+    Gramian,
+    Marked,
+    PerRow,
+    Threshold,
+    Tree,
+)
 
 _EPS = 1e-8  # the authors' constant, added to norms
 _LEAST_SUM = 1e-3  # of the coefficients' sum, relative to the sum of their magnitudes
@@ -27,9 +35,9 @@ class SubspaceState(NamedTuple):
         coefficients did not have a safely positive sum.
     """
 
-    sorted_coefficients: Array | None
-    seen: Array | None
-    fell_back: Array
+    sorted_coefficients: PerRow | None
+    seen: Marked | None
+    fell_back: Flag
 
 
 @named
@@ -134,8 +142,8 @@ def subspace_weighting(
         return returned, SubspaceState(kept, seen | there, state.fell_back)
 
     def weigh(
-        gramian: Array, roster: Roster, state: SubspaceState
-    ) -> tuple[Array, SubspaceState]:
+        gramian: Gramian, roster: Roster, state: SubspaceState
+    ) -> tuple[PerRow, SubspaceState]:
         if num_rows is not None:
             _check.rows_expected(num_rows, roster.weights.shape[0])
         norms = jnp.sqrt(gramian.diagonal())

@@ -13,7 +13,15 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, stationary_on_simplex, unsolved
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import (
+    Array,
+    Flag,
+    Gramian,
+    Number,
+    PerRow,
+    Threshold,
+    Tree,
+)
 
 _BISECTIONS = 60
 
@@ -27,9 +35,9 @@ class TrustRegionState(NamedTuple):
       on_boundary: () bool, the update is as long as it may be.
     """
 
-    predicted_decrease: Array
-    least_curvature: Array
-    on_boundary: Array
+    predicted_decrease: Number
+    least_curvature: Number
+    on_boundary: Flag
 
 
 class SimplexRegionState(NamedTuple):
@@ -41,9 +49,9 @@ class SimplexRegionState(NamedTuple):
       converged: () bool, whether that is at most 1e-5 (1e-10 in float64).
     """
 
-    predicted_decrease: Array
-    residual: Array
-    converged: Array
+    predicted_decrease: Number
+    residual: Number
+    converged: Flag
 
 
 @named
@@ -126,7 +134,7 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
             on_boundary=jnp.zeros((), bool),
         )
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del state
         hessian = _given_hessian(roster)
         # An orthonormal basis of the span, columns of basis.T J, in units of the
@@ -171,7 +179,7 @@ def _over_simplex(radius: Threshold) -> Weighting:
         zero = jnp.zeros((), jnp.float32)
         return SimplexRegionState(zero, *unsolved(params, dtype))
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del state
         hessian = _given_hessian(roster)
         limit = _check.value_at(radius, roster.step, gramian.dtype)

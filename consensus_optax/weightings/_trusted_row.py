@@ -11,7 +11,7 @@ from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 
 
 @named
@@ -58,7 +58,7 @@ def trusted_row(index: int = 0) -> Reducer:
     """
     _check.count("index", index, minimum=0)
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size = roster.weights.shape[0]
         if index >= size:
             _check.fail("index", f"less than the number of rows, {size}", index)

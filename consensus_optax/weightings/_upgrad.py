@@ -19,7 +19,7 @@ from consensus_optax._rules.solvers import (
 )
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Array, Gramian, PerRow, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
@@ -83,8 +83,8 @@ def upgrad(
     _check.interval("regularization", regularization, 0, open_low=True)
 
     def weigh(
-        gramian: Array, roster: Roster, state: SolverState
-    ) -> tuple[Array, SolverState]:
+        gramian: Gramian, roster: Roster, state: SolverState
+    ) -> tuple[PerRow, SolverState]:
         del state
         count = roster.weights.shape[0]
         lengths = _preference.weighted(preference, roster)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import consensus_optax as co
-from consensus_optax._rules.kinds import After, Among, Reads, Weighting
+from consensus_optax._rules.kinds import Reads
 from tests._stacks import P, factored, matrix, params, tree
 from tests.engines.test_sources import ROWS, STEPS, given_rows, stacks, stepper
 from tests.zoo import KINDS, ZOO
@@ -14,17 +14,6 @@ from tests.zoo import KINDS, ZOO
 # Of 2: entries lie between 1e-33 and 1e33, squares of most of them are no floats.
 POWERS = (0, -60, -83, -100, 83, 100)
 NAMES = ("ordinary", "weighted", "zero row", "absent", "nearly equal", "equal")
-
-
-def degree(rule):
-    """How a rule's weights change with the size of the rows; None if no rule says."""
-    match rule:
-        case Among():
-            return degree(rule.selector)
-        case After():
-            least = {rule.mixing.degree, degree(rule.rule)}
-            return 0 if least == {0} else None
-    return rule.degree if isinstance(rule, Weighting) else None
 
 
 def of_usual_and_other_sizes(names, dtype=np.float32):
@@ -42,7 +31,7 @@ def of_usual_and_other_sizes(names, dtype=np.float32):
 def cases():
     now = {str(row): row for row in KINDS}
     for index, row in enumerate(ZOO):
-        if degree(row.make().rule) is not None:
+        if row.degree is not None:
             marks = () if str(row) in now else pytest.mark.whole_zoo
             yield pytest.param(row, marks=marks, id=f"{row}{index}")
 
@@ -55,7 +44,7 @@ def test_rows_of_any_size_decide_alike(row):
     start = reducer.init(params())
     update, seen = jax.jit(steps)(tree(rows), jnp.asarray(weights), start)
     update = matrix(update, 2).reshape(len(POWERS), len(NAMES), STEPS, P)
-    power = 1 + degree(reducer.rule)
+    power = 1 + row.degree
     for k, got in zip(POWERS, update, strict=True):
         # Exactly so, but for squares that are lost beside larger ones.
         size = np.abs(update[0]).max((-1, -2))

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import consensus_optax as co
+from consensus_optax._rules.kinds import After, Among, Weighting
 from tests._laws import Tolerance
 from tests._stacks import B
 
@@ -59,6 +60,11 @@ class Row(NamedTuple):
         """Whether the state has one entry for each row."""
         return "num_rows" in self.options
 
+    @property
+    def degree(self):
+        """How its weights change with the size of the rows; None if nothing says."""
+        return _degree(self.make().rule)
+
     def make(self, num_rows=B, **options):
         """The reducer, for stacks of that many rows if it must know."""
         given = {**self.options, **options}
@@ -78,3 +84,12 @@ class Row(NamedTuple):
         given |= {"num_rows": num_rows} if self.remembers_rows else {}
         varying = {name: given.pop(name) for name in self.thresholds}
         return varying, given
+
+
+def _degree(rule):
+    match rule:
+        case Among():
+            return _degree(rule.selector)
+        case After():
+            return 0 if {rule.mixing.degree, _degree(rule.rule)} == {0} else None
+    return rule.degree if isinstance(rule, Weighting) else None

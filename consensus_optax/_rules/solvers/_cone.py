@@ -16,7 +16,7 @@ from consensus_optax._rules.solvers._solution import (
     ratio,
     solution,
 )
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Flag, Gramian, Number, PerProblem
 
 
 class _Descent(NamedTuple):
@@ -30,7 +30,7 @@ class _Descent(NamedTuple):
 
 
 def dual_cone(
-    gramian: Array, lower: Array, regularization: Array, max_steps: int = 1000
+    gramian: Gramian, lower: PerProblem, regularization: Number, max_steps: int = 1000
 ) -> Solution:
     r"""Minimises v'Hv over v >= u, for every row u of ``lower``.
 
@@ -126,17 +126,17 @@ def dual_cone(
 class Kept(NamedTuple):
     """Of projections J'v of J'u, summed: <J'u, J'v> and |J'v|^2, relative to tr G."""
 
-    wanted: Array
-    squares: Array
+    wanted: Number
+    squares: Number
 
 
-def kept(gramian: Array, lower: Array, weights: Array) -> Kept:
+def kept(gramian: Gramian, lower: PerProblem, weights: PerProblem) -> Kept:
     """What is left of projections; both without regularization."""
     image = product(weights, ratio(gramian, jnp.trace(gramian)))
     return Kept(jnp.sum(image * lower), jnp.sum(image * weights))
 
 
-def is_left_over(projections: Kept) -> Array:
+def is_left_over(projections: Kept) -> Flag:
     """Whether the regularization has taken more than half of projections, ().
 
     A projection of J'u is what J'u has in its direction: the two numbers are equal.
@@ -146,7 +146,7 @@ def is_left_over(projections: Kept) -> Array:
     return projections.wanted > 2 * projections.squares
 
 
-def _largest_eigenvalue(matrix: Array, steps: int = 10) -> Array:
+def _largest_eigenvalue(matrix: Gramian, steps: int = 10) -> Number:
     """The largest eigenvalue to a few per cent, from below; (B, B) with unit diagonal.
 
     Powers of the heaviest column: a fixed step is safe below twice its inverse.

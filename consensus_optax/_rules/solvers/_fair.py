@@ -20,7 +20,7 @@ from consensus_optax._rules.solvers._solution import (
     rounding,
     solution,
 )
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Gramian, Number, PerRow
 
 
 class _Iterate(NamedTuple):
@@ -34,7 +34,7 @@ class _Iterate(NamedTuple):
 
 
 def fair_division(
-    gramian: Array, counts: Array, alpha: Array, max_steps: int = 60
+    gramian: Gramian, counts: PerRow, alpha: Number, max_steps: int = 60
 ) -> Solution:
     r"""Weights v > 0 with (Gv)_i = (c_i / v_i)^(1 / alpha) for every row of count c_i.
 

@@ -21,7 +21,7 @@ from consensus_optax._rules.solvers._solution import (
     rounding,
     solution,
 )
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Gramian, Marked, Number, PerRow
 
 # Share of the gap that the next step aims at.
 _CENTERING = 0.2
@@ -66,10 +66,10 @@ class _Iterate(NamedTuple):
 
 
 def over_simplex(
-    gramian: Array,
-    present: Array,
-    linear: Array | None = None,
-    radius: Array | None = None,
+    gramian: Gramian,
+    present: Marked,
+    linear: PerRow | None = None,
+    radius: Number | None = None,
     max_steps: int = 40,
 ) -> Solution:
     r"""Minimises p'x + f(x) over the simplex: x >= 0, sum x = 1.
@@ -112,7 +112,7 @@ def over_simplex(
     return solution(_on_simplex(problem, end.x), end.residual)
 
 
-def length_of(gramian: Array, weights: Array) -> Array:
+def length_of(gramian: Gramian, weights: PerRow) -> Number:
     """The length of J'x as a problem with a radius has it, ().
 
     That is a little more than 0 where the rows cancel. What is divided by any other
@@ -124,17 +124,17 @@ def length_of(gramian: Array, weights: Array) -> Array:
     return jnp.sqrt(mean) * jnp.linalg.norm(product(root, weights))
 
 
-def _shift(gramian: Array, unit: Array) -> Array:
+def _shift(gramian: Gramian, unit: Number) -> PerRow:
     """What the diagonal of G / unit must grow by for a Cholesky factor to exist."""
     return rounding(cosines(gramian)[0]) * ratio(gramian.diagonal(), unit)
 
 
-def _raised(shift: Array) -> Array:
+def _raised(shift: PerRow) -> PerRow:
     """The same where rows may be zero."""
     return shift + 1e-3 * jnp.finfo(shift.dtype).eps
 
 
-def _root(gramian: Array, unit: Array, raised: Array) -> Array:
+def _root(gramian: Gramian, unit: Number, raised: PerRow) -> Gramian:
     """R with R'R = G / unit and a raised diagonal: no x'Gx is lost to rounding."""
     return factor_of(ratio(gramian, unit) + jnp.diag(raised)).T
 
@@ -160,7 +160,7 @@ def _at_unit_scale(
     return _Problem(gramian, mean, raised, root, slope, bend, shift, present)
 
 
-def _products(problem: _Problem, x: Array) -> tuple[Array, Array]:
+def _products(problem: _Problem, x: PerRow) -> tuple[PerRow, Number]:
     """Gx and x'Gx."""
     if problem.root is None:
         image = ratio(product(problem.gramian, x), problem.unit)
@@ -183,20 +183,20 @@ def _curvature(problem: _Problem, square: Array, center: Array) -> tuple[Array, 
     return ratio(problem.bend, length), -ratio(problem.bend**2, length**2 * part)
 
 
-def _gradient(problem: _Problem, x: Array) -> Array:
+def _gradient(problem: _Problem, x: PerRow) -> PerRow:
     """Slopes of the objective, (B,)."""
     image, square = _products(problem, x)
     none = jnp.zeros_like(square)
     return problem.slope + _curvature(problem, square, none)[0] * image
 
 
-def _on_simplex(problem: _Problem, x: Array) -> Array:
+def _on_simplex(problem: _Problem, x: PerRow) -> PerRow:
     """Weights of the rows present, with sum 1."""
     x = jnp.where(problem.present, x, 0)
     return ratio(x, x.sum())
 
 
-def _violation(problem: _Problem, x: Array) -> Array:
+def _violation(problem: _Problem, x: PerRow) -> Number:
     """How far below the mean slope any row's slope is, without units."""
     x = _on_simplex(problem, x)
     slope = jnp.abs(problem.slope)

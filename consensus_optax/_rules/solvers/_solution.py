@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Flag, Gramian, Number, PerRow, Tree
 
 product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -24,8 +24,8 @@ class SolverState(NamedTuple):
         not, the last iterate is used all the same.
     """
 
-    residual: Array
-    converged: Array
+    residual: Number
+    converged: Flag
 
 
 class Solution(NamedTuple):
@@ -41,13 +41,13 @@ def unsolved(params: Tree, dtype: Any) -> SolverState:
     return SolverState(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
 
 
-def solution(weights: Array, residual: Array) -> Solution:
+def solution(weights: Array, residual: Number) -> Solution:
     """A solution judged by its residual; nan is not converged."""
     small = residual <= (1e-10 if weights.dtype == jnp.float64 else 1e-5)
     return Solution(weights, SolverState(residual.astype(jnp.float32), small))
 
 
-def proven(state: SolverState, known: Array) -> SolverState:
+def proven(state: SolverState, known: Flag) -> SolverState:
     """The state, or that of a solution without error where one is known."""
     return SolverState(jnp.where(known, 0, state.residual), state.converged | known)
 
@@ -57,13 +57,13 @@ def ratio(x: Array, y: Array) -> Array:
     return jnp.where(y > 0, x / positive_or_one(y), 0)
 
 
-def cosines(gramian: Array) -> tuple[Array, Array]:
+def cosines(gramian: Gramian) -> tuple[Gramian, PerRow]:
     """The Gramian of the rows' directions, 0 for zero rows, and the rows' lengths."""
     lengths = jnp.sqrt(jnp.maximum(gramian.diagonal(), 0))
     return ratio(ratio(gramian, lengths[:, None]), lengths[None, :]), lengths
 
 
-def rounding(matrix: Array) -> Array:
+def rounding(matrix: Gramian) -> Number:
     """What the diagonal must grow by for a Cholesky factor to exist, (), relative.
 
     For a Gramian of unit rows: a multiple of its largest eigenvalue's rounding.
@@ -71,12 +71,12 @@ def rounding(matrix: Array) -> Array:
     return jnp.finfo(matrix.dtype).eps * (8 + 2 * jnp.linalg.norm(matrix))
 
 
-def factor_of(matrix: Array) -> Array:
+def factor_of(matrix: Gramian) -> Gramian:
     """The lower Cholesky factor of a symmetric matrix, no copy of it made symmetric."""
     return lax.linalg.cholesky(matrix, symmetrize_input=False)
 
 
-def cancels(gramian: Array, weights: Array) -> Array:
+def cancels(gramian: Gramian, weights: PerRow) -> Flag:
     """Whether the weighted rows cancel as far as a Gramian can tell, () bool.
 
     The length of their sum is compared with the sum of their lengths: 1e-4 of it in

@@ -13,7 +13,7 @@ from jax import lax
 
 from consensus_optax._rules.solvers._simplex import over_simplex
 from consensus_optax._rules.solvers._solution import Solution, product, ratio, solution
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Gramian, PerRow
 
 
 class _Round(NamedTuple):
@@ -25,7 +25,7 @@ class _Round(NamedTuple):
 
 
 def stationary_on_simplex(
-    slope: Array, hessian: Array, start: Array, max_rounds: int = 50
+    slope: PerRow, hessian: Gramian, start: PerRow, max_rounds: int = 50
 ) -> Solution:
     r"""Lowers p'x + x'Hx / 2 over the simplex until no row promises more.
 
