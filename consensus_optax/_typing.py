@@ -33,6 +33,7 @@ PerRow = Float[Array, "B"]
 Marked = Bool[Array, "B"]  # rows
 Order = Int[Array, "B"]  # indices of rows
 Bordered = Float[Array, "N N"]  # a Gramian and the previous update: N = B + 1
+Toward = Float[Array, "2 N"]  # squared norms and products of rows and a target
 PerWeight = Float[Array, "N"]  # of all rows, and of the previous update if it joins
 RowMap = Float[Array, "C B"]  # new rows from old ones
 PerNewRow = Float[Array, "C"]

@@ -10,7 +10,7 @@ import optax
 
 from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rows.trees import arrays_of
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Number, Tree
 
 
 class CautiousState(NamedTuple):
@@ -21,7 +21,7 @@ class CautiousState(NamedTuple):
       inner: state of the wrapped optimizer.
     """
 
-    kept: Array
+    kept: Number
     inner: Any
 
 

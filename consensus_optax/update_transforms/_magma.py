@@ -13,7 +13,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Array, Count, Number, Threshold, Tree
 
 
 class MagmaState(NamedTuple):
@@ -28,10 +28,10 @@ class MagmaState(NamedTuple):
       inner: state of the wrapped optimizer.
     """
 
-    step: Array
+    step: Count
     momentum: list[Array]
     alignment: Array
-    kept: Array
+    kept: Number
     inner: Any
 
 

@@ -11,7 +11,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import SolverState, ridge, unsolved
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Bordered, PerWeight, Threshold
 from consensus_optax.weightings._keep_smallest_losses import row_values
 
 
@@ -83,7 +83,9 @@ def gauss_newton(damping: Threshold, momentum: Threshold = 0.0) -> Reducer:
     # a number 0 known when made needs no memory; what may change does
     remembers = not isinstance(momentum, int | float) or momentum > 0
 
-    def weigh(gramian: Array, roster: Roster, state: Any) -> tuple[Array, SolverState]:
+    def weigh(
+        gramian: Bordered, roster: Roster, state: Any
+    ) -> tuple[PerWeight, SolverState]:
         del state
         values, count = row_values(roster), roster.weights.shape[0]
         there = roster.present & jnp.isfinite(values)

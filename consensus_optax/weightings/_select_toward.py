@@ -12,7 +12,7 @@ from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import PerWeight, Threshold, Toward, Tree
 from consensus_optax.weightings._cosine_filter import CosineFilterState, gate
 
 
@@ -95,7 +95,7 @@ def select_toward(
         del params, dtype
         return CosineFilterState(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Toward, roster: Roster, state: Any) -> tuple[PerWeight, Any]:
         del state
         norms, inner = jnp.sqrt(products[0]), products[1, :-1]
         scale = norms[:-1] * norms[-1]

@@ -7,10 +7,10 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.solvers._solution import Solution, product, solution
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 
 
-def ridge(gramian: Array, damping: Array, aim: Array) -> Solution:
+def ridge(gramian: Gramian, damping: PerRow, aim: PerRow) -> Solution:
     r"""Solves :math:`(G + \mathrm{diag}(\lambda)) x = b`, (B, B), (B,) and (B,).
 
     By a Cholesky factorization and one step of refinement; nan where that fails. The
