@@ -72,7 +72,7 @@ def stacks(dtype=np.float32):
         "tiny": (1e-10 * rows, ones),
         # squares of these are no float32 numbers, and the first of the last is far
         **{f"of size {size:g}": (size * rows, ones) for size in SIZES},
-        "tiny and far": (1e-30 * changed((0, 1e10)), ones),
+        "tiny and far": (1e-30 * changed((0, 1e3)), ones),
     }
     names = list(found)
     arrays = [np.stack([found[name][i] for name in names]) for i in (0, 1)]
