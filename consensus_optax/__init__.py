@@ -24,6 +24,7 @@ from consensus_optax._gradients.per_example import (
     per_example_grad,
     per_example_value_and_grad,
 )
+from consensus_optax._gradients.tasks import task_grad, task_value_and_grad
 from consensus_optax._gradients.worker import worker_grad, worker_value_and_grad
 from consensus_optax._rows.outer_product import (
     OuterProduct,
@@ -48,6 +49,8 @@ __all__ = [
     # rows
     "per_example_grad",
     "per_example_value_and_grad",
+    "task_grad",
+    "task_value_and_grad",
     "OuterProduct",
     "is_outer_product",
     "materialize",

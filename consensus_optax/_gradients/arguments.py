@@ -82,7 +82,7 @@ class Arranged(NamedTuple):
           (function, in_axes, args) of the arguments that have rows or are
           differentiated, whose leaves are arrays or numbers.
         """
-        several = _several(self.argnums)
+        several = several_of(self.argnums)
         traced = [i for i, axis in enumerate(self.in_axes) if axis == 0 or i in several]
 
         @known_as(function, traced)
@@ -107,16 +107,20 @@ def arranger(
     group_size: int,
     prng_argnum: int | None,
     spmd_axis_name: AxisName | None = None,
+    size: str = "group_size",
 ) -> Callable[[Sequence[Any]], Arranged]:
-    """Checks the options that say what a row is; returns what makes rows of a call."""
-    _check.count("group_size", group_size)
+    """Checks the options that say what a row is; returns what makes rows of a call.
+
+    ``size``: what messages call ``group_size``.
+    """
+    _check.count(size, group_size)
     _check.flag("keep_batch_dim", keep_batch_dim)
     if not keep_batch_dim and group_size > 1:
         _check.fail("keep_batch_dim", "True when `group_size` is above 1", False)
     for name, value in (("argnums", argnums), ("batch_argnums", batch_argnums)):
-        _checked(name, value)
+        checked_argnums(name, value)
     if prng_argnum is not None:
-        _checked("prng_argnum", prng_argnum)
+        checked_argnums("prng_argnum", prng_argnum)
     names: tuple[str, ...] = ()
     if spmd_axis_name is not None:
         names = _check.axis_names("spmd_axis_name", spmd_axis_name)
@@ -126,7 +130,7 @@ def arranger(
         several = functools.partial(positions, count=len(args))
         batched = several("batch_argnums", batch_argnums)
         differentiated = several("argnums", argnums)
-        num_rows = _num_rows(args, batched, group_size)
+        num_rows = _num_rows(args, batched, group_size, size)
         arranged: list[Any] = list(args)
         in_axes: list[int | None] = [None] * len(args)
         for position in batched:
@@ -142,7 +146,7 @@ def arranger(
         numbers = differentiated[0] if one else differentiated
         given = Arranged(tuple(arranged), tuple(in_axes), num_rows, numbers, rows_axis)
         for position in differentiated:
-            _check_differentiable(position, args[position])
+            check_differentiable(position, args[position])
             arranged[position] = given.varying(arranged[position])
         shared = [i for i, axis in enumerate(in_axes) if axis is None]
         _warn_of_forgotten(
@@ -157,7 +161,7 @@ def arranger(
 
 def positions(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
     """Which of ``count`` positional arguments are meant, counted from the first one."""
-    found = [number + count * (number < 0) for number in _checked(name, argnums)]
+    found = [number + count * (number < 0) for number in checked_argnums(name, argnums)]
     for number in found:
         if not 0 <= number < count:
             raise ValueError(
@@ -167,18 +171,18 @@ def positions(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _checked(name: str, argnums: Argnums) -> tuple[int, ...]:
+def checked_argnums(name: str, argnums: Argnums) -> tuple[int, ...]:
     """Positions as Python integers; those of NumPy are as good."""
     try:
-        numbers = tuple(map(operator.index, _several(argnums)))
+        numbers = tuple(map(operator.index, several_of(argnums)))
     except TypeError:
         numbers = None
-    if numbers is None or any(isinstance(x, bool) for x in _several(argnums)):
+    if numbers is None or any(isinstance(x, bool) for x in several_of(argnums)):
         _check.fail(name, "a position, or a sequence of positions", argnums)
     return numbers or ()
 
 
-def _several(argnums: Argnums) -> tuple[int, ...]:
+def several_of(argnums: Argnums) -> tuple[int, ...]:
     return tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
 
 
@@ -196,7 +200,7 @@ def _named_leaves(position: int, arg: Any) -> list[tuple[str, Any]]:
     return [(name(path), leaf) for path, leaf in flat]
 
 
-def _check_differentiable(position: int, arg: Any) -> None:
+def check_differentiable(position: int, arg: Any) -> None:
     """Raises unless all leaves are floating: numbers, or arrays of them."""
     for name, leaf in _named_leaves(position, arg):
         is_number = is_array(leaf) or isinstance(leaf, float | complex)
@@ -221,7 +225,9 @@ def _row_keys(position: int, key: Any, num_rows: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
 
 
-def _num_rows(args: Sequence[Any], batched: Sequence[int], group_size: int) -> int:
+def _num_rows(
+    args: Sequence[Any], batched: Sequence[int], group_size: int, size: str
+) -> int:
     """B, after checking that all leaves of the batch arguments agree on it."""
     lengths: dict[int, str] = {}
     for position in batched:
@@ -243,7 +249,7 @@ def _num_rows(args: Sequence[Any], batched: Sequence[int], group_size: int) -> i
     (length,) = lengths
     if length % group_size or not length:
         raise ValueError(
-            f"`group_size` must divide the number of examples, at least once; got "
+            f"`{size}` must divide the number of examples, at least once; got "
             f"{group_size} for {length}. Pad the batch, and pass `weights` with 0 for "
             "the rows that are padding."
         )

@@ -29,6 +29,7 @@ from consensus_optax._gradients.constraints import RowsAxis, moved_to_rows
 from consensus_optax._gradients.convolution import as_product
 from consensus_optax._gradients.jaxprs import (
     NOTHING,
+    Keep,
     Scope,
     ends,
     evaluate,
@@ -71,7 +72,7 @@ def unfinished(
       (value, rows), rows with outer products where possible.
     """
     closed, shapes, wanted = _traced(of_all_rows(function, in_axes, rows_axis), args)
-    outputs = _evaluated(closed, args, wanted, _keep)
+    outputs = _evaluated(closed, args, wanted, keep)
     value_tree, rows_tree = map(jax.tree.structure, shapes)
     values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
     rows = [
@@ -80,7 +81,7 @@ def unfinished(
     ]
     whole = lambda x: x.materialize() if is_kept(x) else x
     value = jax.tree.unflatten(value_tree, map(whole, values))
-    return value, jax.tree.unflatten(rows_tree, map(_worth, rows))
+    return value, jax.tree.unflatten(rows_tree, map(worth, rows))
 
 
 def ends_of_rows(
@@ -94,7 +95,7 @@ def ends_of_rows(
     Where these make products and the leaf is none, with the reason.
     """
     closed, _, wanted = _traced(of_all_rows(function, in_axes, rows_axis), args)
-    outputs = _evaluated(closed, args, wanted, _keep)
+    outputs = _evaluated(closed, args, wanted, keep)
     leaves = outputs[len(outputs) - len(wanted) :]
     pairs = zip(ends(closed.jaxpr, wanted), leaves, strict=True)
     return [" + ".join(end) + _why(end, leaf) for end, leaf in pairs]
@@ -103,7 +104,7 @@ def ends_of_rows(
 def _why(end: tuple[str, ...], leaf: Any) -> str:
     """Why a leaf that ends in products may be an array."""
     if is_outer_product(leaf):
-        return "" if is_outer_product(_worth(leaf)) else f", which is {_NO_LARGER}"
+        return "" if is_outer_product(worth(leaf)) else f", which is {_NO_LARGER}"
     of_products = [name.split()[0] in ("dot_general", "scatter-add") for name in end]
     if not any(of_products):
         return ""
@@ -154,20 +155,20 @@ def _traced(function: Callable[..., Any], args: Any) -> tuple[Any, Any, Any]:
     return closed, shapes, closed.jaxpr.outvars[len(jax.tree.leaves(shapes[0])) :]
 
 
-def _evaluated(closed: Any, args: Any, wanted: Any, keep: Any) -> list[Any]:
+def _evaluated(closed: Any, args: Any, wanted: Any, keep: Keep) -> list[Any]:
     marked = walk_back(closed.jaxpr, wanted)
     leaves = jax.tree.leaves(args)
     return evaluate(closed.jaxpr, closed.consts, leaves, marked, keep)
 
 
-def _worth(leaf: Any) -> Any:
+def worth(leaf: Any) -> Any:
     """An outer product, unless its factors are larger than what they multiply to."""
     if is_outer_product(leaf) and leaf.left.size + leaf.right.size >= leaf.size:
         return leaf.materialize()
     return leaf
 
 
-def _keep(eqn: Any, scope: Scope) -> list[Any] | None:
+def keep(eqn: Any, scope: Scope) -> list[Any] | None:
     """The outputs of a marked operation if it is kept factored, else None."""
     name = eqn.primitive.name
     if name == "dot_general":
@@ -175,7 +176,7 @@ def _keep(eqn: Any, scope: Scope) -> list[Any] | None:
     if name == "scatter-add" and eqn.invars[0] in scope.zeros:
         return look_up(eqn, *map(scope.number, eqn.invars))
     if name == "scan":
-        return lift(eqn, scope, _keep)
+        return lift(eqn, scope, keep)
     values = [scope.read(var) for var in eqn.invars]
     if name == "add_any":
         return total(*values)

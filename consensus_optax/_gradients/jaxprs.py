@@ -151,9 +151,9 @@ def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
 
 def _operands_on_the_way(eqn: Any, var: Any) -> Sequence[Any]:
     """Where the walk back goes on from an operation's output, through a call too."""
-    if eqn.primitive.name not in CALLS or not _may_open(eqn):
+    if eqn.primitive.name not in CALLS or not may_open(eqn):
         return sources(eqn)
-    inner, _ = _inner(eqn)
+    inner, _ = inner_of(eqn)
     reached = walk_back(inner, [inner.outvars[eqn.outvars.index(var)]])
     pairs = zip(eqn.invars, inner.invars, strict=True)
     return [given for given, own in pairs if own in reached]
@@ -163,7 +163,7 @@ def _end(eqn: Any, var: Any, of_body: Any) -> tuple[str, ...]:
     """Where the walk back ends at an operation that is no move, or inside of it."""
     index = eqn.outvars.index(var)
     if eqn.primitive.name in CALLS:
-        return of_body(eqn, _inner(eqn)[0])[index]
+        return of_body(eqn, inner_of(eqn)[0])[index]
     if eqn.primitive.name != "scan":
         return (described(eqn),)
     scan = as_scan(eqn)
@@ -199,22 +199,22 @@ def evaluate(
             values[var] = placed(values[var], var.aval.sharding.spec).materialize()
         return read(var)
 
-    scope = Scope(read, number, _zeros(jaxpr, zeros or set()), marked)
+    scope = Scope(read, number, zeros_of(jaxpr, zeros or ()), marked)
     for eqn in jaxpr.eqns:
         outs = None
         if any(var in marked for var in eqn.outvars):
-            if eqn.primitive.name in CALLS and _may_open(eqn):
+            if eqn.primitive.name in CALLS and may_open(eqn):
                 outs = _open(eqn, scope, keep)
             else:
                 with eqn.ctx.manager:  # the mesh of its place in the program
                     outs = keep(eqn, scope)
         if outs is None:
-            outs = _evaluate_one(jaxpr, eqn, number)
+            outs = evaluate_one(jaxpr, eqn, number)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
-def _evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
+def evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
     """One equation as JAX evaluates it, source information included."""
     inputs = list(
         {var: None for var in eqn.invars if not isinstance(var, core.Literal)}
@@ -232,7 +232,7 @@ def _evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:
 
 def _open(eqn: Any, scope: Scope, keep: Keep) -> list[Any]:
     """A call, evaluated in place."""
-    inner, consts = _inner(eqn)
+    inner, consts = inner_of(eqn)
     operands = [scope.read(var) for var in eqn.invars]
     if eqn.params.get("prevent_cse"):  # recompute, as jax.checkpoint asks
         operands = list(lax.optimization_barrier(tuple(operands)))
@@ -243,7 +243,7 @@ def _open(eqn: Any, scope: Scope, keep: Keep) -> list[Any]:
     return evaluate(inner, consts, operands, marked, keep, zeros)
 
 
-def _may_open(eqn: Any) -> bool:
+def may_open(eqn: Any) -> bool:
     """A call without shardings or donation of its own can be evaluated in place."""
     shardings = (
         *eqn.params.get("in_shardings", ()),
@@ -253,7 +253,7 @@ def _may_open(eqn: Any) -> bool:
     return not own and not any(eqn.params.get("donated_invars", ()))
 
 
-def _inner(eqn: Any) -> Any:
+def inner_of(eqn: Any) -> Any:
     """The open jaxpr of a call that may be evaluated in place, and its constants."""
     return _parts(eqn.params[CALLS[eqn.primitive.name]])
 
@@ -272,7 +272,7 @@ def is_in(var: Any, those: Collection[Any]) -> bool:
     return not isinstance(var, core.Literal) and var in those
 
 
-def _zeros(jaxpr: Any, zeros: set[Any]) -> set[Any]:
+def zeros_of(jaxpr: Any, zeros: Collection[Any] = ()) -> set[Any]:
     """Variables that are known to hold zeros, given those of the inputs that do."""
     zeros = set(zeros)
     for eqn in jaxpr.eqns:

@@ -40,7 +40,8 @@ def total(x: Any, y: Any) -> list[Any] | None:
     if layout(x) != layout(y):
         return None
     x, y = with_dense_left(x), with_dense_left(y)
-    left, right = concatenated(x.left, y.left), concatenated(x.right, y.right)
+    lefts = [z.left if x.is_shared and y.is_shared else z.factors[0] for z in (x, y)]
+    left, right = concatenated(*lefts), concatenated(x.right, y.right)
     return [OuterProduct(left, right, *layout(x))]
 
 

@@ -205,12 +205,14 @@ def _scalar(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
         if jax.tree.structure(value) != jax.tree.structure(0):
             raise ValueError(
                 "A scalar is needed of `fun`, the loss of a row; what it returned is "
-                f"{kind_of(value)}. A pair (loss, aux) needs `has_aux=True`."
+                f"{kind_of(value)}. A pair (loss, aux) needs `has_aux=True`, a dict of "
+                "several losses `co.task_grad`."
             )
         if jnp.ndim(value):
             raise ValueError(
                 "A scalar is needed of `fun`, the loss of a row; got an array "
-                f"{jnp.shape(value)}. Return the mean over the batch."
+                f"{jnp.shape(value)}. Return the mean over the batch; for a row of "
+                "each of several losses use `co.task_grad`."
             )
         return returned
 

@@ -83,9 +83,9 @@ def _finite_products(leaves: Sequence[OuterProduct], dtype: Any) -> Array:
     sound = functools.reduce(
         jnp.logical_and, (_is_bounded(leaf, dtype) for leaf in leaves)
     )
-    look = lambda leaves, sound: sound | _are_finite(leaves)
-    keep = lambda leaves, sound: sound
-    return lax.cond(jnp.all(sound), keep, look, list(leaves), sound)
+    # leaves are not handed over, which would give every row a left factor of its own
+    look = lambda: sound | _are_finite(leaves)
+    return lax.cond(jnp.all(sound), lambda: sound, look)
 
 
 def _is_bounded(leaf: OuterProduct, dtype: Any) -> Array:
@@ -107,7 +107,7 @@ def _largest(leaf: OuterProduct) -> Any:
     return jnp.finfo(leaf.dtype).max
 
 
-def _are_finite(leaves: list[OuterProduct]) -> Array:
+def _are_finite(leaves: Sequence[OuterProduct]) -> Array:
     """The same of factors and products as they are, (B,) bool."""
 
     def one(leaf: OuterProduct, left: Array, right: Array) -> Array:
@@ -120,8 +120,13 @@ def _are_finite(leaves: list[OuterProduct]) -> Array:
         parts = [x.all() for x in (*there, jnp.isfinite(product))]
         return functools.reduce(jnp.logical_and, parts)
 
-    def row(factors: list[tuple[Array, Array]]) -> Array:
+    def row(own: list[tuple[Array, ...]]) -> Array:
+        factors = [
+            (leaf.left[0], *each) if leaf.is_shared else each
+            for leaf, each in zip(leaves, own, strict=True)
+        ]
         pairs = zip(leaves, factors, strict=True)
         return functools.reduce(jnp.logical_and, (one(x, *y) for x, y in pairs))
 
-    return lax.map(row, [(leaf.left, leaf.right) for leaf in leaves])
+    of_row = lambda leaf: (leaf.right,) if leaf.is_shared else (leaf.left, leaf.right)
+    return lax.map(row, list(map(of_row, leaves)))

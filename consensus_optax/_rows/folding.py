@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.outer_product import OuterProduct, contract
+from consensus_optax._rows.outer_product import OuterProduct, contract, over_rows
 from consensus_optax._rows.statistics import (
     Statistic,
     agreed_in_sign,
@@ -135,7 +135,8 @@ def _in_order(leaf: OuterProduct, order: Array) -> OuterProduct:
 
     Without the barrier XLA looks rows up anew for every entry that it multiplies out.
     """
-    left, right = lax.optimization_barrier((leaf.left[order], leaf.right[order]))
+    left = leaf.left if leaf.is_shared else leaf.left[order]
+    left, right = lax.optimization_barrier((left, leaf.right[order]))
     return dataclasses.replace(leaf, left=left, right=right)
 
 
@@ -154,7 +155,8 @@ def _at_once(
         start = jnp.minimum(first, count - length)
         part = lambda x: lax.dynamic_slice_in_dim(x, start, length)
         own = jnp.where(start + jnp.arange(length) >= first, part(weights), 0)
-        rows = jax.vmap(functools.partial(contract, leaf))(part(left), part(right))
+        factors = (left if leaf.is_shared else part(left)), part(right)
+        rows = over_rows(functools.partial(contract, leaf), *factors)
         return _merged(rows, others, own)
 
     def add(block: Any, merged: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -194,7 +196,7 @@ def products_if_needed(
         return at_once(statistics)
     first = at_once(told)
     if signs_tell:
-        a, d = (x[:, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
+        a, d = (x[:, 0].astype(weights.dtype) for x in leaf.factors)
         needed = agreed_in_sign(a, d)
     else:
         assert matters
@@ -213,7 +215,7 @@ def _of_vectors(leaf: OuterProduct) -> bool:
 
 def _vectors(leaf: OuterProduct, weights: Array, order: Array) -> tuple[Array, Array]:
     """They, (B, M) and (B, N)."""
-    a, d = (x[order, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
+    a, d = (x[order, 0].astype(weights.dtype) for x in leaf.factors)
     return a, d
 
 

@@ -18,7 +18,11 @@ import numpy as np
 from jax import lax
 
 from consensus_optax._rows.layers import sum_of_layers
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.outer_product import (
+    OuterProduct,
+    is_outer_product,
+    over_rows,
+)
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
 
@@ -47,19 +51,42 @@ def cross_gramian(
     if factored and x.num_layers is not None:
         of_layer = lambda *both: cross_gramian(both[0], both[-1], dtype)
         return sum_of_layers(of_layer, *((x,) if y is x else (x, y)))
+    if factored and y is x and x.is_shared and not x.is_look_up:
+        return _of_one_left(x, dtype)
     if factored and not x.is_look_up and not y.is_look_up:
         (t, m, n), b = x.sides, x.shape[0]
         if b * t * t * (m + n) > t * m * n + b * m * n:
-            return lax.platform_dependent(
-                cpu=lambda: multiplied_out(x, y, dtype, _ENTRIES),
-                default=lambda: multiplied_out(x, y, dtype, _ENTRIES_ELSEWHERE),
-            )
+            return _multiplied_out(x, y, dtype)
     if factored and x.is_look_up == y.is_look_up and not _is_small_table(x):
         left, right = factor_products(x, y, "bsx,ctx->bcst", dtype)
         return (left * right).sum((2, 3))
     multiply = lambda z: dataclasses.replace(z, dtype=np.dtype(dtype)).materialize()
     arrays = [multiply(z) if is_outer_product(z) else z for z in (x, y)]
     return _wide_product(*(flat(z, dtype) for z in arrays))
+
+
+def _multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:
+    return lax.platform_dependent(
+        cpu=lambda: multiplied_out(x, y, dtype, _ENTRIES),
+        default=lambda: multiplied_out(x, y, dtype, _ENTRIES_ELSEWHERE),
+    )
+
+
+def _of_one_left(x: OuterProduct, dtype: Any) -> Array:
+    r"""The Gramian of rows that share their left factor, (B, B).
+
+    ``d_i . (S d_j)`` with S, (T, T), the inner products of the left factor's terms.
+    """
+    (t, m, n), b = x.sides, x.shape[0]
+    if t * t * (m + b * n) + b * b * t * n > b * t * m * n + b * b * m * n:
+        return _multiplied_out(x, x, dtype)
+    left, right = x.left[0].astype(dtype), x.right.astype(dtype)
+
+    def inner(pairs: str, *factors: Array) -> Array:
+        return _decided(x, functools.partial(jnp.einsum, pairs), *factors)
+
+    terms = inner("sm,tm->st", left, left)
+    return inner("bsn,csn->bc", right, inner("st,ctn->csn", terms, right))
 
 
 def factor_products(
@@ -144,13 +171,12 @@ def multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any, entries: int) -
         return split.transpose(2, 0, 1, 3)
 
     def rows(left: Array, right: Array) -> Array:  # (B, size * N)
-        product = jnp.einsum(
-            "btm,btn->bmn",
-            *(left, right),
+        product = functools.partial(
+            *(jnp.einsum, "tm,tn->mn"),
             precision=x.precision,
             preferred_element_type=dtype,
         )
-        return product.reshape(product.shape[0], -1)
+        return over_rows(product, left, right).reshape(right.shape[0], -1)
 
     def add(total: Array, left: tuple[Array, Array]) -> tuple[Array, None]:
         ours = rows(left[0], x.right)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -42,6 +43,8 @@ class OuterProduct:
         table that were looked up: a_it is then one-hot, and no factor where the integer
         is not in [0, M).
         Rows of L layers, as ``lax.scan`` over layers makes them: (B, L, T, M).
+        Where all rows share their left factor, as those of several losses of one batch
+        do, it is (1, ...), until a tree function takes the leaf apart.
       right: the factors d, shape (B, T, N) or (B, L, T, N).
       row_shape: shape in which the contraction leaves one row, with M * N entries, or
         L * M * N, those of a layer together.
@@ -95,10 +98,27 @@ class OuterProduct:
         if self.seal is None:  # never taken apart
             return True
         shape = getattr(self.right, "shape", ())
-        if len(shape) not in (3, 4) or self.left.shape[: len(shape) - 1] != shape[:-1]:
+        sides = self.left.shape[: len(shape) - 1]
+        if len(shape) not in (3, 4) or sides not in (shape[:-1], (1, *shape[1:-1])):
             return False
         size = math.prod(shape[1:-2]) * math.prod(self.sides[1:])
         return size == math.prod(self.row_shape) and is_seal(self.seal, self.shape)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all rows, which are several, have one left factor."""
+        left, right = (getattr(x, "shape", ())[:1] for x in (self.left, self.right))
+        return left == (1,) != right
+
+    @property
+    def factors(self) -> tuple[Array, Array]:
+        """Both factors of every row, (B, ...), also where rows share the left one."""
+        if not self.is_shared:
+            return self.left, self.right
+        shape: Any = (self.right.shape[0], *self.left.shape[1:])
+        if isinstance(self.left, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(shape, self.left.dtype), self.right  # pyrefly: ignore[bad-return]
+        return jnp.broadcast_to(self.left, shape), self.right
 
     @property
     def is_look_up(self) -> bool:
@@ -143,8 +163,8 @@ class OuterProduct:
             raise ValueError(MISSING)
 
         def multiply(left: Array, right: Array) -> Array:
-            rows = jax.vmap(lambda a, d: restored(self, contract(self, a, d)))
-            return rows(left, right).astype(self.dtype)
+            row = lambda a, d: restored(self, contract(self, a, d))
+            return over_rows(row, left, right).astype(self.dtype)
 
         spec = PartitionSpec(spec_of(self.right)[0], *self.spec)
         return automatic(multiply, (self.left, self.right), spec)
@@ -155,6 +175,13 @@ class OuterProduct:
         if not taken.is_intact:
             raise TypeError(f"`[{rows}]` selects no rows (B', ...). {MISSING}")
         return taken
+
+
+def over_rows(function: Callable[..., Array], left: Array, right: Array) -> Array:
+    """A function of both factors of one row, of all rows, which may share the left."""
+    if left.shape[0] == 1 != right.shape[0]:
+        return jax.vmap(functools.partial(function, left[0]))(right)
+    return jax.vmap(function)(left, right)
 
 
 def contract(leaf: OuterProduct, a: Array, d: Array) -> Array:

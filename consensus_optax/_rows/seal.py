@@ -76,6 +76,8 @@ def sealed(
 ) -> type[T]:
     """Registers a dataclass of factors as ``jax.tree_util.register_dataclass`` does.
 
+    Its children are its ``factors``, in the order of ``data_fields``.
+
     A field ``seal`` is one more child: made where an object is taken apart for the
     first time, so that what is never taken apart never pays for it, and afterwards
     whatever a tree function has made of it. ``dataclasses.replace`` makes a new object.
@@ -85,8 +87,7 @@ def sealed(
     """
 
     def flatten(rows: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        factors = [getattr(rows, name) for name in data_fields]
-        seal = rows.seal
+        factors, seal = list(rows.factors), rows.seal
         if seal is None:  # a tree of specs or the like holds no arrays: one more of it
             own = hasattr(factors[-1], "shape")
             seal = _seal_of(factors[-1], rows.shape) if own else factors[-1]

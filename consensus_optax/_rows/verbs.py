@@ -65,8 +65,8 @@ def _row_sums(rows: Array, factor: float) -> Array:
 def scale(leaf: Leaf, factors: Array) -> Leaf:
     """Row i times factors[i]; of a product one factor is scaled, whatever its size."""
     if is_outer_product(leaf):
-        smaller = not leaf.is_look_up and leaf.left.size <= leaf.right.size
-        side = "left" if smaller else "right"
+        may = not (leaf.is_look_up or leaf.is_shared)
+        side = "left" if may and leaf.left.size <= leaf.right.size else "right"
         scaled: Any = _scaled(getattr(leaf, side), factors)
         return dataclasses.replace(leaf, **{side: scaled})
     return _scaled(leaf, factors).astype(leaf.dtype)
@@ -161,6 +161,8 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
         keep = (weights != 0)[:, None, None]
         d = jnp.where(keep, leaf.right.astype(dtype) * weights[:, None, None], 0)
         a = leaf.left
+        if leaf.is_shared:  # the sum of the rows has one product, too
+            d, keep = d.sum(0, keepdims=True), keep.any(0, keepdims=True)
         if not leaf.is_look_up:
             a = jnp.where(keep, a.astype(dtype), 0)
         all_terms = lambda factor: factor.reshape(-1, *factor.shape[2:])

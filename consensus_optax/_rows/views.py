@@ -31,6 +31,7 @@ def transposed(leaf: OuterProduct, axes: tuple[int, ...]) -> OuterProduct:
             and math.prod(first) == m
             and not (leaf.steps or leaf.is_look_up)
             and leaf.num_layers is None
+            and not leaf.is_shared
         ):
             return dataclasses.replace(
                 leaf, left=leaf.right, right=leaf.left, row_shape=(*last, *first)
@@ -44,6 +45,31 @@ def with_dense_left(leaf: OuterProduct) -> OuterProduct:
         return leaf
     one_hot = jax.nn.one_hot(leaf.left, leaf.row_shape[0], dtype=leaf.right.dtype)
     return dataclasses.replace(leaf, left=one_hot)
+
+
+def unshared(leaf: OuterProduct) -> OuterProduct:
+    """The same rows with a left factor each."""
+    return dataclasses.replace(leaf, left=leaf.factors[0]) if leaf.is_shared else leaf
+
+
+def shared_left(leaf: OuterProduct) -> OuterProduct:
+    """The same rows, with the left factor shared where the right one was.
+
+    ``right`` is (1, T, N) then, and ``left`` (B, T, M).
+    """
+    start = 0
+    while math.prod(leaf.row_shape[:start]) < (leaf.num_layers or 1):
+        start += 1
+    middle, last = start, len(leaf.row_shape)
+    while math.prod(leaf.row_shape[start:middle]) < leaf.left.shape[-1]:
+        middle += 1
+    axes = [*range(start), *range(middle, last), *range(start, middle)]
+    back = tuple(sorted(range(last), key=axes.__getitem__))
+    row_shape = tuple(leaf.row_shape[axis] for axis in axes)
+    steps = (("transpose", back), *leaf.steps)
+    return dataclasses.replace(
+        leaf, left=leaf.right, right=leaf.left, row_shape=row_shape, steps=steps
+    )
 
 
 def as_matrix(leaf: OuterProduct, direction: Array) -> Array:
@@ -62,4 +88,5 @@ def as_matrix(leaf: OuterProduct, direction: Array) -> Array:
 
 def row_matrix(leaf: OuterProduct, index: Any) -> Array:
     """Row ``index`` as an (M, N) or (L, M, N) matrix, in at least float32."""
-    return contract(leaf, leaf.left[index], leaf.right[index])
+    left = leaf.left[0] if leaf.is_shared else leaf.left[index]
+    return contract(leaf, left, leaf.right[index])

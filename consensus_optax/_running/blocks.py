@@ -16,6 +16,7 @@ from consensus_optax._rows.outer_product import (
     OuterProduct,
     contract,
     is_outer_product,
+    over_rows,
     restored,
 )
 from consensus_optax._rows.varying import varying_like
@@ -141,12 +142,11 @@ def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
         one, start = layer(leaf, start // m), start % m
         if leaf.is_look_up:
             look_up = lambda a, d: jax.ops.segment_sum(d.astype(dtype), a, lines)
-            block = jax.vmap(look_up)(one.left - start, one.right)
+            block = over_rows(look_up, one.left - start, one.right)
         else:
             left = lax.dynamic_slice_in_dim(one.left, start, lines, 2)
-            block = jax.vmap(functools.partial(contract, one))(
-                left, one.right
-            )  # (B, lines, N)
+            product = functools.partial(contract, one)
+            block = over_rows(product, left, one.right)  # (B, lines, N)
         return block.astype(leaf.dtype).reshape(block.shape[0], -1)
 
     places = [number * m + _places(m, lines) for number in range(num_layers)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product, restored
 from consensus_optax._rows.verbs import AnyLeaf, Mixed
-from consensus_optax._rows.views import as_matrix, reshaped
+from consensus_optax._rows.views import as_matrix, reshaped, unshared
 from consensus_optax._running.memory import as_sent
 from consensus_optax._typing import Array
 from consensus_optax.engines.mesh.layout import Layout
@@ -82,6 +82,7 @@ def as_travelling(
     if is_outer_product(leaf):
         dealt = _least(leaf, count, signs)[1]
         if dealt:
+            leaf = unshared(leaf)
             return Factors(_signs(leaf) if _has_signs(leaf, signs) else leaf, dealt)
     return as_sent(leaf, signs, dtype)
 
