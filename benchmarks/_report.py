@@ -23,6 +23,7 @@ COMPILE_TARGETS = (4.0, 3.0, 3.0)
 # Tables that scripts write themselves.
 TABLES = {
     "scans": "Layers and steps inside `lax.scan`",
+    "tasks": "Several losses",
     "memory": "Memory",
     "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",

@@ -8,17 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import consensus_optax as co
 from benchmarks import (
     _harness,
     _report,
     _scanned_workloads,
     _steps,
+    _task_workloads,
     _workloads,
     memory,
     peers,
     rules,
     scaling,
     scans,
+    tasks,
 )
 from benchmarks._harness import Contestant
 from consensus_optax import _registry
@@ -130,6 +133,30 @@ def test_smoke_run_of_scans_has_every_model_both_ways(tmp_path, capsys):
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| layers | transformer | lstm |" in text
     assert "wrote 21 rows" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_smoke_run_of_tasks_has_every_model_both_ways(tmp_path):
+    tasks.main(["--smoke", "--out", str(tmp_path)])
+    names = {row["contestant"] for row in _harness.read("tasks", tmp_path)}
+    ours = {name for name in names if "torch" not in name.lower()}
+    assert len(ours) == 1 + 2 * len(tasks.RULES)
+    assert "| heads | pinn | rewards |" in (tmp_path / "tasks.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", _task_workloads.NAMES)
+def test_rows_of_several_losses_are_those_that_they_are_compared_with(name):
+    work = _task_workloads.workload(name, smoke=True)
+    given = (work.params, work.batch)
+    rows, dense, plain = jax.jit(
+        lambda *given: (
+            co.task_grad(work.loss, materialize=True)(*given),
+            tasks.jacobian(work)(*given),
+            tasks.plain(work)(*given),
+        )
+    )(*given)
+    assert_close(rows, dense)
+    assert_close(jax.tree.map(lambda x: x.mean(0), rows), plain)
 
 
 def test_smoke_runs_keep_away_from_results():

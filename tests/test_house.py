@@ -52,6 +52,7 @@ CROSS_CUTTING = {
         "test_orders",
         "test_laws",
         "test_values",
+        "test_several_losses",
     ],
     *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
     *["test_benchmarks_multihost", "test_multihost"],
