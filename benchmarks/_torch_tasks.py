@@ -25,10 +25,9 @@ class _Heads(nn.Module):
         self.trunk = _mlp(params["trunk"], last=True)
         self.heads = nn.ModuleList(_mlp(params[name], last=False) for name in names)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.trunk(x)
-        outputs = [head(features)[:, 0] for head in self.heads]
-        return features, torch.stack(outputs, 1)
+        return features, [head(features)[:, 0] for head in self.heads]
 
 
 def _mlp(layers: list[Any], last: bool) -> nn.Sequential:
@@ -58,30 +57,32 @@ def steps(work: Workload) -> Iterator[tuple[str, Step]]:
     model = _Heads(work.params)
     x, targets = map(_tensor, work.batch)
 
-    def losses() -> tuple[Tensor, Tensor]:
+    def losses(model: _Heads = model) -> tuple[Tensor, list[Tensor]]:
         model.zero_grad()
         features, outputs = model(x)
-        return features, ((outputs - targets) ** 2).mean(0)
+        pairs = zip(outputs, targets.unbind(1), strict=True)
+        return features, [((output - y) ** 2).mean() for output, y in pairs]
 
     def plain() -> None:
-        losses()[1].mean().backward()
+        torch.stack(losses()[1]).mean().backward()
 
     rule = aggregation.UPGrad()
 
     def mtl_backward() -> None:
         features, values = losses()
         if to_jac is None:
-            backward(list(values), features=features, aggregator=rule)
+            backward(values, features=features, aggregator=rule)
         else:  # since 0.10 rows first, then the rule
             shared = list(model.trunk.parameters())
-            backward(list(values), features=features, shared_params=shared)
+            backward(values, features=features, shared_params=shared)
             to_jac(shared, rule)
 
     weighting = aggregation.UPGradWeighting()
-    engine = engine_type(model.trunk, *model.heads, batch_dim=None)
+    watched = _Heads(work.params)  # the engine's hooks are for its own passes alone
+    engine = engine_type(watched.trunk, *watched.heads, batch_dim=None)
 
     def autogram() -> None:
-        values = losses()[1]
+        values = torch.stack(losses(watched)[1])
         values.backward(weighting(engine.compute_gramian(values)))
 
     yield "torch: plain", plain
