@@ -78,7 +78,11 @@ class Clipping(NamedTuple):
         return ClippedState(first, jnp.zeros((), jnp.int32))
 
     def weights(
-        self, squares: Array, roster: Roster, max_norm: Array
+        self,
+        squares: Array,
+        roster: Roster,
+        max_norm: Array,
+        num_rows: int | None = None,
     ) -> tuple[Array, Array]:
         """Weights (B,), and which rows are made shorter, (B,) bool.
 
@@ -86,8 +90,9 @@ class Clipping(NamedTuple):
           squares: of bounds of the rows' norms.
           roster: which are there.
           max_norm: C, of all leaves together.
+          num_rows: of the sum, if these rows are a part of it.
         """
-        count, dtype = roster.weights.shape[0], roster.weights.dtype
+        count, dtype = num_rows or roster.weights.shape[0], roster.weights.dtype
         lost = of_one_more(count, dtype)
         if lost > _MOST_LOST:
             raise ValueError(

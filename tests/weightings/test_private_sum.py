@@ -123,7 +123,7 @@ AUTOMATIC = ("automatic", "microbatches of 3 on a mesh of 4")
 
 @pytest.mark.parametrize(("how", "way"), [*(("threshold", x) for x in WAYS), AUTOMATIC])
 def test_every_way_clips_the_same_rows_and_adds_one_noise(how, way):
-    """Rows and noise are to some units the same; counts, and who is clipped, exactly."""
+    """Rows and noise are the same to rounding, counts and who is clipped exactly."""
     devices, size = WAYS[way]
     rows, weights = separate_rows(16), jnp.ones(16).at[3].set(0)
     rows = rows.at[5, 2].set(jnp.inf)
