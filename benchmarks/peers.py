@@ -125,11 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for name in args.workload or _workloads.NAMES:
         rows += run(_workloads.workload(name, args.smoke), args.repeats, args.seconds)
-    present = [name for name in PACKAGES if _has(name)]
+    present = [name for name in PACKAGES if has(name)]
     _harness.write("peers", rows, _harness.environment(*present), args.out)
 
 
-def _has(distribution: str) -> bool:
+def has(distribution: str) -> bool:
     try:
         metadata.version(distribution)
     except metadata.PackageNotFoundError:
