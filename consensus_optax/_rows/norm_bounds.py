@@ -86,7 +86,7 @@ def _of_products(leaf: OuterProduct, dtype: Any) -> Array:
     bound = jnp.sqrt(jnp.maximum(squares, 0) + 2 * error * magnitude * magnitude + lost)
     combined = 2 * of_sum(terms + 2, dtype) + _operands(leaf, dtype)
     bound = (bound + combined * magnitude) * sizes
-    return bound * bound * (1 + 8 * of_sum(1, dtype))
+    return bound * bound * (1 + 8 * of_sum(1, dtype)) + tiny
 
 
 def _operands(leaf: OuterProduct, dtype: Any) -> Array:
