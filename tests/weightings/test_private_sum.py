@@ -148,14 +148,14 @@ def test_every_way_clips_the_same_rows_and_adds_one_noise(how, way):
 def test_noise_on_a_mesh_is_added_before_anything_is_rounded_to_bfloat16(rows_each):
     """Sums of bfloat16 rows that bfloat16 cannot hold, in integers: all exact."""
     random = np.random.default_rng(4)
-    rows = jnp.asarray(random.integers(200, 256, (4 * rows_each, 8)), jnp.bfloat16)
+    rows = jnp.asarray(random.integers(200, 256, (4 * rows_each, 400)), jnp.bfloat16)
     rule = co.private_sum(1e6, divisor=1.0, noise_multiplier=1e-6, key=KEY)
     ones = jnp.ones(len(rows))
     noisy, _ = across_devices(rule, 4, rows, ones)
     assert noisy.dtype == jnp.bfloat16
     total = np.asarray(rows, np.float32).sum(0)
     key = jax.random.fold_in(jax.random.fold_in(KEY, 0), 0)
-    wanted = jnp.asarray(total) + jax.random.normal(key, (8,))
+    wanted = jnp.asarray(total) + jax.random.normal(key, (400,))
     np.testing.assert_array_equal(noisy, wanted.astype(jnp.bfloat16))
     assert (total != np.asarray(jnp.asarray(total, jnp.bfloat16), np.float32)).any()
 
