@@ -18,7 +18,7 @@ from consensus_optax._rules.kinds import (
     Weighting,
 )
 
-_KINDS = "a Fold, Columns, Weighting, Among, After or Noised"
+_KINDS = "a Fold, Columns, Weighting, Among or After"
 
 
 def check_rule(name: str, rule: Any) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, arranger
 from consensus_optax._rows import verbs
+from consensus_optax._rows.explicit import Explicit, freed
 from consensus_optax._rows.stack import checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.kinds import Reads
@@ -83,7 +84,7 @@ def clipped_grad(
       nan_safe: read by no one; see above.
       dtype: of the sum, the parameters' if None.
       prng_argnum: which argument is a random key.
-      spmd_axis_name: must be None: batches may be sharded as they are.
+      spmd_axis_name: mesh axis along which rows lie, as for ``jax.vmap``.
 
     Returns:
       A ``jax_privacy.clipping.BoundedSensitivityCallable`` of ``fun``'s arguments, and
@@ -105,9 +106,6 @@ def clipped_grad(
     """
     clipping = installed("jax_privacy.clipping", "jax_privacy")
     del nan_safe
-    if spmd_axis_name is not None:
-        wanted = "None, since batches may be sharded as they are"
-        _check.fail("spmd_axis_name", wanted, spmd_axis_name)
     _check.interval("normalize_by", normalize_by, 0, open_low=True)
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
@@ -119,7 +117,10 @@ def clipped_grad(
     if not _several(batch_argnums):
         _check.fail("batch_argnums", "one argument at least", batch_argnums)
     how = _clipping(l2_clip_norm, rescale_to_unit_norm)
-    arrange = arranger(argnums, batch_argnums, keep_batch_dim, 1, prng_argnum)
+    finish = lambda total, own: (total / normalize_by).astype(dtype or own)
+    arrange = arranger(
+        argnums, batch_argnums, keep_batch_dim, 1, prng_argnum, spmd_axis_name
+    )
 
     def of_row(*args: Any, **kwargs: Any) -> Any:
         returned = fun(*args, **kwargs)
@@ -130,23 +131,23 @@ def clipped_grad(
         *args: Any, is_padding_example: Array | None = None, **kwargs: Any
     ) -> Any:
         arranged = arrange(args)
-        params = arrays_of(arranged.differentiated(args))
-        count = arranged.num_rows
         there = None
         if is_padding_example is not None:
             there = jnp.where(is_padding_example, 0.0, 1.0)
-        weights = checked_weights(there, count, verbs.decision_dtype(params))
-        micro = Microbatches(
-            functools.partial(of_row, **kwargs),
-            True,
-            arranged,
-            params,
-            weights,
-            row_indices(count, min(microbatch_size or count, count)),
-        )
-        total, ((_, (values, aux)), norms) = _summed(micro, how, pre_clipping_transform)
-        cast = lambda leaf, own: (leaf / normalize_by).astype(dtype or own)
-        grads = jax.tree.map(cast, total.sums, total.dtypes)
+        lie = Explicit.of((arranged.args, kwargs))
+
+        def summed(args: Any, kwargs: Any, there: Any) -> Any:
+            own, count = arranged._replace(args=args), arranged.num_rows
+            params = arrays_of(own.differentiated(args))
+            weights = checked_weights(there, count, verbs.decision_dtype(params))
+            indices = row_indices(count, min(microbatch_size or count, count))
+            micro = Microbatches(
+                of_row, True, own, kwargs, lie, params, weights, indices
+            )
+            return _summed(micro, how, pre_clipping_transform, finish)
+
+        given = arranged.args, kwargs, there
+        grads, ((_, (values, aux)), norms) = freed(summed, given, PartitionSpec())
         if not asked:
             return grads
         if keep_batch_dim:
@@ -162,17 +163,20 @@ def clipped_grad(
     return clipping.BoundedSensitivityCallable(clipped, bound, asked)
 
 
-class _Part(NamedTuple):
-    """The sum of some rows in the dtype of decisions, and the rows' own dtypes."""
-
-    sums: Tree
-    dtypes: Tree
-
-
 def _summed(
-    micro: Microbatches, how: Clipping, transform: Callable[[Tree], Tree] | None
-) -> tuple[_Part, Any]:
-    """The sum of all rows in one pass; what the loss returned, and norms, by row."""
+    micro: Microbatches,
+    how: Clipping,
+    transform: Callable[[Tree], Tree] | None,
+    finish: Callable[[Array, Any], Array],
+) -> tuple[Tree, Any]:
+    """What is made of the sum of all rows in one pass; and what there is by row.
+
+    Args:
+      micro: the rows.
+      how: they are clipped.
+      transform: what is done to each before.
+      finish: (sum, dtype of the rows) to what is wanted of a leaf.
+    """
     treedef = jax.tree.structure(micro.params)
     count = micro.arranged.num_rows
     dtypes: list[Tree] = []
@@ -205,7 +209,7 @@ def _summed(
         shapes = jax.eval_shape(lambda: part(micro.block(0))[0])
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, kept = micro.scan(step, zeros)
-    return _Part(total, dtypes[0]), micro.in_order(kept)
+    return jax.tree.map(finish, total, dtypes[0]), micro.in_order(kept)
 
 
 def _clipping(max_norm: Any, rescale: bool) -> Clipping:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from consensus_optax import privacy
+from tests.engines.test_sharded import mesh_of
 
 # Of what jax_privacy itself does.
 pytestmark = [
@@ -94,6 +96,21 @@ def test_aux_is_that_of_every_row_in_order(theirs, size):
     np.testing.assert_allclose(aux.values, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_batches_may_be_sharded(theirs, kind):
+    del theirs
+    options = {"batch_argnums": (1, 2), "l2_clip_norm": 0.5, "return_values": True}
+    mesh = mesh_of(4, kind=kind)
+    along = jax.NamedSharding(mesh, PartitionSpec("data"))
+    whole = jax.NamedSharding(mesh, PartitionSpec())
+    batch, params = jax.device_put(BATCH, along), jax.device_put(PARAMS, whole)
+    grad = jax.jit(privacy.clipped_grad(loss, **options))
+    got, wanted = grad(params, *batch), grad(PARAMS, *BATCH)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        # sums of 12 rows in another order
+        np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max(), rtol=0)
+
+
 def test_its_noise_is_scaled_to_our_sensitivity(theirs):
     """Within 5 deviations of a variance from 4000 numbers, by chance not in 6e-7."""
     of_zeros = lambda params, x: 0 * jnp.vdot(params, params) + 0 * x.sum()
@@ -124,7 +141,6 @@ BAD = {
     "`batch_argnums` must be": {"batch_argnums": ()},
     "`normalize_by` must be in": {"normalize_by": 0.0},
     "`l2_clip_norm` must be in": {"l2_clip_norm": -1.0},
-    "`spmd_axis_name` must be None": {"spmd_axis_name": "data"},
 }
 
 
