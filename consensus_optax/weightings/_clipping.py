@@ -50,7 +50,7 @@ class Clipping(NamedTuple):
 
     def checked(self) -> Clipping:
         """The same, or a ValueError that names the argument."""
-        _check.interval("max_norm", self.max_norm, 0)
+        _check.interval("max_norm", self.max_norm, 0, open_high=True)
         _check.static_number("divisor", self.divisor, 1e-9)
         _check.one_of("clipping", self.method, METHODS)
         _check.interval("stability", self.stability, 0, open_low=True)
@@ -110,7 +110,9 @@ class Clipping(NamedTuple):
             shorter = norms > limit
             scales = jnp.where(shorter, limit / jnp.where(shorter, norms, 1), 1)
         weights = roster.weights * scales / self.divisor
-        return jnp.where(roster.present, weights, 0), shorter & roster.present
+        # what is out of reach costs its own row, where a rule's weights would all go
+        kept = roster.present & jnp.isfinite(weights)
+        return jnp.where(kept, weights, 0), shorter & roster.present
 
     def weighting(self) -> Weighting:
         """The rule that sums clipped rows."""

@@ -157,6 +157,15 @@ def test_a_weight_multiplies_its_row_before_it_is_clipped():
     np.testing.assert_allclose(update, [0.6, 1], rtol=1e-5)  # C is lowered by 2e-6
 
 
+def test_a_weight_that_overflows_costs_its_own_row_alone():
+    """Of a tiny row, multiplied by a huge weight and clipped with hardly a divisor."""
+    rule = co.clipped_sum(1.0, clipping="automatic", stability=1e-30)
+    rows = jnp.array([[0.0, 0.0], [0.0, 3.0]])
+    update, state = first_update(rule, rows, weights=jnp.array([1e16, 1.0]))
+    np.testing.assert_allclose(update, [0, 1], rtol=1e-5)  # C is lowered by 2e-6
+    assert state.consensus_ready
+
+
 def test_padding_changes_no_bit():
     random = np.random.default_rng(0)
     rows = jnp.asarray(random.normal(size=(8, 5)), jnp.float32)
@@ -196,7 +205,8 @@ def test_factored_rows_are_clipped_as_what_they_stand_for():
 
 
 BAD = {
-    "`max_norm` must be in \\[0, inf\\]; got -1": {"max_norm": -1.0},
+    "`max_norm` must be in \\[0, inf\\); got -1": {"max_norm": -1.0},
+    "`max_norm` must be in \\[0, inf\\); got inf": {"max_norm": float("inf")},
     "`divisor` must be in \\[1e-09, inf\\]; got 0": {"max_norm": 1.0, "divisor": 0.0},
     "Did you mean 'automatic'": {"max_norm": 1.0, "clipping": "automatc"},
     "`stability` must be in \\(0": {"max_norm": 1.0, "stability": 0.0},
