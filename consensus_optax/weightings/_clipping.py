@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rows.rounding import of_one_more
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Count, Marked, Number, PerRow, Threshold, Tree
 
 METHODS = ("threshold", "automatic")
 _MOST_LOST = 0.5  # of the norm, for rounding
@@ -27,8 +27,8 @@ class ClippedState(NamedTuple):
       num_clipped: () int32, how many rows the last step made shorter.
     """
 
-    max_norm: Array
-    num_clipped: Array
+    max_norm: Number
+    num_clipped: Count
 
 
 class Clipping(NamedTuple):
@@ -66,7 +66,7 @@ class Clipping(NamedTuple):
         traced = isinstance(max_norm, jax.core.Tracer)
         return max_norm / divisor if traced else float(max_norm) / divisor
 
-    def norm_at(self, step: Array, dtype: Any) -> Array:
+    def norm_at(self, step: Count, dtype: Any) -> Number:
         """C at this step, 0 where the schedule gives no norm."""
         value = _check.value_at(self.max_norm, step, dtype)
         return jnp.where(value >= 0, value, 0)
@@ -79,11 +79,11 @@ class Clipping(NamedTuple):
 
     def weights(
         self,
-        squares: Array,
+        squares: PerRow,
         roster: Roster,
-        max_norm: Array,
+        max_norm: Number,
         num_rows: int | None = None,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[PerRow, Marked]:
         """Weights (B,), and which rows are made shorter, (B,) bool.
 
         Args:
@@ -118,8 +118,8 @@ class Clipping(NamedTuple):
         """The rule that sums clipped rows."""
 
         def weigh(
-            squares: Array, roster: Roster, state: ClippedState
-        ) -> tuple[Array, ClippedState]:
+            squares: PerRow, roster: Roster, state: ClippedState
+        ) -> tuple[PerRow, ClippedState]:
             del state
             dtype = roster.weights.dtype
             now = self.norm_at(roster.step, dtype)

@@ -12,7 +12,7 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Noised, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Array, PerRow, Threshold
 from consensus_optax.weightings._clipping import ClippedState, Clipping
 from consensus_optax.weightings._quantile_norm import QuantileNorm
 
@@ -130,8 +130,8 @@ def _adapting(how: Clipping, adaptive: QuantileNorm, key: Array) -> Weighting:
     """The weighting whose norm is in its state."""
 
     def weigh(
-        squares: Array, roster: Roster, state: ClippedState
-    ) -> tuple[Array, ClippedState]:
+        squares: PerRow, roster: Roster, state: ClippedState
+    ) -> tuple[PerRow, ClippedState]:
         weights, shorter = how.weights(squares, roster, state.max_norm)
         step_key = jax.random.fold_in(key, roster.step)
         within = roster.weights * jnp.sqrt(squares) <= state.max_norm

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Marked, Number
 
 
 class QuantileNorm(NamedTuple):
@@ -29,7 +29,7 @@ class QuantileNorm(NamedTuple):
     learning_rate: float
     count_stddev: float
 
-    def next(self, norm: Array, within: Array, roster: Roster, key: Array) -> Array:
+    def next(self, norm: Number, within: Marked, roster: Roster, key: Array) -> Number:
         """The norm of the next step.
 
         Args:
