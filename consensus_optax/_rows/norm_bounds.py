@@ -50,43 +50,42 @@ def _of_arrays(rows: Array, dtype: Any) -> Array:
 
 
 def _of_products(leaf: OuterProduct, dtype: Any) -> Array:
-    """Of factors that are brought to entries of at most 1 first.
+    """Of a sum of products, which may cancel, and whose factors' may underflow.
 
-    Their products may underflow where that of the factors does not. With m the sum of
-    the terms' norms, a squared norm is off by the rounding of its products times
-    m squared, and what is combined by that of T terms times m.
+    With m the sum of the terms' norms, a squared norm is off by the rounding of its
+    products times m squared, and what is combined by that of T terms times m.
     """
-    left = leaf.left if leaf.is_look_up else leaf.left.astype(dtype)
-    right = leaf.right.astype(dtype)
-    sizes = _largest(right)
-    right = right / _or_one(sizes)[:, None, None]
-    if not leaf.is_look_up:
-        own = _largest(left)
-        left, sizes = left / _or_one(own)[:, None, None], sizes * own
-    one = dataclasses.replace(leaf, left=left, right=right, dtype=np.dtype(dtype))
     terms, m, n = leaf.sides
-    lengths = jnp.sqrt((right * right).sum(2))  # (B, T)
+    right = _lengths(leaf.right.astype(dtype))
+    left = jnp.ones_like(right)  # of a look-up
     if not leaf.is_look_up:
-        lengths *= jnp.sqrt((left * left).sum(2))
-    magnitude = lengths.sum(1)  # (B,)
+        left = _lengths(leaf.left.astype(dtype))
+    magnitude = (left * right).sum(1)  # (B,)
     tiny = float(jnp.finfo(dtype).tiny)
-    factored = terms * (m + n) <= m * n
-    if factored:
-        products = factor_products(one, one, "bsx,btx->bst", dtype)
+    if terms * (m + n) <= m * n:
+        products = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
         squares = (products[0] * products[1]).sum((1, 2))
         error = of_sum(m, dtype) + of_sum(n, dtype) + of_sum(terms**2, dtype)
-        lost = terms**2 * (m + n) * tiny
     else:
-        exact = dataclasses.replace(one, precision=lax.Precision.HIGHEST)
-        rows = exact.materialize().reshape(sizes.shape[0], -1)
+        exact = dataclasses.replace(
+            leaf, dtype=np.dtype(dtype), precision=lax.Precision.HIGHEST
+        )
+        rows = exact.materialize().reshape(magnitude.shape[0], -1)
         ones = jnp.ones(m * n, dtype)
         squares = jnp.matmul(rows * rows, ones, precision=lax.Precision.HIGHEST)
         error = 2 * of_sum(m * n, dtype) + 2 * of_sum(terms, dtype)
-        lost = m * n * tiny
-    bound = jnp.sqrt(jnp.maximum(squares, 0) + 2 * error * magnitude * magnitude + lost)
+    lost = m * right.sum(1) ** 2 + n * left.sum(1) ** 2 + terms**2 + m * n
+    squares = jnp.maximum(squares, 0) + 2 * error * magnitude**2 + tiny * lost
     combined = 2 * of_sum(terms + 2, dtype) + _operands(leaf, dtype)
-    bound = (bound + combined * magnitude) * sizes
-    return bound * bound * (1 + 8 * of_sum(1, dtype)) + tiny
+    bound = jnp.sqrt(squares) + combined * magnitude
+    bound = bound * bound * (1 + 8 * of_sum(1, dtype)) + tiny
+    return jnp.where(jnp.isnan(bound), jnp.inf, bound)  # of 0 times an overflow
+
+
+def _lengths(factor: Array) -> Array:
+    """Norms of the terms, (B, T), of squares that are lost as well."""
+    lost = factor.shape[-1] * float(jnp.finfo(factor.dtype).tiny)
+    return jnp.sqrt((factor * factor).sum(-1) + lost)
 
 
 def _operands(leaf: OuterProduct, dtype: Any) -> Array:
@@ -97,13 +96,3 @@ def _operands(leaf: OuterProduct, dtype: Any) -> Array:
     return lax.platform_dependent(
         cpu=lambda: jnp.zeros((), dtype), default=lambda: jnp.full((), narrow, dtype)
     )
-
-
-def _largest(factor: Array) -> Array:
-    """The largest magnitude of every row's entries, (B,)."""
-    flat = jnp.abs(factor.reshape(factor.shape[0], -1))
-    return flat.max(1, initial=0)
-
-
-def _or_one(sizes: Array) -> Array:
-    return jnp.where(sizes > 0, sizes, 1)

@@ -73,7 +73,8 @@ def test_rows_that_are_hard_to_measure(terms, m, n, dtype):
     fits = (wanted[130:] ** 2 < np.finfo(dtype).max) & (wanted[130:] > 1e-15)
     sharp = 1e-3 if dtype == np.float32 else 1e-12
     assert (found[130:][fits] <= (1 + sharp) * wanted[130:][fits]).all()
-    assert (found[120:130] < 1e-18).all()
+    # what underflows of one factor is at most 1e-19, of the other there may be 1e15
+    assert (found[120:130] < 1).all()
 
 
 def test_arrays_that_underflow():
