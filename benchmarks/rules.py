@@ -41,6 +41,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "comparative_elimination": lambda: co.comparative_elimination(1),
     "divide_and_conquer": lambda: co.divide_and_conquer(1),
     "centered_clipping": lambda: co.centered_clipping(1.0),
+    "clipped_sum": lambda: co.clipped_sum(1.0),
 }
 
 

@@ -16,6 +16,7 @@ from consensus_optax import (
     engines,
     folds,
     mixings,
+    privacy,
     row_transforms,
     update_transforms,
     weightings,
@@ -60,6 +61,7 @@ __all__ = [
     "explain",
     "diagnostics",
     "probe",
+    "privacy",
     # rules of one's own
     "reducer",
     "Reducer",

@@ -34,6 +34,8 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_rows/gramians": ("_rows/test_gramians.py",),
     "_rows/verbs": ("_rows/test_verbs.py", "_gradients/test_contraction.py"),
     "_rows/outer_product": ("_gradients/test_contraction.py",),
+    "_rows/norm_bounds": ("_rows/test_norm_bounds.py",),
+    "_rows/rounding": ("_rows/test_norm_bounds.py", "weightings/test_clipped_sum.py"),
     "_rows/layers": ("_gradients/test_contraction.py", "_rows/test_gramians.py"),
     "_rows/folding": ("_rows/test_folding.py",),
     "_rows/stack": ("test_contract.py", "test_contract_leaves.py"),

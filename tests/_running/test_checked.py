@@ -22,7 +22,8 @@ def mix(products, roster):
 TOTAL = co.Statistic(lambda row, weight: weight * row, jnp.add)
 RESOLVE = lambda merged, roster: merged[0]
 KINDS = "`rule` must be a Fold, Columns, Weighting, Among or After; got "
-WORDS = "'gramian', 'centered', 'affine', 'signs', 'norms', 'toward', 'nothing'"
+WORDS = "'gramian', 'centered', 'affine', 'signs', 'norms', 'norm_bounds', 'toward', "
+WORDS += "'nothing'"
 WRONG = {
     "a mixing": (
         lambda: co.bucketing(2, jax.random.key(0)),

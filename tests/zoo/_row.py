@@ -29,6 +29,7 @@ class Row(NamedTuple):
       least_rows: a stack of fewer is an error when traced.
       rounding: names of stacks whose update float32 cannot know; it is not compared.
       per_leaf: whether it is wrapped in ``co.per_leaf``.
+      weights_multiply: whether a weight multiplies its row, rather than to share out.
     """
 
     factory: Callable[..., Any]
@@ -42,6 +43,7 @@ class Row(NamedTuple):
     least_rows: int = 1
     rounding: tuple[str, ...] = ()
     per_leaf: bool = False
+    weights_multiply: bool = False
 
     def __str__(self):
         short = str | float | int | None

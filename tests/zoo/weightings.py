@@ -5,6 +5,8 @@ from tests import _laws as laws
 from tests._reference import (
     adacons,
     by_leaf,
+    clipped_by_leaf,
+    clipped_sum,
     gaf,
     mean,
     normalized_mean,
@@ -18,6 +20,9 @@ ADACONS = (
     laws.equal_rows_give_their_direction,
     laws.one_row_gives_its_direction,
 )
+# C is lowered by what rounding may take of a sum of six rows, 50 units, and norms are
+# rounded up: of a few terms, whose lengths add up to some times the row's, by 200.
+CLIPPED = 2e-5
 NOTHING_ACCEPTED = ("zero", "one row", "outlier first")
 
 WEIGHTINGS = [
@@ -48,6 +53,48 @@ WEIGHTINGS = [
             laws.weights_are_counts,
         ),
         empty=("zero",),
+    ),
+    Row(
+        co.clipped_sum,
+        whole_model(clipped_sum(1.5, 12)),
+        (
+            laws.order_is_irrelevant,
+            laws.is_never_longer_than_one,
+            laws.is_zero_where_rows_cancel,
+        ),
+        options={"max_norm": 1.5, "divisor": 12.0},
+        thresholds=("max_norm",),
+        rtol=CLIPPED,
+        weights_multiply=True,
+    ),
+    Row(
+        co.clipped_sum,
+        whole_model(clipped_sum(1.5, 12, stability=0.1)),
+        (
+            laws.order_is_irrelevant,
+            laws.is_never_longer_than_one,
+            laws.is_zero_where_rows_cancel,
+        ),
+        options={
+            "max_norm": 1.5,
+            "divisor": 12.0,
+            "clipping": "automatic",
+            "stability": 0.1,
+        },
+        thresholds=("max_norm", "stability"),
+        rtol=CLIPPED,
+        weights_multiply=True,
+    ),
+    Row(
+        co.clipped_sum,
+        clipped_by_leaf(1.5, 12),
+        (laws.order_is_irrelevant, laws.is_zero_where_rows_cancel),
+        options={"max_norm": 1.5, "divisor": 12.0},
+        thresholds=("max_norm",),
+        per_leaf=True,
+        rtol=CLIPPED,
+        rounding=("opposite", "tie"),  # weights that are no powers of 2
+        weights_multiply=True,
     ),
     Row(
         co.cosine_filter,

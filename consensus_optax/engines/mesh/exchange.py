@@ -134,7 +134,10 @@ class Exchange(NamedTuple):
 
     def of_rows(self) -> Coordinates:
         """Whole rows are at hand, as far as the parameters are."""
-        return self._coordinates((), lambda index, leaf: leaf)
+        coordinates = self._coordinates((), lambda index, leaf: leaf)
+        return coordinates._replace(
+            draw=lambda index, leaf, make: self._drawn(index, make)
+        )
 
     def of_blocks(self, dtypes: Sequence[Any]) -> Coordinates:
         """An N-th of the coordinates, padded, is at hand; updates travel in dtypes."""
@@ -146,8 +149,7 @@ class Exchange(NamedTuple):
 
         def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
             del leaf
-            spread = self.spreads[index]
-            return self.own_block(index, spread.part(make(spread.whole)))
+            return self.own_block(index, self._drawn(index, make))
 
         def whole(blocks: list[Array], exact: bool) -> list[Array]:
             wanted = [block.dtype for block in blocks] if exact else dtypes
@@ -160,6 +162,11 @@ class Exchange(NamedTuple):
         own = lambda leaves: [self.own_block(*each) for each in enumerate(leaves)]
         of_all = self._coordinates(axes, unpadded)
         return of_all._replace(draw=draw, own=own, whole=whole)
+
+    def _drawn(self, index: int, make: Callable[..., Array]) -> Array:
+        """What is made like the whole of parameter ``index``, as far as it is here."""
+        spread = self.spreads[index]
+        return spread.part(make(spread.whole))
 
     def _coordinates(
         self, axes: tuple[str, ...], unpadded: Callable[[int, Array], Array]

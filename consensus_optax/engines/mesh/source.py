@@ -80,14 +80,14 @@ class Shared(NamedTuple):
         norms, seen = rescaled(asked, of_all(norms), source.seen, look)
         return norms, source._replace(seen=seen)
 
-    def combine(self, weights: Array) -> list[Array]:
+    def combine(self, weights: Array, exact: bool = False) -> list[Array]:
         """Every device combines its rows; the sum of N such is a plain all-reduce.
 
-        In float32; of narrower rows narrow numbers are sent.
+        In float32; of narrower rows narrow numbers are sent, unless ``exact``.
         """
         combined = self.local.combine(self.exchange.own_rows(weights))
         dtypes = self._row_dtypes(combined)
-        if all(dtype.itemsize >= 4 for dtype in dtypes):
+        if exact or all(dtype.itemsize >= 4 for dtype in dtypes):
             return lax.psum(combined, self.exchange.axis_name)
         pairs = zip(combined, dtypes, strict=True)
         dealt = self.exchange.deal([narrowed(x, dtype)[None] for x, dtype in pairs])

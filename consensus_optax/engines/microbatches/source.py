@@ -13,7 +13,13 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import Statistic, merge_present
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
-from consensus_optax._running.memory import Memory, over_leaves, toward, with_target
+from consensus_optax._running.memory import (
+    Memory,
+    over_leaves,
+    squared_lengths,
+    toward,
+    with_target,
+)
 from consensus_optax._running.source import Asked, Seen
 from consensus_optax._typing import Array
 from consensus_optax.engines.microbatches.batches import Block, Microbatches
@@ -98,9 +104,9 @@ class Computed(NamedTuple):
             products: list[Array] = []
             sides: list[Array] = []
             dtype = block.stack.dtype
-            if asked.reads == Reads.NORMS:
+            if asked.reads.lengths:
                 leaves = read(block)
-                products = [verbs.squared_norms(leaf, dtype) for leaf in leaves]
+                products = [squared_lengths(asked, leaf, dtype) for leaf in leaves]
             elif asked.reads == Reads.TOWARD:
                 pairs = zip(read(block), olds or (), strict=True)
                 products = [toward(leaf, old, dtype).T for leaf, old in pairs]
@@ -116,7 +122,7 @@ class Computed(NamedTuple):
         if asked.reads == Reads.NOTHING:
             return None, kept
         present = self._after(kept).seen.roster.present
-        if asked.reads == Reads.NORMS:
+        if asked.reads.lengths:
             norms = micro.in_order(products)
             products = [jnp.where(present, leaf, 0) for leaf in norms]
         elif asked.reads == Reads.TOWARD:
@@ -132,12 +138,13 @@ class Computed(NamedTuple):
         products = coordinates.counted(products)
         return coordinates.total(over_leaves(asked, products)), kept
 
-    def combine(self, weights: Array) -> list[Array]:
+    def combine(self, weights: Array, exact: bool = False) -> list[Array]:
         """One pass over the rows, which adds in the dtype of decisions.
 
         A plain backward pass of the weighted losses would round weights and sums to the
         dtype in which the model computes.
         """
+        del exact  # nothing travels
         taken = self.microbatches.indices
 
         def step(carry: list[Array], block: Block) -> tuple[list[Array], None]:
