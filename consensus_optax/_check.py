@@ -151,6 +151,12 @@ def enough_rows(name: str, value: float, count: int, minimum: int, bound: str) -
         )
 
 
+def row_index(name: str, index: int, count: int) -> None:
+    """Checks, when traced, that a stack of ``count`` rows has a row of this index."""
+    if index >= count:
+        fail(name, f"less than the number of rows, {count}", index)
+
+
 def rows_expected(num_rows: int, count: int) -> None:
     """Checks, when traced, that a stack has as many rows as a state was made for."""
     if count != num_rows:

@@ -117,6 +117,8 @@ KNOWN_AS = {
     "CCLIP": "centered_clipping",
     "RFA": "geometric_median",
     "MDA": "minimum_diameter",
+    "smallest_maximum_eigenvalue_averaging": "smea",
+    "covariance_bound_agnostic_filter": "caf",
     "DnC": "divide_and_conquer",
     "FLTrust": "trusted_row",
     "RM3": "median_of_three_steps",

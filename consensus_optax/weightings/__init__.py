@@ -9,6 +9,7 @@ from consensus_optax.weightings._after import after
 from consensus_optax.weightings._aligned_mtl import aligned_mtl
 from consensus_optax.weightings._among import among
 from consensus_optax.weightings._bulyan import bulyan
+from consensus_optax.weightings._caf import caf
 from consensus_optax.weightings._cagrad import cagrad
 from consensus_optax.weightings._centered_clipping import centered_clipping
 from consensus_optax.weightings._cluster_mean import cluster_mean
@@ -29,6 +30,7 @@ from consensus_optax.weightings._l2_filter import l2_filter
 from consensus_optax.weightings._mean import mean
 from consensus_optax.weightings._mgda import mgda
 from consensus_optax.weightings._minimum_diameter import minimum_diameter
+from consensus_optax.weightings._monna import monna
 from consensus_optax.weightings._nash_mtl import nash_mtl
 from consensus_optax.weightings._neighbor_filter import neighbor_filter
 from consensus_optax.weightings._normalized_mean import normalized_mean
@@ -37,6 +39,7 @@ from consensus_optax.weightings._per_leaf import per_leaf
 from consensus_optax.weightings._previous_update_filter import previous_update_filter
 from consensus_optax.weightings._select_toward import select_toward
 from consensus_optax.weightings._sign_filter import sign_filter
+from consensus_optax.weightings._smea import smea
 from consensus_optax.weightings._span_hessian import span_hessian
 from consensus_optax.weightings._subspace_weighting import subspace_weighting
 from consensus_optax.weightings._trust_region_weighting import trust_region_weighting
@@ -49,6 +52,7 @@ __all__ = [
     "aligned_mtl",
     "among",
     "bulyan",
+    "caf",
     "cagrad",
     "centered_clipping",
     "cluster_mean",
@@ -69,6 +73,7 @@ __all__ = [
     "mean",
     "mgda",
     "minimum_diameter",
+    "monna",
     "nash_mtl",
     "neighbor_filter",
     "normalized_mean",
@@ -77,6 +82,7 @@ __all__ = [
     "previous_update_filter",
     "select_toward",
     "sign_filter",
+    "smea",
     "span_hessian",
     "subspace_weighting",
     "trust_region_weighting",
