@@ -142,6 +142,13 @@ def count(name: str, value: Any, minimum: int = 1) -> None:
         fail(name, f"at least {minimum}", value)
 
 
+def one_of_counts(name: str, value: Any, choices: Sequence[int]) -> None:
+    """Checks a static integer that is one of a few."""
+    count(name, value)
+    if value not in choices:
+        fail(name, " or ".join(map(str, choices)), value)
+
+
 def enough_rows(name: str, value: float, count: int, minimum: int, bound: str) -> None:
     """Checks, when traced, that a stack of ``count`` rows is what a bound asks for."""
     if count < minimum:
