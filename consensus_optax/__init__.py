@@ -17,6 +17,7 @@ from consensus_optax import (
     folds,
     mixings,
     row_transforms,
+    scalarizers,
     update_transforms,
     weightings,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "explain",
     "diagnostics",
     "probe",
+    "scalarizers",
     # rules of one's own
     "reducer",
     "Reducer",
