@@ -107,6 +107,7 @@ KNOWN_AS = {
     **dict.fromkeys(["conflict_averse", "CAGrad_Clip", "RACO"], "cagrad"),
     **dict.fromkeys(["RLW", "RGW", "random_loss_weighting"], "random_weights"),
     "linear_scalarization": "constant",
+    "priority_constrained_descent": "pcd",
     "nash": "nash_mtl",
     "fair": "fairgrad",
     "aligned": "aligned_mtl",

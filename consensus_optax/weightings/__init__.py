@@ -37,6 +37,7 @@ from consensus_optax.weightings._monna import monna
 from consensus_optax.weightings._nash_mtl import nash_mtl
 from consensus_optax.weightings._neighbor_filter import neighbor_filter
 from consensus_optax.weightings._normalized_mean import normalized_mean
+from consensus_optax.weightings._pcd import pcd
 from consensus_optax.weightings._pcgrad import pcgrad
 from consensus_optax.weightings._per_leaf import per_leaf
 from consensus_optax.weightings._previous_update_filter import previous_update_filter
@@ -85,6 +86,7 @@ __all__ = [
     "nash_mtl",
     "neighbor_filter",
     "normalized_mean",
+    "pcd",
     "pcgrad",
     "per_leaf",
     "previous_update_filter",
