@@ -10,24 +10,22 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.distances import rows_and_bad, shares_of
+from consensus_optax._rules.distances import SAME, rows_and_bad, shares_of
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._rules.solvers import product
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Count, Flag, Gramian, Number, PerRow
 from consensus_optax.weightings._covariance import about_mean, covariance
-
-_SAME = 1e-5  # eigenvalues that differ by less are one, as rounding makes them differ
 
 
 class _Filter(NamedTuple):
     """Counts of the rows, and those of the least variance so far with that."""
 
-    counts: Array
-    best: Array
-    least: Array
-    steps: Array
+    counts: PerRow
+    best: PerRow
+    least: Number
+    steps: Count
 
 
 @named
@@ -90,11 +88,11 @@ def caf(num_byzantine: int) -> Reducer:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         n, bad = rows_and_bad(roster.present, num_byzantine)
         enough = (n - 2 * bad).astype(products.dtype)
 
-        def going_on(filtered: _Filter) -> Array:
+        def going_on(filtered: _Filter) -> Flag:
             much = (filtered.counts.sum() > enough) & (filtered.least > 0)
             return (filtered.steps == 0) | (much & (filtered.steps < n))
 
@@ -104,7 +102,7 @@ def caf(num_byzantine: int) -> Reducer:
             matrix, variance = covariance(around, counts)
             values, vectors = jnp.linalg.eigh(matrix)  # ascending
             top = values[-1]
-            wide = jnp.where(values[None, :] >= top * (1 - _SAME), vectors, 0)
+            wide = jnp.where(values[None, :] >= top * (1 - SAME), vectors, 0)
             roots = jnp.sqrt(counts)
             along = product(around, roots[:, None] * wide)  # (B, directions)
             along = jnp.where(counts[:, None] > 0, along, 0)
@@ -113,7 +111,7 @@ def caf(num_byzantine: int) -> Reducer:
             left = counts * (1 - scores / positive_or_one(largest))
             left = jnp.where(scores < largest, left, 0)  # 1 - x / x rounds, compiled
             value = jnp.maximum(top, 0) * variance
-            better = value < filtered.least * (1 - _SAME)
+            better = value < filtered.least * (1 - SAME)
             return _Filter(
                 left,
                 jnp.where(better, counts, filtered.best),
@@ -127,4 +125,4 @@ def caf(num_byzantine: int) -> Reducer:
         end = lax.while_loop(going_on, step, start)
         return shares_of(end.best * roster.weights), state
 
-    return reducer(Weighting(weigh, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

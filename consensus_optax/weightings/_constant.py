@@ -7,7 +7,7 @@ from typing import Any
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import PerRow
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
@@ -49,7 +49,7 @@ def constant(coefficients: Preference) -> Reducer:
     """
     _preference.check(coefficients, "coefficients")
 
-    def weigh(nothing: None, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(nothing: None, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del nothing
         given = _preference.of_rows(coefficients, roster, "coefficients")
         return given * _preference.relative_weights(roster), state

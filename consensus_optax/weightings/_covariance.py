@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.solvers import product
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, Number, PerRow
 
 
-def about_mean(products: Array, counts: Array) -> Array:
+def about_mean(products: Gramian, counts: PerRow) -> Gramian:
     """A quarter of the inner products of the rows less their mean, (B, B).
 
     A quarter, since they may be four times as large as those that are given.
@@ -24,7 +24,7 @@ def about_mean(products: Array, counts: Array) -> Array:
     return products - along[:, None] - along[None, :] + product(along, shares)
 
 
-def covariance(products: Array, counts: Array) -> tuple[Array, Array]:
+def covariance(products: Gramian, counts: PerRow) -> tuple[Gramian, Number]:
     r"""A matrix with the eigenvalues of the rows' covariance but for its unit, (B, B).
 
     Eigenvalues other than 0 of :math:`\sum_i c_i (g_i - \mu)(g_i - \mu)^T / \sum c`.

@@ -9,7 +9,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Gramian, PerRow, Threshold
 from consensus_optax.weightings._task_weights import (
     TaskWeightsState,
     among_present,
@@ -81,8 +81,8 @@ def moco(
     _check.interval("regularization", regularization, 0)
 
     def weigh(
-        gramian: Array, roster: Roster, state: TaskWeightsState
-    ) -> tuple[Array, TaskWeightsState]:
+        gramian: Gramian, roster: Roster, state: TaskWeightsState
+    ) -> tuple[PerRow, TaskWeightsState]:
         _check.rows_expected(num_rows, roster.weights.shape[0])
         present = roster.present
         weights, mass = among_present(state, present)

@@ -7,7 +7,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Gramian, PerRow, Threshold
 from consensus_optax.weightings._task_weights import (
     TaskWeightsState,
     among_present,
@@ -81,8 +81,8 @@ def modo(
     _check.interval("regularization", regularization, 0)
 
     def weigh(
-        gramian: Array, roster: Roster, state: TaskWeightsState
-    ) -> tuple[Array, TaskWeightsState]:
+        gramian: Gramian, roster: Roster, state: TaskWeightsState
+    ) -> tuple[PerRow, TaskWeightsState]:
         cross, present = of_batches(gramian, roster, num_tasks, num_batches)
         weights, mass = among_present(state, present)
         gamma = _check.value_at(learning_rate, roster.step, gramian.dtype)

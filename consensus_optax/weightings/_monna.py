@@ -16,7 +16,7 @@ from consensus_optax._rules.distances import (
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, PerRow
 
 
 @named
@@ -70,7 +70,7 @@ def monna(num_byzantine: int, index: int = 0) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
     _check.count("index", index, minimum=0)
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         _check.row_index("index", index, roster.weights.shape[0])
         present = roster.present
         n, bad = rows_and_bad(present, num_byzantine)
@@ -79,4 +79,4 @@ def monna(num_byzantine: int, index: int = 0) -> Reducer:
         masses = jnp.where(present[index], near * roster.weights, 0)
         return shares_of(masses), state
 
-    return reducer(Weighting(weigh, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

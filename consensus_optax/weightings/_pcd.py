@@ -18,7 +18,7 @@ from consensus_optax._rules.solvers import (
 )
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold, Tree
+from consensus_optax._typing import Flag, Gramian, Number, PerRow, Threshold, Tree
 
 
 class PcdState(NamedTuple):
@@ -31,10 +31,10 @@ class PcdState(NamedTuple):
       converged: () bool, whether that is at most 1e-5 (1e-10 in float64).
     """
 
-    squares: Array
-    mass: Array
-    residual: Array
-    converged: Array
+    squares: PerRow
+    mass: PerRow
+    residual: Number
+    converged: Flag
 
 
 @named
@@ -117,8 +117,8 @@ def pcd(
         return PcdState(zeros, zeros, *unsolved)
 
     def weigh(
-        gramian: Array, roster: Roster, state: PcdState
-    ) -> tuple[Array, PcdState]:
+        gramian: Gramian, roster: Roster, state: PcdState
+    ) -> tuple[PerRow, PcdState]:
         _check.rows_expected(num_rows, roster.weights.shape[0])
         value = lambda x: _check.value_at(x, roster.step, gramian.dtype)
         beta, epsilon = value(decay), value(regularization)

@@ -11,7 +11,7 @@ from consensus_optax._rules.distances import shares_of
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, PerRow
 
 
 @named
@@ -55,7 +55,7 @@ def random_weights(key: Array) -> Reducer:
       [0.66, 0.34]
     """
 
-    def weigh(nothing: None, roster: Roster, state: Any) -> tuple[Array, Any]:
+    def weigh(nothing: None, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del nothing
         step_key = jax.random.fold_in(key, roster.step)
         places = jnp.cumsum(roster.present) - 1  # an absent row changes no draw

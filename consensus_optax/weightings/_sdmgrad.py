@@ -12,7 +12,7 @@ from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, ratio
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Threshold
+from consensus_optax._typing import Array, Gramian, PerRow, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 from consensus_optax.weightings._task_weights import (
@@ -97,8 +97,8 @@ def sdmgrad(
     _check.count("num_iterations", num_iterations)
 
     def weigh(
-        gramian: Array, roster: Roster, state: TaskWeightsState
-    ) -> tuple[Array, TaskWeightsState]:
+        gramian: Gramian, roster: Roster, state: TaskWeightsState
+    ) -> tuple[PerRow, TaskWeightsState]:
         value = lambda x: _check.value_at(x, roster.step, gramian.dtype)
         cross, present = of_batches(gramian, roster, num_tasks, num_batches)
         start, mass = among_present(state, present)
@@ -118,4 +118,4 @@ def sdmgrad(
         new_state = moved(state, present, mass, weights)
         return to_batches((weights + c * toward) / (1 + c), num_batches), new_state
 
-    return reducer(Weighting(weigh, uniform(num_tasks)))
+    return reducer(Weighting(weigh, uniform(num_tasks), degree=0))

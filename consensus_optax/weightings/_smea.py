@@ -10,7 +10,7 @@ from consensus_optax import _check
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array
+from consensus_optax._typing import Gramian, Marked, Number, PerRow
 from consensus_optax.weightings._covariance import about_mean, covariance
 from consensus_optax.weightings._subsets import mean_of_best
 
@@ -67,8 +67,8 @@ def smea(num_byzantine: int) -> Reducer:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def weigh(products: Array, roster: Roster, state: Any) -> tuple[Array, Any]:
-        def spread(kept: Array) -> Array:
+    def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
+        def spread(kept: Marked) -> Number:
             """The largest eigenvalue of the covariance of the rows kept."""
             ones = kept.astype(products.dtype)
             inside = jnp.where(kept[:, None] & kept[None, :], products, 0)
@@ -77,4 +77,4 @@ def smea(num_byzantine: int) -> Reducer:
 
         return mean_of_best(spread, roster, num_byzantine), state
 
-    return reducer(Weighting(weigh, reads=Reads.AFFINE))
+    return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

@@ -11,18 +11,22 @@ import numpy as np
 from jax import lax
 
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.distances import num_present, rows_and_bad, shares_of
+from consensus_optax._rules.distances import (
+    SAME,
+    num_present,
+    rows_and_bad,
+    shares_of,
+)
 from consensus_optax._rules.kinds import Roster
-from consensus_optax._typing import Array
+from consensus_optax._typing import Marked, Number, PerRow
 
 _MOST_SUBSETS = 50_000
 _SUBSETS_AT_ONCE = 256
-_SAME = 1e-5  # scores that differ by less are one, as rounding makes them differ
 
 
 def mean_of_best(
-    score: Callable[[Array], Array], roster: Roster, num_byzantine: int
-) -> Array:
+    score: Callable[[Marked], Number], roster: Roster, num_byzantine: int
+) -> PerRow:
     """Weights of the mean of the n - f rows of least score, (B,).
 
     Of subsets with the same score the means are averaged.
@@ -39,14 +43,14 @@ def mean_of_best(
     _, bad = rows_and_bad(present, num_byzantine)
     left_out = jnp.asarray(_left_out(size, num_byzantine))
 
-    def scored(out: Array) -> Array:
+    def scored(out: Marked) -> Number:
         """The score of what is left; inf unless f present rows are out."""
         fair = ~jnp.any(out & ~present) & (num_present(out) == bad)
         return jnp.where(fair, score(present & ~out), jnp.inf)
 
     batch = min(_SUBSETS_AT_ONCE, left_out.shape[0])
     scores = lax.map(scored, left_out, batch_size=batch)
-    best = scores <= scores.min() * (1 + _SAME)
+    best = scores <= scores.min() * (1 + SAME)
     masses = jnp.where(present[None, :] & ~left_out, roster.weights[None, :], 0)
     means = masses / positive_or_one(masses.sum(1, keepdims=True))
     return shares_of(jnp.where(best[:, None], means, 0).sum(0))

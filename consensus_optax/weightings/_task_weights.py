@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from consensus_optax import _check
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._rules.solvers import ratio
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Gramian, Tree
 
 
 class TaskWeightsState(NamedTuple):
@@ -68,7 +68,7 @@ def on_simplex(point: Array, present: Array) -> Array:
 
 
 def of_batches(
-    gramian: Array, roster: Roster, num_tasks: int, num_batches: int
+    gramian: Gramian, roster: Roster, num_tasks: int, num_batches: int
 ) -> tuple[Array, Array]:
     """Products of rows of the first batch with those of the second, and who is there.
 

@@ -66,7 +66,9 @@ def dual_cone(
     return solution(jnp.maximum(lower + point * size / length, lower), worst)
 
 
-def nonnegative(hessian: Array, offset: Array, max_steps: int = 1000) -> Array:
+def nonnegative(
+    hessian: Gramian, offset: PerProblem, max_steps: int = 1000
+) -> PerProblem:
     r"""Minimises z'Hz / 2 + q'z over z >= 0, for every row q of ``offset``.
 
     Conjugate gradients inside the face of bounds that hold, with one fixed step along
