@@ -30,3 +30,14 @@ def test_coefficients_are_checked():
             co.constant(wrong)
     with pytest.raises(ValueError, match=r"`coefficients` must have .*\(10,\); got"):
         first_update(co.constant([1.0, 2.0]), LARGE)
+
+
+def test_ones_give_the_plain_sum_and_zeros_nothing():
+    total = first_update(co.constant([1.0] * 10), LARGE)
+    np.testing.assert_allclose(total, LARGE.sum(0), rtol=0, atol=2e-5)
+    rule, params = co.constant([0.0, 2.0]), jnp.zeros(3)
+    rows, state = jnp.ones((2, 3)), rule.init(params)
+    for weights, wanted in (([1.0, 0.0], 0.0), ([0.0, 1.0], 2.0)):
+        update, new = rule.update(rows, state, params, weights=jnp.array(weights))
+        assert (update == wanted).all()
+        assert new.consensus_ready == (wanted > 0)

@@ -23,10 +23,6 @@ LOW_RANK = ("rank one", "rank two")
 HIDDEN = ("outlier", "outlier first", *LOW_RANK)
 
 
-def plain_halves(num_rows):
-    return co.constant([0.5] * num_rows)
-
-
 MULTI_OBJECTIVE = [
     Row(
         co.mgda,
@@ -170,12 +166,6 @@ MULTI_OBJECTIVE = [
         empty=CANCELLING,
         thresholds=("alpha",),
         rtol=1e-4,
-    ),
-    Row(
-        plain_halves,
-        whole_model(ref_weights.constant([0.5] * 6)),
-        (*ANY_ORDER, laws.is_linear, CANCEL),
-        options={"num_rows": ...},
     ),
     Row(
         co.random_weights,
