@@ -18,6 +18,7 @@ from consensus_optax import (
     mixings,
     privacy,
     row_transforms,
+    scalarizers,
     update_transforms,
     weightings,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "diagnostics",
     "probe",
     "privacy",
+    "scalarizers",
     # rules of one's own
     "reducer",
     "Reducer",

@@ -142,6 +142,13 @@ def count(name: str, value: Any, minimum: int = 1) -> None:
         fail(name, f"at least {minimum}", value)
 
 
+def one_of_counts(name: str, value: Any, choices: Sequence[int]) -> None:
+    """Checks a static integer that is one of a few."""
+    count(name, value)
+    if value not in choices:
+        fail(name, " or ".join(map(str, choices)), value)
+
+
 def enough_rows(name: str, value: float, count: int, minimum: int, bound: str) -> None:
     """Checks, when traced, that a stack of ``count`` rows is what a bound asks for."""
     if count < minimum:
@@ -149,6 +156,12 @@ def enough_rows(name: str, value: float, count: int, minimum: int, bound: str) -
             f"`{name}` must leave {bound}, so with {name}={value} at least {minimum} "
             f"rows are needed; got {count}"
         )
+
+
+def row_index(name: str, index: int, count: int) -> None:
+    """Checks, when traced, that a stack of ``count`` rows has a row of this index."""
+    if index >= count:
+        fail(name, f"less than the number of rows, {count}", index)
 
 
 def rows_expected(num_rows: int, count: int) -> None:

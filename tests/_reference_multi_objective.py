@@ -130,11 +130,14 @@ def preferred(preference, weights):
     return [p * w for p, w in zip(preference, relative(weights), strict=True)]
 
 
-def cagrad(c):
+def cagrad(c=0.5, preference=None, clip=False):
     def rule(rows, weights):
-        center = combined(mean_weights(weights), rows)
+        shares = np.array(preferred(preference, weights))
+        shares = shares / shares.sum()
+        center = combined(shares, rows)
         k = c * norm(center)
         moving = [g for g in rows if any(g)]
+        limits = [s for s, g in zip(shares, rows, strict=True) if any(g)]
         if k == 0 or not moving:
             return center
         G, b = gramian(moving), np.array([dot(center, g) for g in moving])
@@ -147,12 +150,22 @@ def cagrad(c):
             length = norm(u)
             if dot(center, u) + k * length < value:
                 best, value = u, dot(center, u) + k * length
+                if clip:
+                    full = np.zeros(len(moving))
+                    full[chosen] = x
+                    best = combined(np.minimum(shared(full, moving), limits), moving)
         if best is None:
-            return [0.0] * len(center)
+            return center if clip else [0.0] * len(center)
         length = norm(best)
         return [m + k / length * x for m, x in zip(center, best, strict=True)]
 
     return rule
+
+
+def shared(weights, rows):
+    """Equal rows have equal parts of what they have together."""
+    equal = np.array([[float(g == h) for h in rows] for g in rows])
+    return equal @ weights / equal.sum(1)
 
 
 def stationary(G, b, k):

@@ -1,5 +1,7 @@
 """Multi-objective rules on two pinned stacks: plain loops, and what they promise."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ PAIRS = {
     "dual_projection": (co.dual_projection(), ref.dual_projection()),
     "cagrad": (co.cagrad(), ref.cagrad(0.5)),
     "cagrad, wide": (co.cagrad(2.0), ref.cagrad(2.0)),
+    "cagrad, clipped": (co.cagrad(clip=True), ref.cagrad(0.5, clip=True)),
     "pcgrad": (co.pcgrad(KEY), pcgrad(KEY)),
     "imtl_g": (co.imtl_g(), ref.imtl_g),
     "aligned_mtl": (co.aligned_mtl(), ref.aligned_mtl()),
@@ -74,19 +77,21 @@ def test_small_stack_by_hand():
 
 PREFERENCE = np.array([3, 1, 2, 0.5, 1, 1, 2, 4, 0.1, 1])
 PREFERRED = {
-    "upgrad": (co.upgrad, ref.upgrad, {}),
-    "dual_projection": (co.dual_projection, ref.dual_projection, {}),
-    "aligned_mtl": (co.aligned_mtl, ref.aligned_mtl, {}),
-    "conflict_free": (co.conflict_free, ref.conflict_free, {}),
+    "upgrad": (co.upgrad, ref.upgrad),
+    "cagrad": (co.cagrad, ref.cagrad),
+    "cagrad, clip": (partial(co.cagrad, clip=True), partial(ref.cagrad, clip=True)),
+    "dual_projection": (co.dual_projection, ref.dual_projection),
+    "aligned_mtl": (co.aligned_mtl, ref.aligned_mtl),
+    "conflict_free": (co.conflict_free, ref.conflict_free),
 }
 
 
 @pytest.mark.parametrize("name", PREFERRED)
 def test_preferences(name):
-    factory, reference, _ = PREFERRED[name]
+    factory, reference = PREFERRED[name]
     weights = 0.5 + np.arange(10) % 3
     for given in (PREFERENCE, PREFERENCE.tolist(), jnp.asarray(PREFERENCE)):
-        got = first_update(factory(given), LARGE, weights)
+        got = first_update(factory(preference=given), LARGE, weights)
         wanted = reference(preference=PREFERENCE.tolist())(
             LARGE.tolist(), weights.tolist()
         )
@@ -96,14 +101,14 @@ def test_preferences(name):
 
 @pytest.mark.parametrize("name", PREFERRED)
 def test_preferences_are_checked(name):
-    factory, _, _ = PREFERRED[name]
+    factory, _ = PREFERRED[name]
     for wrong in ([1.0, -1.0], [], [[1.0]], "high", [np.nan, 1.0], 2.0):
         with pytest.raises(
             ValueError, match="`preference` must be a vector of numbers"
         ):
-            factory(wrong)
+            factory(preference=wrong)
     with pytest.raises(ValueError, match=r"`preference` must have .*\(10,\); got \(2,"):
-        first_update(factory([1.0, 2.0]), LARGE)
+        first_update(factory(preference=[1.0, 2.0]), LARGE)
 
 
 @pytest.mark.parametrize(

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.distances import (
-    SAME,
-    num_present,
-    rows_and_bad,
-    shares_of,
-    squared_distances,
-)
+from consensus_optax._rules.distances import squared_distances
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Array, Gramian, PerRow
-
-_MOST_SUBSETS = 50_000
-_SUBSETS_AT_ONCE = 256
+from consensus_optax._typing import Gramian, Marked, Number, PerRow
+from consensus_optax.weightings._subsets import mean_of_best
 
 
 @named
@@ -76,39 +63,13 @@ def minimum_diameter(num_byzantine: int) -> Reducer:
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
     def weigh(products: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
-        size = roster.weights.shape[0]
-        present = roster.present
-        _, bad = rows_and_bad(present, num_byzantine)
-        subsets = sum(math.comb(size, f) for f in range(num_byzantine + 1))
-        if subsets > _MOST_SUBSETS:
-            raise ValueError(
-                f"`num_byzantine` must leave at most {_MOST_SUBSETS} subsets to try; "
-                f"{size} rows without {num_byzantine} are {subsets}. Use `co.krum`, or "
-                f"`co.nearest_neighbor_mixing` before another rule."
-            )
-        squares = squared_distances(products, present)
-        left_out = np.zeros((subsets, size), bool)
-        chosen = (
-            itertools.combinations(range(size), f) for f in range(num_byzantine + 1)
-        )
-        for k, indices in enumerate(itertools.chain(*chosen)):
-            left_out[k, list(indices)] = True
+        squares = squared_distances(products, roster.present)
 
-        def diameter(out: Array) -> Array:
-            """Squared diameter of what is left; inf unless f present rows are out."""
-            kept = present & ~out
+        def diameter(kept: Marked) -> Number:
+            """Squared."""
             pairs = kept[:, None] & kept[None, :]
-            widest = jnp.where(pairs, squares, 0).max()
-            fair = ~jnp.any(out & ~present) & (num_present(out) == bad)
-            return jnp.where(fair, widest, jnp.inf)
+            return jnp.where(pairs, squares, 0).max()
 
-        out = jnp.asarray(left_out)
-        batch = min(_SUBSETS_AT_ONCE, subsets)
-        diameters = lax.map(diameter, out, batch_size=batch)
-        tightest = diameters <= diameters.min() * (1 + SAME)
-        masses = jnp.where(present[None, :] & ~out, roster.weights[None, :], 0)
-        sums = masses.sum(1, keepdims=True)
-        means = masses / positive_or_one(sums)
-        return shares_of(jnp.where(tightest[:, None], means, 0).sum(0)), state
+        return mean_of_best(diameter, roster, num_byzantine), state
 
     return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,14 @@ from consensus_optax._typing import Array
 Preference = Sequence[float] | np.ndarray | Array
 
 
-def check(preference: Preference | None) -> None:
+def check(preference: Preference | None, name: str = "preference") -> None:
     """Checks that a preference is None or a vector of numbers >= 0."""
     if preference is None or isinstance(preference, jax.core.Tracer):
         return
     vector = np.asarray(preference)
     sound = vector.ndim == 1 and vector.size > 0 and vector.dtype.kind in "fiu"
     if not (sound and np.all(np.isfinite(vector)) and vector.min() >= 0):
-        _check.fail("preference", "a vector of numbers >= 0, one a row", preference)
+        _check.fail(name, "a vector of numbers >= 0, one a row", preference)
 
 
 def relative_weights(roster: Roster) -> Array:
@@ -30,22 +31,29 @@ def relative_weights(roster: Roster) -> Array:
     return roster.shares * jnp.sum(roster.present).astype(roster.weights.dtype)
 
 
-def of_rows(preference: Preference | None, roster: Roster) -> Array:
+def of_rows(
+    preference: Preference | None, roster: Roster, name: str = "preference"
+) -> Array:
     """The preference, or 1 each; (B,), 0 for absent rows.
 
     Raises:
       ValueError: the preference is not (B,).
     """
-    dtype = roster.weights.dtype
+    return of_tasks(preference, roster.present, roster.weights.dtype, name)
+
+
+def of_tasks(
+    preference: Preference | None, present: Array, dtype: Any, name: str = "preference"
+) -> Array:
+    """As :func:`of_rows`, of who is there."""
     if preference is None:
-        return roster.present.astype(dtype)
+        return present.astype(dtype)
     vector = jnp.asarray(preference).astype(dtype)
-    if vector.shape != roster.weights.shape:
+    if vector.shape != present.shape:
         raise ValueError(
-            f"`preference` must have one number a row, {roster.weights.shape}; got "
-            f"{vector.shape}"
+            f"`{name}` must have one number a row, {present.shape}; got {vector.shape}"
         )
-    return jnp.where(roster.present, vector, 0)
+    return jnp.where(present, vector, 0)
 
 
 def weighted(preference: Preference | None, roster: Roster) -> Array:

@@ -60,8 +60,7 @@ def trusted_row(index: int = 0) -> Reducer:
 
     def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size = roster.weights.shape[0]
-        if index >= size:
-            _check.fail("index", f"less than the number of rows, {size}", index)
+        _check.row_index("index", index, size)
         norms = jnp.sqrt(gramian.diagonal())
         trusted = norms[index]
         known = (norms > 0) & (trusted > 0) & (jnp.arange(size) != index)

@@ -5,6 +5,7 @@ import jax
 import consensus_optax as co
 from tests import _laws as laws
 from tests import _reference_multi_objective as ref
+from tests import _reference_task_weights as ref_weights
 from tests._reference import whole_model
 from tests._reference_surgery import grad_vac, pcgrad
 from tests.zoo._row import Row
@@ -20,6 +21,7 @@ PREFERENCE = [2, 1, 0.5, 1, 1, 3]
 # that depend on each other stand in tests/test_multi_objective_values.py.)
 LOW_RANK = ("rank one", "rank two")
 HIDDEN = ("outlier", "outlier first", *LOW_RANK)
+
 
 MULTI_OBJECTIVE = [
     Row(
@@ -65,6 +67,15 @@ MULTI_OBJECTIVE = [
         (*ANY_ORDER, CANCEL, laws.opposes_no_row, laws.weights_are_counts),
         options={"c": 1.5},
         empty=CANCELLING,
+        rtol=1e-4,
+    ),
+    Row(
+        co.cagrad,
+        whole_model(ref.cagrad(0.5, clip=True)),
+        (*ANY_ORDER, laws.weights_are_counts),
+        options={"clip": True},
+        empty=("zero",),
+        thresholds=("c",),
         rtol=1e-4,
     ),
     Row(
@@ -155,6 +166,26 @@ MULTI_OBJECTIVE = [
         empty=CANCELLING,
         thresholds=("alpha",),
         rtol=1e-4,
+    ),
+    Row(
+        co.random_weights,
+        whole_model(ref_weights.random_weights(KEY)),
+        (laws.scales_with_the_rows, laws.is_linear, laws.stays_in_the_hull, *ITSELF),
+        options={"key": KEY},
+    ),
+    Row(
+        co.moco,
+        whole_model(ref_weights.moco()),
+        (
+            laws.order_is_irrelevant,
+            laws.stays_in_the_hull,
+            *ITSELF,
+            CANCEL,
+            laws.weights_say_presence_only,
+        ),
+        options={"num_rows": ...},
+        thresholds=("learning_rate", "regularization"),
+        rtol=1e-5,
     ),
     Row(
         co.ema_weights,

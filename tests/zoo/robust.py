@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import consensus_optax as co
 from tests import _laws as laws
 from tests import _reference_robust as robust
+from tests import _reference_spectral as spectral
 from tests._reference import mean, whole_model
 from tests.zoo._row import Row
 
@@ -79,6 +80,20 @@ ROBUST = [
     Row(
         co.minimum_diameter,
         whole_model(robust.minimum_diameter(1)),
+        OF_POSITION,
+        options={"num_byzantine": 1},
+        least_rows=3,
+    ),
+    Row(
+        co.smea,
+        whole_model(spectral.smea(1)),
+        OF_POSITION,
+        options={"num_byzantine": 1},
+        least_rows=3,
+    ),
+    Row(
+        co.caf,
+        whole_model(spectral.caf(1)),
         OF_POSITION,
         options={"num_byzantine": 1},
         least_rows=3,

@@ -9,7 +9,13 @@ G is symmetric and positive semidefinite up to rounding; rows and columns of abs
 rows are 0.
 """
 
-from consensus_optax._rules.solvers._cone import Kept, dual_cone, is_left_over, kept
+from consensus_optax._rules.solvers._cone import (
+    Kept,
+    dual_cone,
+    is_left_over,
+    kept,
+    nonnegative,
+)
 from consensus_optax._rules.solvers._fair import fair_division
 from consensus_optax._rules.solvers._ridge import ridge
 from consensus_optax._rules.solvers._simplex import length_of, over_simplex
@@ -21,6 +27,7 @@ from consensus_optax._rules.solvers._solution import (
     product,
     proven,
     ratio,
+    solution,
     unsolved,
 )
 from consensus_optax._rules.solvers._stationary import stationary_on_simplex
@@ -36,11 +43,13 @@ __all__ = [
     "is_left_over",
     "kept",
     "length_of",
+    "nonnegative",
     "over_simplex",
     "product",
     "proven",
     "ratio",
     "ridge",
+    "solution",
     "stationary_on_simplex",
     "unsolved",
 ]

@@ -20,7 +20,7 @@ from consensus_optax._typing import Array, Flag, Gramian, Number, PerProblem
 
 
 class _Descent(NamedTuple):
-    """Loop of :func:`dual_cone`, one problem a row; all (K, B) or (K, 1)."""
+    """Loop of :func:`nonnegative`, one problem a row; all (K, B) or (K, 1)."""
 
     step: Array
     point: Array
@@ -38,12 +38,8 @@ def dual_cone(
     then the projection of J'u on the cone of directions that no row opposes, since the
     optimality conditions are Hv >= 0, v >= u and (v - u)'Hv = 0.
 
-    Conjugate gradients inside the face of bounds that hold, with one fixed step along
-    the gradient where a bound is met and a step along the violated conditions where
-    those dominate (Dostál's modified proportioning). Each step costs one [K, B] x
-    [B, B] product for all problems together, and there is no factorisation for each of
-    K faces, which at K = B = 512 would not fit. H has unit diagonal by a change of
-    variables, which bounds allow and which evens out rows of unequal norms.
+    H has unit diagonal by a change of variables, which bounds allow and which evens out
+    rows of unequal norms; then it is :func:`nonnegative` that solves it.
 
     Args:
       gramian: (B, B).
@@ -64,8 +60,33 @@ def dual_cone(
     bound = lower * length
     size = jnp.sum(jnp.abs(bound), 1, keepdims=True)
     offset = product(ratio(bound, size), hessian)  # slope at v = u, (K, B)
+    point = nonnegative(hessian, offset, max_steps)
+    slope = product(point, hessian) + offset
+    worst = jnp.max(jnp.abs(jnp.minimum(point, slope)))
+    return solution(jnp.maximum(lower + point * size / length, lower), worst)
+
+
+def nonnegative(
+    hessian: Gramian, offset: PerProblem, max_steps: int = 1000
+) -> PerProblem:
+    r"""Minimises z'Hz / 2 + q'z over z >= 0, for every row q of ``offset``.
+
+    Conjugate gradients inside the face of bounds that hold, with one fixed step along
+    the gradient where a bound is met and a step along the violated conditions where
+    those dominate (Dostál's modified proportioning). Each step costs one [K, B] x
+    [B, B] product for all problems together, and there is no factorisation for each of
+    K faces, which at K = B = 512 would not fit.
+
+    Args:
+      hessian: (B, B), positive definite with unit diagonal.
+      offset: (K, B), one problem a row, of numbers of about 1 at the most.
+      max_steps: bound on the number of steps; the loop ends where all have converged.
+
+    Returns:
+      z, (K, B): to rounding, z = 0 where Hz + q > 0 and Hz + q = 0 elsewhere.
+    """
     pace = 1 / (1.1 * _largest_eigenvalue(hessian))
-    enough = 4 * jnp.finfo(gramian.dtype).eps
+    enough = 4 * jnp.finfo(hessian.dtype).eps
 
     def residual(state: _Descent) -> Array:
         return jnp.max(jnp.abs(jnp.minimum(state.point, state.slope)), 1, keepdims=True)
@@ -115,12 +136,9 @@ def dual_cone(
             bounded & ~stale,
         )
 
-    zero = 0 * bound
-    start = _Descent(jnp.int32(0), zero, offset, zero, size < 0)
-    point = lax.while_loop(unfinished, step, start).point
-    slope = product(point, hessian) + offset
-    worst = jnp.max(jnp.abs(jnp.minimum(point, slope)))
-    return solution(jnp.maximum(lower + point * size / length, lower), worst)
+    zero = 0 * offset
+    start = _Descent(jnp.int32(0), zero, offset, zero, zero[:, :1] > 0)
+    return lax.while_loop(unfinished, step, start).point
 
 
 class Kept(NamedTuple):
