@@ -24,6 +24,7 @@ COMPILE_TARGETS = (4.0, 3.0, 3.0)
 TABLES = {
     "scans": "Layers and steps inside `lax.scan`",
     "memory": "Memory",
+    "long_sequences": "Long sequences",
     "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",
 }
