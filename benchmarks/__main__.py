@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from benchmarks import _harness, _report
 
 SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
-SCRIPTS += ("federated", "tasks", "privacy", "peers")
+SCRIPTS += ("long_sequences", "federated", "tasks", "privacy", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,6 +60,11 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
         "engines/microbatches/test_pairs.py",
         *_OF_MICROBATCHES[:3],
     ),
+    "engines/backward/source": ("engines/backward/test_source.py",),
+    "engines/backward/passes": ("engines/backward/test_source.py",),
+    "engines/backward/choice": ("engines/backward/test_choice.py",),
+    "_gradients/claims": ("_gradients/test_claims.py",),
+    "_gradients/schedule": ("_gradients/test_schedule.py",),
     "engines/mesh/aggregator": ("engines/test_sharded_microbatches.py",),
     "engines/mesh/source": (*_OF_A_MESH, "engines/test_sharded_microbatches.py"),
     "engines/mesh/factors": (

@@ -10,12 +10,14 @@ import pytest
 
 import consensus_optax as co
 from benchmarks import (
+    _flops,
     _harness,
     _report,
     _scanned_workloads,
     _steps,
     _task_workloads,
     _workloads,
+    long_sequences,
     memory,
     peers,
     rules,
@@ -157,6 +159,35 @@ def test_rows_of_several_losses_are_those_that_they_are_compared_with(name):
     )(*given)
     assert_close(rows, dense)
     assert_close(jax.tree.map(lambda x: x.mean(0), rows), plain)
+
+
+@pytest.mark.slow
+def test_smoke_run_of_long_sequences_has_every_reducer_both_ways(tmp_path):
+    long_sequences.main(["--smoke", "--out", str(tmp_path)])
+    rows = _harness.read("long_sequences", tmp_path)
+    assert len(rows) == 1 + 2 * len(long_sequences.REDUCERS)
+    found = {row["contestant"]: row for row in rows}
+    for name in long_sequences.REDUCERS:
+        inside, held = (found[f"{name} [{way}]"] for way in ("inside", "held"))
+        assert inside["temp_bytes"] < held["temp_bytes"]
+        assert inside["flops_ratio"] < (1.1 if "sign" in name else 2.1)
+    text = (tmp_path / "long_sequences.md").read_text(encoding="utf-8")
+    assert "| B = 4, T = 32, d = 32 |" in text
+
+
+def test_operations_are_counted_as_often_as_loops_turn():
+    x = jnp.ones((2, 3))
+
+    def program(x):
+        turn = lambda y, _: (y @ jnp.ones((3, 3)), None)
+        y = jax.lax.scan(turn, x, None, length=5)[0]
+        goes_on = lambda y: y.sum() < 0
+        y = jax.lax.while_loop(goes_on, lambda y: turn(y, None)[0], y)
+        both = (lambda y: turn(y, None)[0], lambda y: y)
+        return jax.lax.cond(y.sum() > 0, *both, jax.jit(lambda y: turn(y, None)[0])(y))
+
+    jaxpr = jax.make_jaxpr(program)(x).jaxpr
+    assert _flops.of_products(jaxpr, turns=7) == (5 + 7 + 1) * 2 * 2 * 3 * 3
 
 
 def test_smoke_runs_keep_away_from_results():

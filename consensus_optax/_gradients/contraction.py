@@ -25,13 +25,21 @@ from typing import Any
 
 import jax
 
+from consensus_optax._gradients.claims import (
+    NOBODY,
+    Claim,
+    Claims,
+    Reduce,
+    Reduced,
+    once,
+)
 from consensus_optax._gradients.constraints import RowsAxis, moved_to_rows
 from consensus_optax._gradients.convolution import as_product
+from consensus_optax._gradients.ends import ends
 from consensus_optax._gradients.jaxprs import (
     NOTHING,
     Keep,
     Scope,
-    ends,
     evaluate,
     is_kept,
     walk_back,
@@ -71,17 +79,57 @@ def unfinished(
     Returns:
       (value, rows), rows with outer products where possible.
     """
-    closed, shapes, wanted = _traced(of_all_rows(function, in_axes, rows_axis), args)
-    outputs = _evaluated(closed, args, wanted, keep)
-    value_tree, rows_tree = map(jax.tree.structure, shapes)
+    traced = _traced(of_all_rows(function, in_axes, rows_axis), args)
+    value, rows = _value_and_leaves(traced, args, NOBODY)
+    _, (_, shapes), _ = traced
+    return value, jax.tree.unflatten(jax.tree.structure(shapes), map(worth, rows))
+
+
+def reduced(
+    function: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    args: Sequence[Any],
+    reduce: Reduce,
+    likes: Sequence[Any] | None = None,
+    rows_axis: RowsAxis = _UNKNOWN,
+) -> tuple[Any, list[Any]]:
+    """The same with leaves reduced inside of scans, where these stack them.
+
+    Args:
+      function: see :func:`unfinished`; so is ``in_axes``.
+      in_axes: for each argument 0 or None.
+      args: arguments of all rows.
+      reduce: (claim, rows) to what is made of the rows of a leaf, or of one layer.
+      likes: for every leaf what its claim has, laid out as its parameter.
+      rows_axis: see :func:`unfinished`.
+
+    Returns:
+      (value, leaves): what was reduced, else outer products, whatever their size, or
+      arrays.
+    """
+    traced = _traced(of_all_rows(function, in_axes, rows_axis), args)
+    _, _, wanted = traced
+    given = [None] * len(wanted) if likes is None else likes
+    of = {
+        var: Claim(leaf, var.aval.dtype, 0, like)
+        for leaf, (var, like) in enumerate(zip(wanted, given, strict=True))
+        if once(var, wanted)
+    }
+    return _value_and_leaves(traced, args, Claims(of, reduce))
+
+
+def _value_and_leaves(traced: Any, args: Any, claims: Claims) -> tuple[Any, list[Any]]:
+    """What was traced, evaluated: the value, and leaves as they are kept."""
+    closed, shapes, wanted = traced
+    outputs = _evaluated(closed, args, wanted, keep, claims)
+    value_tree = jax.tree.structure(shapes[0])
     values, rows = outputs[: value_tree.num_leaves], outputs[value_tree.num_leaves :]
     rows = [
         placed(leaf, var.aval.sharding.spec)
         for leaf, var in zip(rows, wanted, strict=True)
     ]
     whole = lambda x: x.materialize() if is_kept(x) else x
-    value = jax.tree.unflatten(value_tree, map(whole, values))
-    return value, jax.tree.unflatten(rows_tree, map(worth, rows))
+    return jax.tree.unflatten(value_tree, map(whole, values)), rows
 
 
 def ends_of_rows(
@@ -155,10 +203,12 @@ def _traced(function: Callable[..., Any], args: Any) -> tuple[Any, Any, Any]:
     return closed, shapes, closed.jaxpr.outvars[len(jax.tree.leaves(shapes[0])) :]
 
 
-def _evaluated(closed: Any, args: Any, wanted: Any, keep: Keep) -> list[Any]:
+def _evaluated(
+    closed: Any, args: Any, wanted: Any, keep: Keep, claims: Claims = NOBODY
+) -> list[Any]:
     marked = walk_back(closed.jaxpr, wanted)
-    leaves = jax.tree.leaves(args)
-    return evaluate(closed.jaxpr, closed.consts, leaves, marked, keep)
+    leaves, given = jax.tree.leaves(args), (closed.jaxpr, closed.consts)
+    return evaluate(*given, leaves, marked, keep, claims=claims)
 
 
 def worth(leaf: Any) -> Any:
@@ -178,6 +228,8 @@ def keep(eqn: Any, scope: Scope) -> list[Any] | None:
     if name == "scan":
         return lift(eqn, scope, keep)
     values = [scope.read(var) for var in eqn.invars]
+    if isinstance(values[0], Reduced):
+        return [values[0].moved(eqn)]
     if name == "add_any":
         return total(*values)
     if name == "concatenate":

@@ -9,7 +9,9 @@ import jax
 from jax import dtypes, lax
 from jax.extend import core
 
-from consensus_optax._gradients.sources import PLACES, described, sources
+from consensus_optax._gradients.claims import NOBODY, Claims, Reduced
+from consensus_optax._gradients.schedule import schedule, waiting
+from consensus_optax._gradients.sources import PLACES, sources
 from consensus_optax._rows.layers import LayersFirst, placed
 from consensus_optax._rows.outer_product import OuterProduct
 
@@ -32,12 +34,14 @@ class Scope(NamedTuple):
       number: the same as an array.
       zeros: variables that are known to hold zeros.
       marked: variables that may be kept as products.
+      claims: on those that may be reduced.
     """
 
     read: Read
     number: Read
     zeros: set[Any]
     marked: set[Any]
+    claims: Claims
 
 
 Keep = Callable[[Any, Scope], list[Any] | None]
@@ -102,7 +106,7 @@ def is_kept(value: Any) -> bool:
 
 def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
     """Variables that may hold an outer product on their way to a wanted variable."""
-    producers, marked, stack = _producers(jaxpr), set(), list(wanted)
+    producers, marked, stack = producers_of(jaxpr), set(), list(wanted)
     while stack:
         var = stack.pop()
         if isinstance(var, core.Literal) or var in marked:
@@ -111,45 +115,11 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
         if var not in producers:
             continue
         eqn = producers[var]
-        stack.extend(_operands_on_the_way(eqn, var))
+        stack.extend(operands_on_the_way(eqn, var))
     return marked
 
 
-def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
-    """For every wanted variable the operations at which the walk back from it ends.
-
-    Every name once. A variable is visited once, however many sums it is part of.
-    """
-    producers, stack = _producers(jaxpr), list(wanted)
-    known: dict[Any, tuple[str, ...]] = {}
-    bodies: dict[int, list[tuple[str, ...]]] = {}
-
-    def of_body(eqn: Any, body: Any) -> list[tuple[str, ...]]:
-        if id(eqn) not in bodies:
-            bodies[id(eqn)] = ends(body, body.outvars)
-        return bodies[id(eqn)]
-
-    given = lambda var: not is_in(var, producers)
-    found = lambda var: ("input",) if given(var) else known[var]
-    while stack:
-        var = stack[-1]
-        if given(var) or var in known:
-            stack.pop()
-            continue
-        eqn = producers[var]
-        operands = _operands_on_the_way(eqn, var)
-        unknown = [x for x in operands if not given(x) and x not in known]
-        stack.extend(unknown)
-        if not unknown:
-            names = [end for operand in operands for end in found(operand)]
-            if not sources(eqn):
-                own = _end(eqn, var, of_body)
-                names += [end for end in own if not (operands and end == "input")]
-            known[var] = tuple(dict.fromkeys(names))
-    return [found(var) for var in wanted]
-
-
-def _operands_on_the_way(eqn: Any, var: Any) -> Sequence[Any]:
+def operands_on_the_way(eqn: Any, var: Any) -> Sequence[Any]:
     """Where the walk back goes on from an operation's output, through a call too."""
     if eqn.primitive.name not in CALLS or not may_open(eqn):
         return sources(eqn)
@@ -159,22 +129,6 @@ def _operands_on_the_way(eqn: Any, var: Any) -> Sequence[Any]:
     return [given for given, own in pairs if own in reached]
 
 
-def _end(eqn: Any, var: Any, of_body: Any) -> tuple[str, ...]:
-    """Where the walk back ends at an operation that is no move, or inside of it."""
-    index = eqn.outvars.index(var)
-    if eqn.primitive.name in CALLS:
-        return of_body(eqn, inner_of(eqn)[0])[index]
-    if eqn.primitive.name != "scan":
-        return (described(eqn),)
-    scan = as_scan(eqn)
-    carried = index < scan.num_carry
-    if eqn.effects or (carried and not scan.accumulates(index)):
-        return ("scan with effects" if eqn.effects else "scan",)
-    inner = of_body(eqn, scan.body)[index]
-    kept = [end for end in inner if not (carried and end == "input")]
-    return tuple(f"{end} in scan" for end in kept or ["sum"])
-
-
 def evaluate(
     jaxpr: Any,
     consts: Sequence[Any],
@@ -182,10 +136,11 @@ def evaluate(
     marked: set[Any],
     keep: Keep,
     zeros: set[Any] | None = None,
+    claims: Claims = NOBODY,
 ) -> list[Any]:
     """Evaluates a jaxpr; ``keep`` may do so in its own way for marked variables.
 
-    ``zeros``: which of its inputs are known to hold zeros.
+    ``zeros``: which of its inputs are known to hold zeros; ``claims``: on its outputs.
     """
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
@@ -199,8 +154,10 @@ def evaluate(
             values[var] = placed(values[var], var.aval.sharding.spec).materialize()
         return read(var)
 
-    scope = Scope(read, number, zeros_of(jaxpr, zeros or ()), marked)
-    for eqn in jaxpr.eqns:
+    claims = claims.handed_back(jaxpr)
+    scope = Scope(read, number, zeros_of(jaxpr, zeros or ()), marked, claims)
+    plan = schedule(jaxpr, claims)
+    for eqn in plan.eqns:
         outs = None
         if any(var in marked for var in eqn.outvars):
             if eqn.primitive.name in CALLS and may_open(eqn):
@@ -211,6 +168,12 @@ def evaluate(
         if outs is None:
             outs = evaluate_one(jaxpr, eqn, number)
         values.update(zip(eqn.outvars, outs, strict=True))
+        for var in plan.latest.keys() & set(eqn.outvars):
+            made, operand = claims.settled(var, values[var]), plan.latest[var]
+            values[var] = made
+            waits = claims.waits and isinstance(made, Reduced) and operand is not None
+            if waits and not is_kept(values[operand]):
+                values[operand] = waiting(values[operand], made)
     return [read(var) for var in jaxpr.outvars]
 
 
@@ -240,7 +203,8 @@ def _open(eqn: Any, scope: Scope, keep: Keep) -> list[Any]:
     marked = walk_back(inner, [var for out, var in outs if out in scope.marked])
     pairs = zip(eqn.invars, inner.invars, strict=True)
     zeros = {var for given, var in pairs if is_in(given, scope.zeros)}
-    return evaluate(inner, consts, operands, marked, keep, zeros)
+    claims = scope.claims.within(eqn.outvars, inner.outvars)
+    return evaluate(inner, consts, operands, marked, keep, zeros, claims)
 
 
 def may_open(eqn: Any) -> bool:
@@ -263,7 +227,7 @@ def _parts(jaxpr: Any) -> Any:
     return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
 
 
-def _producers(jaxpr: Any) -> dict[Any, Any]:
+def producers_of(jaxpr: Any) -> dict[Any, Any]:
     return {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ from consensus_optax._gradients.arguments import (
     Arranged,
     arranger,
 )
-from consensus_optax._gradients.contraction import of_all_rows, unfinished
+from consensus_optax._gradients.claims import Reduce
+from consensus_optax._gradients.contraction import of_all_rows, reduced, unfinished
 from consensus_optax._gradients.names import kind_of, known_as
 from consensus_optax._rows.explicit import explained
 from consensus_optax._typing import AxisName
@@ -179,6 +180,19 @@ def value_and_rows(
     if materialize:
         return of_all_rows(function, in_axes, arranged.rows_axis)(*args)
     return unfinished(function, in_axes, *args, rows_axis=arranged.rows_axis)
+
+
+def value_and_reduced(
+    fun: Callable[..., Any],
+    arranged: Arranged,
+    has_aux: bool,
+    reduce: Reduce,
+    likes: Sequence[Any] | None = None,
+) -> tuple[Any, list[Any]]:
+    """Values, and leaves of the gradients' tree, reduced inside the backward pass."""
+    function, in_axes, args = value_and_grad_of_row(fun, arranged, has_aux)
+    axis = arranged.rows_axis
+    return reduced(function, in_axes, args, reduce, likes, rows_axis=axis)
 
 
 def value_and_grad_of_row(

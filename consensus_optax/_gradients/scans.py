@@ -5,7 +5,7 @@ layers) has its gradients stacked by it; a kernel shared by all turns (scan over
 has them added up in a carry that starts from zeros. The scan is rebuilt so that it
 stacks the two factors in place of their product: of the first kind rows with an axis of
 layers, of the second rows with more terms. Its other outputs stay as they are, and
-nothing is computed twice.
+nothing is computed twice. What is claimed is reduced in its body (``claims.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from consensus_optax._gradients.claims import NOBODY, Claims, Reduced, once
 from consensus_optax._gradients.jaxprs import (
     NOTHING,
     Keep,
@@ -54,31 +55,59 @@ def lift(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
     same = zip(eqn.invars[: scan.num_consts], scan.body.invars, strict=False)
     zeros = {var for outer, var in same if is_in(outer, scope.zeros)}
 
-    def turn(carry: list[Any], slices: list[Any], lifted: list[int]) -> list[Any]:
-        carry = [NOTHING if i in lifted else x for i, x in enumerate(carry)]
-        return _turn(scan, [*given, *carry, *slices], lifted, keep, zeros)
+    stacked_by = scope.claims.of
+    claimed = {
+        i: stacked_by[eqn.outvars[i]]
+        for i in candidates
+        if i >= num_carry
+        and eqn.outvars[i] in stacked_by
+        and stacked_by[eqn.outvars[i]].axis
+        and once(scan.body.outvars[i], scan.body.outvars)
+    }
+    likes = {i: claim.like for i, claim in claimed.items()}  # (length, ...)
 
-    shapes = jax.eval_shape(lambda: turn(carry, [x[0] for x in slices], candidates))
+    def turn(
+        carry: list[Any], slices: list[Any], likes: dict[int, Any], lifted: list[int]
+    ) -> list[Any]:
+        carry = [NOTHING if i in lifted else x for i, x in enumerate(carry)]
+        of = {
+            scan.body.outvars[i]: claim._replace(axis=claim.axis - 1, like=likes[i])
+            for i, claim in claimed.items()
+        }
+        claims = scope.claims._replace(of=of, waits=False)
+        return _turn(scan, [*given, *carry, *slices], lifted, keep, zeros, claims)
+
+    one = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    shapes = jax.eval_shape(lambda: turn(carry, one(slices), one(likes), candidates))
     lifted = [
         i
         for i in candidates
-        if is_outer_product(shapes[i])
-        and _is_worth(shapes[i], length, joins=i < num_carry)
+        if isinstance(shapes[i], Reduced)
+        or (
+            is_outer_product(shapes[i])
+            and _is_worth(shapes[i], length, joins=i < num_carry)
+        )
     ]
     if not lifted:
         return None
     stay = [i for i in range(num_carry) if i not in lifted]
 
-    def lifting(kept: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+    def lifting(kept: list[Any], xs: tuple[Any, Any]) -> tuple[list[Any], list[Any]]:
         whole = dict(zip(stay, kept, strict=True))
-        outs = turn([whole.get(i) for i in range(num_carry)], slices, lifted)
+        slices, likes = xs
+        carry = [whole.get(i) for i in range(num_carry)]
+        outs = turn(carry, slices, likes, lifted)
         stacked = [out for i, out in enumerate(outs) if i not in stay]
         return [outs[i] for i in stay], stacked
 
-    final, stacked = lax.scan(lifting, [carry[i] for i in stay], slices, **scan.options)
+    xs = slices, likes
+    final, stacked = lax.scan(lifting, [carry[i] for i in stay], xs, **scan.options)
     ends, rest = iter(final), iter(stacked)
     outs = [next(ends if i in stay else rest) for i in range(len(eqn.outvars))]
     for i in lifted:
+        if isinstance(outs[i], Reduced):
+            outs[i] = outs[i].stacked()
+            continue
         layers = i >= num_carry
         join = (lambda x: LayersFirst(joined_layers(x))) if layers else joined_terms
         outs[i] = join(outs[i])
@@ -109,13 +138,24 @@ def _operands(eqn: Any, scan: Scan, scope: Scope) -> tuple[list[Any], ...]:
 
 
 def _turn(
-    scan: Scan, args: list[Any], wanted: list[int], keep: Keep, zeros: set[Any]
+    scan: Scan,
+    args: list[Any],
+    wanted: list[int],
+    keep: Keep,
+    zeros: set[Any],
+    claims: Claims = NOBODY,
 ) -> list[Any]:
-    """One turn, with the outputs ``wanted`` as ``keep`` leaves them."""
+    """One turn, with the outputs ``wanted`` as ``keep`` leaves them, or reduced."""
     marked = walk_back(scan.body, [scan.body.outvars[i] for i in wanted])
-    outs = evaluate(scan.body, scan.consts, args, marked, keep, zeros)
+    of = {scan.body.outvars[i] for i in wanted}
+    claims = claims._replace(of={x: own for x, own in claims.of.items() if x in of})
+    outs = evaluate(scan.body, scan.consts, args, marked, keep, zeros, claims)
     whole = lambda out: out.materialize() if is_kept(out) else out
-    return [out if i in wanted else whole(out) for i, out in enumerate(outs)]
+    pairs = list(zip(scan.body.outvars, outs, strict=True))
+    return [
+        claims.settled(var, out, last=True) if i in wanted else whole(out)
+        for i, (var, out) in enumerate(pairs)
+    ]
 
 
 def _is_worth(leaf: Any, length: int, joins: bool) -> bool:

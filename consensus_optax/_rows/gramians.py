@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -20,6 +21,7 @@ from jax import lax
 from consensus_optax._rows.layers import sum_of_layers
 from consensus_optax._rows.outer_product import (
     OuterProduct,
+    contract,
     is_outer_product,
     over_rows,
 )
@@ -115,6 +117,11 @@ def _is_small_table(x: OuterProduct) -> bool:
     return m < terms * terms and m * n <= 2 * b * terms * terms
 
 
+def is_table_or_vectors(x: OuterProduct) -> bool:
+    """Whether rows are multiplied out without a matrix product."""
+    return x.is_look_up or x.sides[0] == 1
+
+
 def _decided(x: OuterProduct, product: Callable[..., Array], *operands: Array) -> Array:
     """A product that decides, of the factors or of rows that they multiply to.
 
@@ -126,7 +133,7 @@ def _decided(x: OuterProduct, product: Callable[..., Array], *operands: Array) -
     highest = functools.partial(product, precision=lax.Precision.HIGHEST)
     given = x.precision if isinstance(x.precision, tuple) else (x.precision,)
     by_default = all(each in (None, lax.Precision.DEFAULT) for each in given)
-    if x.is_look_up or x.sides[0] == 1 or not by_default:
+    if is_table_or_vectors(x) or not by_default:
         return highest(*operands)
     high = functools.partial(product, precision=lax.Precision.HIGH)
     return lax.platform_dependent(*operands, tpu=high, default=highest)
@@ -157,8 +164,60 @@ def in_chunks(rows: Array, others: Array) -> Array:
     return lax.fori_loop(0, count, add, start)
 
 
-def multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any, entries: int) -> Array:
-    """The same from rows multiplied out, a block of their left side at a time."""
+def multiplied_out(
+    x: OuterProduct,
+    y: OuterProduct,
+    dtype: Any,
+    entries: int,
+    about: Array | None = None,
+) -> Array:
+    """The same from rows multiplied out, a block of their left side at a time.
+
+    Less row ``about``, if there is one.
+    """
+
+    def product(ours: Array, theirs: Array) -> Array:
+        if about is not None:
+            ours, theirs = (z - z[about][None] for z in (ours, theirs))
+        return _decided(x, jnp.matmul, ours, theirs.T)
+
+    return _over_blocks(product, x, y, dtype, entries)
+
+
+def squares(x: OuterProduct, dtype: Any) -> Array:
+    """Squared norms of rows of matrices, (B,), from rows multiplied out in blocks.
+
+    Of look-ups row by row.
+    """
+    if x.is_look_up:
+        square = lambda row: jnp.vdot(row, row, precision=lax.Precision.HIGHEST)
+        row = lambda factors: square(contract(x, *factors).astype(dtype))
+        return lax.map(row, (x.left, x.right))
+    of_rows = lambda rows, _: jnp.einsum(
+        "bp,bp->b", rows, rows, precision=lax.Precision.HIGHEST
+    )
+    in_blocks = lambda entries: lambda: _over_blocks(of_rows, x, x, dtype, entries)
+    cpu, other = map(in_blocks, (_ENTRIES, _ENTRIES_ELSEWHERE))
+    return lax.platform_dependent(cpu=cpu, default=other)
+
+
+def gramian_about(x: OuterProduct, about: Array, dtype: Any) -> Array:
+    """Inner products of the rows of matrices, less row ``about`` of them, (B, B)."""
+    given = functools.partial(multiplied_out, x, x, dtype, about=about)
+    return lax.platform_dependent(
+        cpu=lambda: given(entries=_ENTRIES),
+        default=lambda: given(entries=_ENTRIES_ELSEWHERE),
+    )
+
+
+def _over_blocks(
+    function: Callable[[Array, Array], Array],
+    x: OuterProduct,
+    y: OuterProduct,
+    dtype: Any,
+    entries: int,
+) -> Array:
+    """function(columns of x's rows, the same of y's), summed over blocks of columns."""
     terms, m, n = x.sides
     blocks = math.ceil(x.shape[0] * m * n / entries)
     size = math.ceil(m / blocks)
@@ -178,14 +237,16 @@ def multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any, entries: int) -
         )
         return over_rows(product, left, right).reshape(right.shape[0], -1)
 
-    def add(total: Array, left: tuple[Array, Array]) -> tuple[Array, None]:
+    def of_block(left: tuple[Array, Array]) -> Array:
         ours = rows(left[0], x.right)
-        theirs = ours if y is x else rows(left[1], y.right)
-        return total + _decided(x, jnp.matmul, ours, theirs.T), None
+        return function(ours, ours if y is x else rows(left[1], y.right))
 
-    zeros = jnp.zeros((x.shape[0], y.shape[0]), dtype)
-    zeros = varying_like(zeros, x, y)
+    def add(total: Array, left: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + of_block(left), None
+
     both = (parts(x), parts(x) if y is x else parts(y))
+    first = jax.eval_shape(of_block, jax.tree.map(lambda z: z[0], both))
+    zeros = varying_like(jnp.zeros(first.shape, first.dtype), x, y)
     return lax.scan(add, zeros, both)[0]
 
 

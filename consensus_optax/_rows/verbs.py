@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.folding import fold_array, fold_products
-from consensus_optax._rows.gramians import cross_gramian, factor_products, flat
+from consensus_optax._rows.gramians import cross_gramian, factor_products, flat, squares
 from consensus_optax._rows.layers import each_layer, sum_of_layers
 from consensus_optax._rows.outer_product import (
     OuterProduct,
@@ -132,7 +132,7 @@ def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
         if terms * (m + n) <= m * n:  # flops of T x T products against those of the row
             left, right = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
             return (left * right).sum((1, 2))
-        leaf = leaf.materialize()
+        return squares(leaf, dtype)
     rows = leaf.astype(dtype)
     return _row_sums(rows * rows, 1)
 

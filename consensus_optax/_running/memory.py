@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows import verbs
-from consensus_optax._rows.gramians import border
+from consensus_optax._rows.gramians import border, gramian_about, is_table_or_vectors
 from consensus_optax._rows.norm_bounds import squared_norm_bounds
+from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.blocks import reduce_columns
@@ -160,14 +161,16 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
     if asked.reads == Reads.TOWARD:
         assert old is not None
         return with_target(toward(leaf, old, dtype), present, old)
+    pairs = present[:, None] & present[None, :]
     if asked.about is not None:
+        if old is None and is_outer_product(leaf) and not is_table_or_vectors(leaf):
+            return jnp.where(pairs, gramian_about(leaf, asked.about, dtype), 0)
         shares = (jnp.arange(present.shape[0]) == asked.about).astype(dtype)
         leaf, center = verbs.centered(leaf, shares, roster.order)
         old = None if old is None else old - center
     elif asked.reads == Reads.SIGNS:
         leaf = verbs.signs(leaf, dtype)
         old = None if old is None else jnp.sign(old)
-    pairs = present[:, None] & present[None, :]
     gramian = jnp.where(pairs, verbs.gramian(leaf, dtype), 0)
     if old is None:
         return gramian

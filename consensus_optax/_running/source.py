@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
@@ -64,6 +66,42 @@ def rescaled(
     again = lambda: look(asked._replace(scale=scale, rescale=None))
     products = lax.cond(scale != 1, again, lambda: plain)
     return products, seen._replace(scale=scale)
+
+
+def rescaled_in_a_loop(
+    asked: Asked,
+    rescale: Callable[[Any, Roster], Array],
+    look: Callable[[Asked], Any],
+    roster_of: Callable[[Any], Roster],
+    varying: Callable[[Any], Any],
+    dtype: Any,
+) -> tuple[Any, Array]:
+    """The same where a look is most of the program, which is compiled once.
+
+    Args:
+      asked: the products.
+      rescale: see :class:`Asked`.
+      look: to (products, what is known after it).
+      roster_of: what is known, to the roster.
+      varying: types what the loop starts from as what is computed in it.
+      dtype: of decisions.
+
+    Returns:
+      (what a look gave, scale).
+    """
+    plain = asked._replace(rescale=None)
+    at = lambda scale: look(plain._replace(scale=scale))
+
+    def turn(carry: Any, first: Array) -> tuple[Any, None]:
+        found, scale = carry
+        found = lax.cond(first | (scale != 1), lambda: at(scale), lambda: found)
+        wanted = lambda: rescale(found[0], roster_of(found[1]))
+        return (found, jnp.where(first, wanted(), scale)), None
+
+    one = jnp.ones((), dtype)
+    shapes = jax.eval_shape(at, one)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(turn, varying((empty, one)), jnp.arange(2) == 0)[0]
 
 
 class Source(Protocol):

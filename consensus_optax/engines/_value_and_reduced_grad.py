@@ -13,13 +13,21 @@ from jax.sharding import PartitionSpec
 from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, Arranged, arranger
 from consensus_optax._gradients.per_example import value_and_rows
-from consensus_optax._rows.explicit import Explicit, automatic, freed
+from consensus_optax._rows.explicit import (
+    Explicit,
+    automatic,
+    explicit_mesh,
+    freed,
+)
 from consensus_optax._rows.stack import as_stack, checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._running.reducer import Reducer, finished, rule_of
 from consensus_optax._running.run import run
 from consensus_optax._typing import Array, AxisName
+from consensus_optax.engines.backward.choice import is_held
+from consensus_optax.engines.backward.passes import Batch
+from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.aggregator import Sharded
 from consensus_optax.engines.microbatches.batches import Microbatches, row_indices
 from consensus_optax.engines.microbatches.source import Computed
@@ -37,6 +45,7 @@ def value_and_reduced_grad(
     prng_argnum: int | None = None,
     spmd_axis_name: AxisName | None = None,
     microbatch_size: int | None = None,
+    hold_rows: bool | None = None,
 ) -> Callable[..., Any]:
     r"""Like ``jax.value_and_grad``, with a reducer in place of the mean.
 
@@ -54,6 +63,19 @@ def value_and_reduced_grad(
     columns   one leaf at a time           the stack (B, P) is held, activations of m
     ========= ============================ ========================================
 
+    Without microbatches rows are held where that takes little. Factors of T terms are
+    larger than the rows that they multiply to once T is about half of a layer's width,
+    as in language models, and B rows of all layers then take more than all else in a
+    step. So they are reduced inside of the backward pass: in the body of a ``lax.scan``
+    over layers, or between layers written one after the other, a leaf is folded, or
+    inner products are taken, as soon as it is there. For a fold that is one pass, and
+    one more in a step in which a row turns out to be non-finite; a weighting looks, a
+    second time where rows are nearly equal, and combines, each in a pass of its own, so
+    it takes up to twice the time (three times). Held as ever is what is added up before
+    it is whole, weights that are used in several places or in every step of a
+    recurrence; so are all rows by columns and mixings, on explicit mesh axes, and on a
+    mesh by rules that deal rows out.
+
     With :func:`sharded` it is called inside ``jax.shard_map``, on the examples of the
     device; value, update and state are those of all. Microbatches then are the
     device's: folds, and weightings of norms or of nothing, hold and send what they do
@@ -70,6 +92,9 @@ def value_and_reduced_grad(
       prng_argnum: which argument is a random key.
       spmd_axis_name: mesh axes that cut the rows.
       microbatch_size: rows computed at a time, None for all. B need not divide.
+      hold_rows: without microbatches, whether rows are held while the rule looks at
+        them (True), or reduced inside of the backward pass (False). None: held if that
+        takes at most four times the bytes of the parameters, or 256 MiB.
 
     Returns:
       A function ``reduced(*args, state, weights=None, **kwargs)`` that gives (value,
@@ -103,6 +128,19 @@ def value_and_reduced_grad(
     )
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
+    if hold_rows is not None:
+        _check.flag("hold_rows", hold_rows)
+    if hold_rows is not None and microbatch_size is not None:
+        _check.fail("hold_rows", "None with `microbatch_size`", hold_rows)
+
+    def is_to_be_held(batch: Batch) -> bool:
+        if hold_rows is None:
+            computes = reducer.computes if on_mesh else True
+            return not computes or is_held(rule, batch, on_mesh)
+        if not hold_rows and explicit_mesh(batch.arranged.args):
+            wanted = "None or True with arrays along explicit mesh axes"
+            _check.fail("hold_rows", wanted, hold_rows)
+        return hold_rows
 
     def reduced(
         *args: Any, state: Any = None, weights: Array | None = None, **kwargs: Any
@@ -118,8 +156,24 @@ def value_and_reduced_grad(
             mean = automatic(_mean, of_rows, PartitionSpec())
             return (mean, value[1]) if has_aux else mean
 
+        def computed(
+            local: Computed | Backward, weights: Any, state: Any, own: Arranged
+        ) -> Any:
+            """What comes out of rows that are computed when they are looked at."""
+            stack = as_stack(jax.tree.map(_one_row, local.params), local.params)
+            source = reducer.source(local) if on_mesh else local
+            outcome, source = run(rule, source, state.rule_state)
+            leaves, new = finished(stack, outcome, source.seen)
+            mean = mean_of(source.seen.value, weights, own)
+            return mean, stack.rebuild(leaves), new
+
         if microbatch_size is None or microbatch_size >= arranged.num_rows:
             of_row = functools.partial(fun, **kwargs)
+            batch = Batch(of_row, has_aux, arranged, params)
+            if microbatch_size is None and not is_to_be_held(batch):
+                given = checked_weights(weights, arranged.num_rows, batch.dtype)
+                local = Backward.of(batch, given, state.step)
+                return computed(local, weights, state, arranged)
             value, rows = value_and_rows(of_row, arranged, has_aux)
             update, new = reducer.update(
                 rows, state, params, weights=weights, values=losses(value)
@@ -131,18 +185,12 @@ def value_and_reduced_grad(
         def in_microbatches(args: Any, kwargs: Any, weights: Any, state: Any) -> Any:
             own = arranged._replace(args=args)
             params = arrays_of(own.differentiated(args))
-            stack = as_stack(jax.tree.map(_one_row, params), params)
-            checked = checked_weights(weights, own.num_rows, stack.dtype)
+            checked = checked_weights(weights, own.num_rows, decision_dtype(params))
             indices = row_indices(own.num_rows, microbatch_size)
             micro = Microbatches(
                 fun, has_aux, own, kwargs, lie, params, checked, indices
             )
-            computed = Computed.of(micro, state.step)
-            source = reducer.source(computed) if on_mesh else computed
-            outcome, source = run(rule, source, state.rule_state)
-            leaves, new = finished(stack, outcome, source.seen)
-            mean = mean_of(source.seen.value, weights, own)
-            return mean, stack.rebuild(leaves), new
+            return computed(Computed.of(micro, state.step), weights, state, own)
 
         value_spec = (PartitionSpec(), arranged.cut) if has_aux else PartitionSpec()
         specs = value_spec, Explicit.of(params).specs, Explicit.of(state).specs

@@ -163,3 +163,40 @@ def test_wide_rows_are_cut_where_they_fill_the_cache(width):
     text = of_cpu.trace(x, y).lower(lowering_platforms=("cpu",)).as_text()
     assert text.count("stablehlo.while") == (width >= 16384)
     assert (f"tensor<{B}x8192xf32>" in text) == (width >= 16384)
+
+
+@pytest.mark.parametrize("name", ["multiplied out", "in blocks"])
+def test_squared_norms_from_rows_multiplied_out_in_blocks(name):
+    terms, m, n, _ = SHAPES[name]
+    x = factored(B, 0, terms, m, n)
+    rows, sizes = exact(x)
+    # every entry is a sum of its own
+    squares = jax.jit(lambda x: gramians.squares(x, jnp.float32))(x)
+    depth = terms * rows.shape[1]
+    assert_sums(squares, (rows**2).sum(1), (sizes**2).sum(1), depth)
+
+
+def test_squared_norms_of_looked_up_rows_one_by_one():
+    random = np.random.default_rng(2)
+    places = jnp.asarray(random.integers(-1, 7, (B, 9)), jnp.int32)
+    found = jnp.asarray(random.normal(size=(B, 9, 4)), jnp.float32)
+    rows = co.OuterProduct(places, found, (6, 4)).materialize()
+    squares = gramians.squares(co.OuterProduct(places, found, (6, 4)), jnp.float32)
+    np.testing.assert_allclose(squares, (rows**2).sum((1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["multiplied out", "in blocks"])
+def test_rows_less_one_of_them(name):
+    """Nearly equal ones, of which what is left has every digit that the rows have."""
+    terms, m, n, _ = SHAPES[name]
+    x = factored(B, 0, terms, m, n)
+    near = x.left[:1] + 1e-3 * (x.left - x.left[:1])
+    x = co.OuterProduct(near, jnp.broadcast_to(x.right[:1], x.right.shape), (m, n))
+    rows, sizes = exact(x)
+    got = jax.jit(lambda x: gramians.gramian_about(x, jnp.int32(3), jnp.float32))(x)
+    apart = rows - rows[3]
+    wanted = apart @ apart.T
+    # rows are rounded at their own size, and what is left of them is multiplied
+    slack = terms * np.finfo(np.float32).eps * sizes.max() * np.abs(apart).sum(1).max()
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=2 * slack)
+    assert not np.asarray(got)[3].any()

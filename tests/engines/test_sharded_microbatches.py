@@ -126,5 +126,7 @@ def test_what_cannot_be_together_is_an_error():
     with pytest.raises(ValueError, match=r"inside of a `jax\.shard_map`"):
         reduced(outside, 2)(params, batch, weights)
     for options in ({"wire_dtype": jnp.bfloat16}, {"param_specs": P()}):
-        with pytest.raises(ValueError, match="Leave `microbatch_size` out"):
+        with pytest.raises(
+            ValueError, match="Leave `microbatch_size` and `hold_rows` out"
+        ):
             on_mesh(co.median(), 2, given, **options)

@@ -1,8 +1,9 @@
 """The law of sources: an answer does not depend on how the rows are obtained.
 
-Every rule, three steps with its state, from rows in memory, in microbatches, on a mesh,
-and in microbatches on a mesh, on stacks with far, nearly equal, zero, absent and broken
-rows. All stacks of one (rule, source) are one compiled program.
+Every rule, three steps with its state, from rows in memory, in microbatches, reduced
+inside of the backward pass, on a mesh, and both on a mesh, on stacks with far, nearly
+equal, zero, absent and broken rows. All stacks of one (rule, source) are one compiled
+program.
 """
 
 import functools
@@ -30,6 +31,33 @@ def loss(weights, batch):
     """Linear, so that the gradient of a row is the row, to the bit."""
     inner = jax.tree.map(lambda w, x: jnp.vdot(w, x[0]), weights, batch)
     return sum(jax.tree.leaves(inner))
+
+
+def loss_of_layers(weights, batch):
+    """The same loss, of products: one kernel in a scan over layers, one outside of it.
+
+    A row is a product with the identity, exact. So is the value, which rules may read.
+    """
+    rows, ones = batch
+
+    def product(w, x):
+        eye = ones[0] * jnp.eye(w.shape[0], dtype=w.dtype)  # for every row its own
+        return jnp.vdot(x, eye @ w)
+
+    def layer(total, both):
+        return total + product(*both), None
+
+    halves = lambda x: x.reshape(2, 2, 4)  # of the kernel, two layers
+    inside = weights["block"]["kernel"], rows["block"]["kernel"][0]
+    total, _ = jax.lax.scan(layer, 0 * ones[0], tuple(map(halves, inside)))
+    total += product(weights["layers"][0], rows["layers"][0][0])
+    for name in ("scale", "empty"):
+        total += jnp.vdot(weights[name], rows[name][0])
+    return (
+        loss(jax.lax.stop_gradient(weights), rows)
+        + total
+        - jax.lax.stop_gradient(total)
+    )
 
 
 @functools.cache
@@ -109,6 +137,14 @@ def computed(size):
     return update_of
 
 
+def inside(reducer, rows, weights, state):
+    """Reduced where the backward pass makes them."""
+    step = co.value_and_reduced_grad(loss_of_layers, reducer, hold_rows=False)
+    batch = rows, jnp.ones_like(weights)
+    _, update, new = step(params_like(rows), batch, state=state, weights=weights)
+    return update, new
+
+
 def params_like(rows):
     return params(jax.tree.leaves(rows)[0].dtype)
 
@@ -120,10 +156,12 @@ def loss_values(rows):
 
 MESH = 4
 SOURCES = {
-    "microbatches of 5": (5, None),
-    "microbatches of 1": (1, None),
-    "mesh": (None, MESH),
-    "microbatches of 2 on a mesh": (2, MESH),
+    "microbatches of 5": (computed(5), None),
+    "microbatches of 1": (computed(1), None),
+    "backward pass": (inside, None),
+    "mesh": (given_rows, MESH),
+    "microbatches of 2 on a mesh": (computed(2), MESH),
+    "backward pass on a mesh": (inside, MESH),
 }
 
 
@@ -137,11 +175,11 @@ def outcomes(row, source, dtype=np.float32):
 
 def in_steps(reducer, source, rows, weights, stepper):
     """What a stepper makes of rows (S, STEPS, ROWS, P) that come from a source."""
-    size, devices = SOURCES[source] if source else (None, None)
+    update_of, devices = SOURCES[source] if source else (given_rows, None)
     start, dtype = reducer.init(params(rows.dtype)), rows.dtype
     if devices:
         reducer = co.sharded(reducer, "data")
-    steps = stepper(reducer, computed(size) if size else given_rows)
+    steps = stepper(reducer, update_of)
     program = jax.vmap(steps, (0, 0, None))
     if devices:
         by_row = PartitionSpec(None, None, "data")

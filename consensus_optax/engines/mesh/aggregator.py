@@ -6,6 +6,7 @@ from consensus_optax._rules.kinds import Rule
 from consensus_optax._running.reducer import Aggregator
 from consensus_optax._running.run import floating_leaves
 from consensus_optax._typing import Array
+from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import is_inside, specs_of, spread_of
@@ -30,19 +31,25 @@ class Sharded(Aggregator):
         inside = is_inside(self.axes)
         return Exchange(self.axes, []).collect_rows(own) if inside else own
 
-    def source(self, local: Computed) -> Shared:
-        """The rows of all devices, that each computes a few at a time.
+    @property
+    def computes(self) -> bool:
+        """Whether, where this is asked, `source` is to be had."""
+        return self.plain and is_inside(self.axes)
+
+    def source(self, local: Computed | Backward) -> Shared:
+        """The rows of all devices, that each computes when they are looked at.
 
         Raises:
           ValueError: when traced, where that is not to be had.
         """
-        if not (self.plain and is_inside(self.axes)):
+        if not self.computes:
             raise ValueError(
-                "A sharded reducer takes microbatches inside of a `jax.shard_map` over "
-                f"its axes {self.axes} alone, and without `param_specs` and "
-                "`wire_dtype`. Leave `microbatch_size` out, or these."
+                "A sharded reducer takes microbatches, and rows that are not held, "
+                f"inside of a `jax.shard_map` over its axes {self.axes} alone, and "
+                "without `param_specs` and `wire_dtype`. Leave `microbatch_size` and "
+                "`hold_rows` out, or these."
             )
-        params = local.microbatches.params
+        params = local.params
         leaves = floating_leaves(params)
         pairs = zip(leaves, specs_of(params, None), strict=True)
         exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])

@@ -21,9 +21,12 @@ from consensus_optax._rules.kinds import Columns, Fold, Reads
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Asked, Seen, Source, rescaled
 from consensus_optax._typing import Array
+from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange, narrowed
 from consensus_optax.engines.mesh.factors import as_travelling, bytes_each
 from consensus_optax.engines.microbatches.source import Computed
+
+Local = Memory | Computed | Backward
 
 
 class Shared(NamedTuple):
@@ -38,7 +41,7 @@ class Shared(NamedTuple):
     """
 
     exchange: Exchange
-    local: Memory | Computed
+    local: Local
     dtypes: list[Any]
     per_row: tuple[str, ...]
     seen: Seen
@@ -47,7 +50,7 @@ class Shared(NamedTuple):
     def of(
         cls,
         exchange: Exchange,
-        local: Memory | Computed,
+        local: Local,
         dtypes: list[Any],
         per_row: tuple[str, ...],
     ) -> Shared:
@@ -56,7 +59,7 @@ class Shared(NamedTuple):
         roster = seen.roster._replace(coordinates=exchange.of_rows())
         local = local._replace(seen=seen._replace(roster=roster))
         source = cls(exchange, local, dtypes, per_row, local.seen)
-        if isinstance(local, Computed):
+        if not isinstance(local, Memory):
             return source
         return source._replace(seen=source._of_all(local.seen))
 
@@ -141,7 +144,7 @@ class Shared(NamedTuple):
     def _dealt(self, signs: bool = False) -> Memory:
         """All rows of this device's coordinates, leaf by leaf (B, width)."""
         exchange, local = self.exchange, self.local
-        if isinstance(local, Computed):
+        if not isinstance(local, Memory):
             blocks, local = local.multiplied_out(exchange.deal, signs)
             return Memory(blocks, self._after(local)._in_blocks)
         count, dtype = exchange.num_devices, self.seen.roster.weights.dtype
@@ -156,7 +159,7 @@ class Shared(NamedTuple):
         roster = self.seen.roster._replace(coordinates=coordinates)
         return self.seen._replace(roster=roster)
 
-    def _after(self, local: Memory | Computed) -> Shared:
+    def _after(self, local: Local) -> Shared:
         """The same once the device's own rows have been looked at."""
         if local is self.local:
             return self
@@ -184,7 +187,7 @@ class Shared(NamedTuple):
 
         One narrow row travels without loss in fewer bytes.
         """
-        if isinstance(self.local, Computed):  # rows would have to be held
+        if not isinstance(self.local, Memory):  # rows would have to be held
             return True
         leaves, wide = self._leaves, self.seen.roster.weights.dtype.itemsize
         sizes = [x.dtype.itemsize for x in leaves]
@@ -198,7 +201,7 @@ class Shared(NamedTuple):
 
         Statistics are in the dtype of decisions, signs in int8.
         """
-        if isinstance(self.local, Computed):  # as above
+        if not isinstance(self.local, Memory):  # as above
             return True
         wide = self.seen.roster.weights.dtype.itemsize * rule.num_arrays
         merged = self._bytes([wide] * len(self._leaves))
@@ -217,12 +220,12 @@ class Shared(NamedTuple):
 
     def _row_dtypes(self, combined: list[Array]) -> list[Any]:
         """Those in which rows, or what they combine to, travel."""
-        computed = isinstance(self.local, Computed)
+        computed = not isinstance(self.local, Memory)
         return [leaf.dtype for leaf in (combined if computed else self._leaves)]
 
     @property
     def _leaves(self) -> list[Leaf]:
         """The rows held, which no one has mixed yet."""
-        if isinstance(self.local, Computed):
+        if not isinstance(self.local, Memory):
             return []
         return [leaf for leaf in self.local.leaves if not isinstance(leaf, Mixed)]

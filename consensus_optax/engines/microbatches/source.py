@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
@@ -20,8 +19,8 @@ from consensus_optax._running.memory import (
     toward,
     with_target,
 )
-from consensus_optax._running.source import Asked, Seen
-from consensus_optax._typing import Array
+from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
+from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.microbatches.batches import Block, Microbatches
 from consensus_optax.engines.microbatches.pairs import gramians
 
@@ -58,37 +57,26 @@ class Computed(NamedTuple):
         roster = Roster(microbatches.weights, step, extra or {})
         return cls(microbatches, Seen(roster, jnp.zeros((), jnp.int32)))
 
+    @property
+    def params(self) -> Tree:
+        """What rows are gradients of."""
+        return self.microbatches.params
+
     def inner(self, asked: Asked) -> tuple[Any, Computed]:
         """Norms in one pass; so is what only finds out who is there."""
         if asked.rescale is None:
             products, kept = self._look(asked)
             return products, self._after(kept)
-        return self._rescaled(asked, asked.rescale)
-
-    def _rescaled(
-        self, asked: Asked, rescale: Callable[[Any, Roster], Array]
-    ) -> tuple[Any, Computed]:
-        """One look, or two of which the second is at another scale.
-
-        In a loop: it is most of the program, and is compiled once.
-        """
-        look = lambda scale: self._look(asked._replace(scale=scale, rescale=None))
-
-        def turn(carry: Any, first: Array) -> tuple[Any, None]:
-            found, scale = carry
-            wanted = first | (scale != 1)
-            found = lax.cond(wanted, lambda: look(scale), lambda: found)
-            roster = self._after(found[1]).seen.roster
-            return (found, jnp.where(first, rescale(found[0], roster), scale)), None
-
-        one = jnp.ones((), self.seen.roster.weights.dtype)
-        empty = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(look, one)
+        (products, kept), scale = rescaled_in_a_loop(
+            asked,
+            asked.rescale,
+            self._look,
+            lambda kept: self._after(kept).seen.roster,
+            self.microbatches.arranged.varying,
+            self.seen.roster.weights.dtype,
         )
-        start = self.microbatches.arranged.varying((empty, one))
-        (found, scale), _ = lax.scan(turn, start, jnp.arange(2) == 0)
-        source = self._after(found[1])
-        return found[0], source._replace(seen=source.seen._replace(scale=scale))
+        source = self._after(kept)
+        return products, source._replace(seen=source.seen._replace(scale=scale))
 
     def _look(self, asked: Asked) -> tuple[Any, Any]:
         """The products, and what a pass leaves behind; see :meth:`_after`."""

@@ -1,0 +1,62 @@
+"""Whether rows are held, or reduced inside of the backward pass: what either takes."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+
+from consensus_optax._gradients.per_example import value_and_rows
+from consensus_optax._rows.explicit import explicit_mesh
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rules.kinds import Among, Fold, Reads, Rule, Weighting
+from consensus_optax.engines.backward.passes import Batch
+
+# A step with Adam has as much for parameters, gradients and two moments.
+_TIMES_PARAMETERS = 4
+# Bytes that nobody misses.
+_FEW = 2**28
+
+
+def is_held(rule: Rule, batch: Batch, on_mesh: bool) -> bool:
+    """Whether the rows of all leaves are held while the rule reads them.
+
+    Held they take the bytes of their factors, or of the stack (B, P) leaf by leaf where
+    that is less, for as long as the rule looks at them. Reduced inside of the backward
+    pass they take nothing, but every look is a pass: a fold has one look, a weighting
+    two, so it takes up to twice the time of one that holds its rows. So rows are held
+    up to four times the bytes of the parameters, or up to 256 MiB, and by rules that
+    look at all rows of a coordinate.
+    """
+    if not _reads_in_passes(rule, on_mesh) or explicit_mesh(batch.arranged.args):
+        return True
+    params = sum(_bytes(leaf) for leaf in jax.tree.leaves(batch.params))
+    most = max(_TIMES_PARAMETERS * params, _FEW)
+    if batch.arranged.num_rows * params <= most:
+        return True
+    of_rows = functools.partial(value_and_rows, batch.fun, has_aux=batch.has_aux)
+    rows = jax.eval_shape(lambda: of_rows(batch.arranged))[1]
+    leaves = jax.tree.leaves(rows, is_leaf=is_outer_product)
+    arrays = [[x.left, x.right] if is_outer_product(x) else [x] for x in leaves]
+    return sum(_bytes(x) for each in arrays for x in each) <= most
+
+
+def _reads_in_passes(rule: Rule, on_mesh: bool) -> bool:
+    """Whether a rule asks for nothing but sums over rows, or inner products of them.
+
+    On a mesh those of pairs are taken of rows that are held anyway.
+    """
+    match rule:
+        case Fold():
+            return True
+        case Weighting():
+            return not on_mesh or not Reads(rule.reads).pairs
+        case Among():
+            several = rule.selector, rule.rule
+            return all(_reads_in_passes(each, on_mesh) for each in several)
+    return False
+
+
+def _bytes(array: jax.Array | jax.ShapeDtypeStruct) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize

@@ -1,0 +1,209 @@
+"""A source that reduces its rows inside of the backward pass which makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from consensus_optax._gradients.claims import Claim
+from consensus_optax._gradients.per_example import value_and_rows
+from consensus_optax._rows.finite import finite_rows
+from consensus_optax._rows.stack import as_stack
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._running.memory import Memory, over_leaves
+from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
+from consensus_optax._typing import Array, Tree
+from consensus_optax.engines.backward.passes import (
+    Batch,
+    Found,
+    in_memory,
+    zeros_like,
+)
+
+
+class Backward(NamedTuple):
+    """Rows of which nothing is held beyond the layer that a backward pass is at.
+
+    Every look is one pass: of inner products, of statistics, of a combination. A fold
+    takes all rows to be sound, which the same pass tells, and does it again if one is
+    not. Who looks at all rows of a coordinate holds them.
+
+    Attributes:
+      batch: what rows are computed of.
+      seen: see `Source`.
+      known: whether a pass has told which rows are sound.
+    """
+
+    batch: Batch
+    seen: Seen
+    known: bool = False
+
+    @classmethod
+    def of(cls, batch: Batch, weights: Array, step: Array) -> Backward:
+        """The source before anything has been computed; weights may be wrong, < 0."""
+        roster = Roster(weights, step, {})
+        return cls(batch, Seen(roster, jnp.zeros((), jnp.int32)))
+
+    @property
+    def params(self) -> Tree:
+        """What rows are gradients of."""
+        return self.batch.params
+
+    def inner(self, asked: Asked) -> tuple[Any, Backward]:
+        """One pass, or two of which the second is at another scale."""
+        if asked.rescale is None:
+            products, told = self._look(asked)
+            return products, self._told(*told)
+        (products, told), scale = rescaled_in_a_loop(
+            asked,
+            asked.rescale,
+            self._look,
+            lambda told: self._told(*told).seen.roster,
+            self.batch.arranged.varying,
+            self.batch.dtype,
+        )
+        source = self._told(*told)
+        return products, source._replace(seen=source.seen._replace(scale=scale))
+
+    def _look(self, asked: Asked) -> tuple[Any, Any]:
+        """The products, and what a pass has told; see :meth:`_told`."""
+        roster, previous = self.seen.roster, asked.previous
+        olds = None if previous is None else roster.coordinates.own(previous)
+        part = lambda olds: asked._replace(previous=olds)
+
+        def read(rows: Memory, claim: Claim) -> tuple[Any, tuple[()]]:
+            own = None if olds is None else [claim.like]
+            return rows.inner(part(own)._replace(per_leaf=False))[0], ()
+
+        found = self.batch.read(roster, read, olds)
+        told = self._sound(found)
+        if asked.reads == Reads.NOTHING:
+            return None, told
+        made = {i: leaf.sums for i, leaf in found.made.items()}
+        products = list(made.values())
+        if found.rest:
+            own = None if olds is None else [olds[i] for i in found.rest]
+            memory = in_memory(list(found.rest.values()), roster)
+            of_rest, _ = memory.inner(part(own))
+            if asked.per_leaf:
+                made |= dict(zip(found.rest, list(of_rest), strict=True))
+                products = [made[i] for i in range(len(made))]
+            else:
+                products = [*products, of_rest]
+        masked = _of_present(over_leaves(asked, products), asked, told[0] > 0)
+        return roster.coordinates.total(masked), told
+
+    def combine(self, weights: Array, exact: bool = False) -> list[Array]:
+        """One pass, which adds in the dtype of decisions.
+
+        A plain backward pass of the weighted losses would round weights and sums to the
+        dtype in which the model computes.
+        """
+        del exact  # nothing travels
+        own = lambda leaves: weights if weights.ndim == 1 else weights[np.array(leaves)]
+
+        def read(rows: Memory, claim: Claim) -> tuple[tuple[()], Array]:
+            return (), rows.combine(own([claim.leaf]))[0]
+
+        roster = self.seen.roster
+        found = self.batch.read(roster, read)
+        by_leaf = {i: leaf.likes for i, leaf in found.made.items()}
+        if found.rest:
+            memory = in_memory(list(found.rest.values()), roster)
+            combined = memory.combine(own(list(found.rest)))
+            by_leaf |= dict(zip(found.rest, combined, strict=True))
+        return [by_leaf[i] for i in range(len(by_leaf))]
+
+    def statistics(self, rule: Fold) -> tuple[list[list[Array]], Backward]:
+        """One pass; two where that finds a row that cannot count."""
+        if self.known:
+            return self._merged(rule)[0], self
+
+        def again(carry: Any) -> Any:
+            _, weights, _ = carry
+            merged, found = self.among(weights)._merged(rule)
+            told = self._sound(found)
+            settled = jnp.all((weights > 0) == (told[0] > 0))
+            return settled, told[0], (merged, told)
+
+        given = jnp.maximum(self.seen.roster.weights, 0)
+        shapes = jax.eval_shape(lambda: again((None, given, None)))[2]
+        start = jnp.zeros((), bool), given, zeros_like(shapes)
+        goes_on = lambda carry: ~carry[0]
+        start = self.batch.arranged.varying(start)
+        _, _, (merged, told) = lax.while_loop(goes_on, again, start)
+        return merged, self._told(*told)
+
+    def columns(self, rule: Columns) -> tuple[list[Array], Memory]:
+        """Rows are held, factored where that takes less."""
+        return self._held().columns(rule)
+
+    def among(self, weights: Array) -> Backward:
+        """Nothing is computed yet."""
+        return self._replace(seen=self.seen.among(weights))
+
+    def mixed(self, matrix: Array, weights: Array) -> Memory:
+        """As for columns."""
+        return self._held().mixed(matrix, weights)
+
+    def multiplied_out(
+        self, send: Callable[[list[Array]], list[Array]], signs: bool
+    ) -> tuple[list[Array], Memory]:
+        """What ``send`` makes of the rows as arrays."""
+        return self._held().multiplied_out(send, signs)
+
+    def _merged(self, rule: Fold) -> tuple[list[list[Any]], Found]:
+        """Statistics of the rows of this roster, and all else that the pass found."""
+        roster = self.seen.roster
+
+        def read(rows: Memory, claim: Claim) -> tuple[tuple[()], Any]:
+            del claim
+            return (), [leaf for (leaf,) in rows.statistics(rule)[0]]
+
+        found = self.batch.read(roster, read)
+        by_leaf = {i: leaf.likes for i, leaf in found.made.items()}
+        if found.rest:
+            memory = in_memory(list(found.rest.values()), roster)
+            each = zip(*memory.statistics(rule)[0], strict=True)
+            by_leaf |= dict(zip(found.rest, map(list, each), strict=True))
+        leaves = [by_leaf[i] for i in range(len(by_leaf))]
+        return [list(each) for each in zip(*leaves, strict=True)], found
+
+    def _held(self) -> Memory:
+        """The rows in memory."""
+        batch = self.batch
+        value, rows = value_and_rows(batch.fun, batch.arranged, batch.has_aux)
+        stack = as_stack(rows, batch.params)
+        finite = finite_rows(stack.leaves, stack.dtype)
+        told = self._sound(Found(value, finite, {}, {}))
+        return Memory(stack.leaves, self._told(*told).seen)
+
+    def _sound(self, found: Found) -> tuple[Array, Array, Any]:
+        """What a pass tells: weights of sound rows, how many are not, values."""
+        given = self.seen.roster.weights
+        if self.known:
+            return given, self.seen.num_nonfinite, found.value
+        sound = found.finite & (given > 0)
+        num_wrong = jnp.sum((given != 0) & ~sound, dtype=jnp.int32)
+        return jnp.where(sound, given, 0), num_wrong, found.value
+
+    def _told(self, weights: Array, num_nonfinite: Array, value: Any) -> Backward:
+        """The source with what is then known."""
+        roster = self.seen.roster
+        extra = {**roster.extra, "values": self.batch.losses(value)}
+        roster = roster._replace(weights=weights, extra=extra)
+        return self._replace(seen=Seen(roster, num_nonfinite, value), known=True)
+
+
+def _of_present(products: Array, asked: Asked, present: Array) -> Array:
+    """Inner products with zeros for rows that turned out not to be there."""
+    extra = products.shape[-1] - present.shape[0]  # an update
+    present = jnp.pad(present, (0, extra), constant_values=True)
+    if not asked.reads.pairs:
+        return jnp.where(jnp.broadcast_to(present, products.shape), products, 0)
+    return jnp.where(present[:, None] & present[None, :], products, 0)
