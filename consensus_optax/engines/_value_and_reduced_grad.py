@@ -22,7 +22,13 @@ from consensus_optax._rows.explicit import (
 from consensus_optax._rows.stack import as_stack, checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import decision_dtype
-from consensus_optax._running.reducer import Reducer, finished, rule_of
+from consensus_optax._rules.kinds import WORDS
+from consensus_optax._running.reducer import (
+    Reducer,
+    finished,
+    rule_of,
+    with_checked_target,
+)
 from consensus_optax._running.run import run
 from consensus_optax._typing import Array, AxisName
 from consensus_optax.engines.backward.choice import is_held
@@ -97,11 +103,12 @@ def value_and_reduced_grad(
         takes at most four times the bytes of the parameters, or 256 MiB.
 
     Returns:
-      A function ``reduced(*args, state, weights=None, **kwargs)`` that gives (value,
-      update, state), or ((value, aux), update, state): the value is the weighted mean
-      over the rows that are there, aux has a leading axis B. ``state`` comes from
-      ``reducer.init(params)``; ``weights`` are those of the reducer's ``update``. Rules
-      that read losses find them as ``values``.
+      A function ``reduced(*args, state, weights=None, extra=None, **kwargs)`` that
+      gives (value, update, state), or ((value, aux), update, state): the value is the
+      weighted mean over the rows that are there, aux has a leading axis B. ``state``
+      comes from ``reducer.init(params)``; ``weights`` are those of the reducer's
+      ``update``, ``extra`` a dict of its other keywords, such as ``target``. Rules that
+      read losses find them as ``values``; ``kwargs`` are the loss's.
 
     Raises:
       ValueError: as :func:`per_example_grad` and the reducer do.
@@ -143,11 +150,18 @@ def value_and_reduced_grad(
         return hold_rows
 
     def reduced(
-        *args: Any, state: Any = None, weights: Array | None = None, **kwargs: Any
+        *args: Any,
+        state: Any = None,
+        weights: Array | None = None,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Any:
         _check.state(state, "reduced(params, batch, state=state)")
         arranged = arrange(args)
         params = arrays_of(arranged.differentiated(args))
+        words = dict(extra or {})
+        _check.known_words(words, WORDS)
+        words = with_checked_target(words, params)
         losses = lambda value: value[0] if has_aux else value
 
         def mean_of(value: Any, weights: Any, own: Arranged) -> Any:
@@ -172,17 +186,18 @@ def value_and_reduced_grad(
             batch = Batch(of_row, has_aux, arranged, params)
             if microbatch_size is None and not is_to_be_held(batch):
                 given = checked_weights(weights, arranged.num_rows, batch.dtype)
-                local = Backward.of(batch, given, state.step)
+                local = Backward.of(batch, given, state.step, words)
                 return computed(local, weights, state, arranged)
             value, rows = value_and_rows(of_row, arranged, has_aux)
-            update, new = reducer.update(
-                rows, state, params, weights=weights, values=losses(value)
-            )
+            words = {"values": losses(value), **(extra or {})}
+            update, new = reducer.update(rows, state, params, weights=weights, **words)
             return mean_of(value, weights, arranged), update, new
 
         lie = Explicit.of((arranged.args, kwargs))
 
-        def in_microbatches(args: Any, kwargs: Any, weights: Any, state: Any) -> Any:
+        def in_microbatches(
+            args: Any, kwargs: Any, weights: Any, state: Any, words: Any
+        ) -> Any:
             own = arranged._replace(args=args)
             params = arrays_of(own.differentiated(args))
             checked = checked_weights(weights, own.num_rows, decision_dtype(params))
@@ -190,11 +205,12 @@ def value_and_reduced_grad(
             micro = Microbatches(
                 fun, has_aux, own, kwargs, lie, params, checked, indices
             )
-            return computed(Computed.of(micro, state.step), weights, state, own)
+            local = Computed.of(micro, state.step, words)
+            return computed(local, weights, state, own)
 
         value_spec = (PartitionSpec(), arranged.cut) if has_aux else PartitionSpec()
         specs = value_spec, Explicit.of(params).specs, Explicit.of(state).specs
-        given = arranged.args, kwargs, weights, state
+        given = arranged.args, kwargs, weights, state, words
         return freed(in_microbatches, given, specs)
 
     return reduced

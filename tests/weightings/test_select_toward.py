@@ -185,6 +185,49 @@ def test_on_a_mesh(inside, target):
     jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), got, expected)
 
 
+@pytest.mark.parametrize("way", ["microbatches", "inside", "microbatches on a mesh"])
+@pytest.mark.parametrize("target", ["given", "previous"])
+def test_rows_that_are_computed(way, target):
+    """A scanned layer among them, so that something is reduced inside of the pass."""
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / 8, jnp.float32)
+    params = {"layers": draw(3, 96, 96), "head": draw(96, 4)}
+    x, direction = draw(ROWS, 2, 96), {"layers": draw(3, 96, 96), "head": draw(96, 4)}
+    rule = co.select_toward(target, min_cosine=0.0, by="product", top_k=5)
+    extra = {"target": direction} if target == "given" else {}
+
+    def loss(params, x):
+        layer = lambda h, w: (jnp.tanh(h @ w), None)
+        return jnp.sum(
+            (jax.lax.scan(layer, x, params["layers"])[0] @ params["head"]) ** 2
+        )
+
+    def two_steps(rule, params, x, extra, **options):
+        state, outs = rule.init(params), []
+        run = co.value_and_reduced_grad(loss, rule, **options)
+        for _ in range(2):
+            _, update, state = run(params, x, state=state, extra=extra)
+            outs.append(update)
+        return outs
+
+    ways = {"microbatches": {"microbatch_size": 3}, "inside": {"hold_rows": False}}
+    wanted = jax.jit(functools.partial(two_steps, rule))(params, x, extra)
+    if way in ways:
+        run = functools.partial(two_steps, rule, **ways[way])
+    else:
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+        on_mesh = co.sharded(rule, "data")
+        run = jax.shard_map(
+            functools.partial(two_steps, on_mesh, microbatch_size=1),
+            mesh=mesh,
+            in_specs=(P(), P("data"), P()),
+            out_specs=P(),
+        )
+    got = jax.jit(run)(params, x, extra)
+    # float32 sums over 96 and over 8 rows, in another order
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), got, wanted)
+
+
 def test_what_is_no_target():
     rule, (rows, target) = co.select_toward(), given()
     update = functools.partial(rule.update, rows, rule.init(PARAMS), PARAMS)

@@ -44,9 +44,11 @@ class Backward(NamedTuple):
     known: bool = False
 
     @classmethod
-    def of(cls, batch: Batch, weights: Array, step: Array) -> Backward:
+    def of(
+        cls, batch: Batch, weights: Array, step: Array, extra: dict[str, Any]
+    ) -> Backward:
         """The source before anything has been computed; weights may be wrong, < 0."""
-        roster = Roster(weights, step, {})
+        roster = Roster(weights, step, extra)
         return cls(batch, Seen(roster, jnp.zeros((), jnp.int32)))
 
     @property

@@ -51,10 +51,10 @@ class Computed(NamedTuple):
         cls,
         microbatches: Microbatches,
         step: Array,
-        extra: dict[str, Any] | None = None,
+        extra: dict[str, Any],
     ) -> Computed:
         """The source before anything has been computed."""
-        roster = Roster(microbatches.weights, step, extra or {})
+        roster = Roster(microbatches.weights, step, extra)
         return cls(microbatches, Seen(roster, jnp.zeros((), jnp.int32)))
 
     @property
