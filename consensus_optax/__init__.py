@@ -22,6 +22,7 @@ from consensus_optax import (
     update_transforms,
     weightings,
 )
+from consensus_optax._gradients.outputs import output_grad, output_value_and_grad
 from consensus_optax._gradients.per_example import (
     per_example_grad,
     per_example_value_and_grad,
@@ -51,6 +52,8 @@ __all__ = [
     # rows
     "per_example_grad",
     "per_example_value_and_grad",
+    "output_grad",
+    "output_value_and_grad",
     "task_grad",
     "task_value_and_grad",
     "OuterProduct",

@@ -37,7 +37,7 @@ def total(x: Any, y: Any) -> list[Any] | None:
     if x.right.ndim != y.right.ndim:
         return None
     layout = lambda p: (p.row_shape, p.steps, p.dtype, p.precision)
-    if layout(x) != layout(y):
+    if layout(x) != layout(y) or x.sides[1:] != y.sides[1:]:
         return None
     x, y = with_dense_left(x), with_dense_left(y)
     lefts = [z.left if x.is_shared and y.is_shared else z.factors[0] for z in (x, y)]

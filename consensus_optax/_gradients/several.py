@@ -59,7 +59,8 @@ def _layout(leaf: OuterProduct) -> Any:
     """What two products must have in common to be rows of one."""
     factors = [(x.ndim, x.dtype, x.shape[1:-2]) for x in (leaf.left, leaf.right)]
     precision = str(leaf.precision)
-    return leaf.row_shape, leaf.steps, leaf.dtype, precision, *factors
+    sides = leaf.row_shape, leaf.sides[1:], leaf.steps
+    return *sides, leaf.dtype, precision, *factors
 
 
 def _padded(leaf: OuterProduct, terms: int) -> OuterProduct:
