@@ -78,13 +78,12 @@ def dwa(steps_per_epoch: int, temperature: float = 2.0) -> Scalarizer:
         losses = as_losses(losses)
         older = of_each("state", state.older, losses)
         newer = of_each("state", state.newer, losses)
+        # So neither in the first two epochs: 0 stands for a mean that is not there.
         known = jnp.sign(older) * jnp.sign(newer) > 0
         rates = jnp.where(known, newer / jnp.where(known, older, 1), 1)
         heat = jnp.asarray(temperature).astype(losses.dtype)
         weights = losses.size * jax.nn.softmax(rates / heat)
-        early = state.step < 2 * steps_per_epoch
-        weights = jax.lax.stop_gradient(jnp.where(early, 1, weights))
-        return jnp.sum(weights * losses)
+        return jnp.sum(jax.lax.stop_gradient(weights) * losses)
 
     def update(losses: Array, state: DwaState, new_losses: Any = None) -> DwaState:
         del new_losses

@@ -103,7 +103,7 @@ def caf(num_byzantine: int) -> Reducer:
             values, vectors = jnp.linalg.eigh(matrix)  # ascending
             top = values[-1]
             wide = jnp.where(values[None, :] >= top * (1 - SAME), vectors, 0)
-            roots = jnp.sqrt(counts)
+            roots = jnp.sqrt(shares_of(counts))
             along = product(around, roots[:, None] * wide)  # (B, directions)
             along = jnp.where(counts[:, None] > 0, along, 0)
             scores = ((along / positive_or_one(jnp.abs(along).max())) ** 2).sum(1)

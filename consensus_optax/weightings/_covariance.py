@@ -10,16 +10,17 @@ from consensus_optax._typing import Gramian, Number, PerRow
 
 
 def about_mean(products: Gramian, counts: PerRow) -> Gramian:
-    """A quarter of the inner products of the rows less their mean, (B, B).
+    """A sixteenth of the inner products of the rows less their mean, (B, B).
 
-    A quarter, since they may be four times as large as those that are given.
+    They may be four times as large as those that are given, and nothing is divided by
+    the largest numbers there are: what one over these is, processors call zero.
 
     Args:
       products: inner products of the rows less some common point, (B, B).
       counts: (B,) >= 0, what each row counts in the mean.
     """
     shares = counts / positive_or_one(counts.sum())
-    products = products / 4
+    products = products / 16
     along = product(products, shares)
     return products - along[:, None] - along[None, :] + product(along, shares)
 

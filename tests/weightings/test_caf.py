@@ -22,15 +22,34 @@ def test_it_ends_and_drops_a_row_however_far(far):
 
 
 def test_directions_of_equal_spread_are_taken_together():
-    """A cross: no order of the rows, and no rotation, tells its arms apart."""
-    rows = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1], [0.5, 0.5], [0.25, 0]])
-    turned = rows @ np.array([[0.6, 0.8], [-0.8, 0.6]])
+    """Two triangles: no direction of their plane is wider than another."""
+    angles = 2 * np.pi * np.arange(3) / 3
+    triangle = lambda turn: np.stack([np.cos(angles + turn), np.sin(angles + turn)], 1)
+    triangles = np.concatenate([3 * triangle(0.4), triangle(1.0)])
+    rows = triangles + np.array([2.0, 1.0])
     random = np.random.default_rng(1)
-    for stack in (rows[:4], rows[[0, 1, 2, 3, 4]], turned[:4], turned[:5]):
-        wanted = first_update(co.caf(1), stack)
-        for _ in range(4):
-            got = first_update(co.caf(1), stack[random.permutation(len(stack))])
-            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+    for _ in range(4):
+        got = first_update(co.caf(2), rows[random.permutation(6)])
+        np.testing.assert_allclose(got, [2, 1], rtol=0, atol=1e-5)
+
+
+def test_the_counts_of_least_variance_are_kept_not_the_last():
+    """Fewer rows may spread more."""
+    random = np.random.default_rng(6)
+    for _ in range(10):
+        rows = random.normal(size=(6, 5)).astype(np.float32).astype(float)
+        wanted = spectral.caf(2)(rows.tolist(), [1.0] * 6)
+        got = first_update(co.caf(2), rows)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)  # of about 1
+
+
+def test_far_rows_on_both_sides_are_dropped_where_their_difference_is_infinite():
+    random = np.random.default_rng(2)
+    rows = random.normal(size=(8, 5)).astype(np.float32).astype(float)
+    rows[0], rows[1] = 0, 0
+    rows[0, 0], rows[1, 0] = 1.8e19, -1.7e19
+    got = first_update(co.caf(2), rows)
+    assert np.abs(got - rows[2:].mean(0)).max() <= np.ptp(rows[2:], 0).max()
 
 
 def test_counts_are_graded_not_only_zero_and_one():

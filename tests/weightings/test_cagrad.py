@@ -48,10 +48,10 @@ def test_the_update_is_in_the_ball_and_never_against_the_mean():
 
 def test_the_mean_where_no_step_helps_every_row():
     """Pareto-stationary: two rows cancel, the mean does not."""
-    rows = np.array([[0.0, 1.0], [0.0, -1.0], [3.0, 0.0]])
+    rows = np.array([[0.0, 2.0], [0.0, -1.0], [3.0, 0.0]])
     assert not first_update(co.cagrad(), rows).any()
     clipped = first_update(co.cagrad(clip=True), rows)
-    np.testing.assert_allclose(clipped, [1, 0], atol=1e-6)
+    np.testing.assert_allclose(clipped, [1, 1 / 3], atol=1e-6)
 
 
 def test_a_preference_for_one_row_clips_all_others_away():
