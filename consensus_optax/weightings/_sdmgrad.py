@@ -85,7 +85,7 @@ def sdmgrad(
       >>> params = jnp.zeros(2)
       >>> rows = jnp.array([[1., 0.], [0., 2.], [1., 0.], [0., 2.]])
       >>> update, state = rule.update(rows, rule.init(params), params)
-      >>> print([round(float(x), 3) for x in update])
+      >>> print([round(float(x), 2) for x in update])
       [0.8, 0.4]
     """
     _check.count("num_tasks", num_tasks)
