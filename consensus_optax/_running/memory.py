@@ -13,6 +13,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border, gramian_about, is_table_or_vectors
 from consensus_optax._rows.norm_bounds import squared_norm_bounds
 from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.blocks import reduce_columns
@@ -154,8 +155,15 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
         )
         return verbs.over_layers(of_layer, leaf, *olds)
     if asked.scale is not None:
-        leaf = verbs.times(leaf, asked.scale)
-        old = None if old is None else old * asked.scale
+        scale, plain = asked.scale, asked._replace(scale=None)
+        small = None if old is None else old * scale
+        scaled = lambda: _products(plain, verbs.times(leaf, scale), roster, small)
+        if asked.about is not None:  # of whatever scale
+            return scaled()
+        # In a branch of its own, so that no two leaves are held twice at a time.
+        shape = jax.eval_shape(scaled)
+        nothing = varying_like(jnp.zeros(shape.shape, shape.dtype), leaf, scale, old)
+        return lax.cond(scale != 1, scaled, lambda: nothing)
     if asked.reads.lengths:
         return jnp.where(present, squared_lengths(asked, leaf, dtype), 0)
     if asked.reads == Reads.TOWARD:
