@@ -13,23 +13,33 @@ def of_products(jaxpr: Any, turns: int) -> int:
     Args:
       jaxpr: a program.
       turns: of a loop that may stop early, and holds none itself: as often as it may.
-        Others that data stop turn once, and of branches the cheapest one is taken.
+        Others that data stop turn once, and of branches the cheapest one is taken;
+        where only one holds loops, a pass that the first turn of a loop makes, once.
     """
-    total = 0
+    return sum(_counted(jaxpr, turns))
+
+
+def _counted(jaxpr: Any, turns: int) -> tuple[int, int]:
+    """Operations of every turn, and of the first one alone, if this is a loop's."""
+    total = once = 0
     for eqn in jaxpr.eqns:
-        name, inner = eqn.primitive.name, [of_products(x, turns) for x in _inside(eqn)]
+        name, programs = eqn.primitive.name, list(_inside(eqn))
+        pairs = [_counted(x, turns) for x in programs]
+        inner = [sum(pair) for pair in pairs]
         if name == "dot_general":
             total += _product(eqn)
         elif name == "scan":
-            total += eqn.params["length"] * inner[0]
+            total += eqn.params["length"] * pairs[0][0] + pairs[0][1]
         elif name == "while":
-            loops = any(_loops(x) for x in _inside(eqn))
-            total += sum(inner) * (1 if loops else turns)
+            total += sum(inner) * (1 if any(map(_loops, programs)) else turns)
         elif name == "cond":
+            passes = [x for x in programs if _loops(x)]
             total += min(inner)
+            once += max(inner) if len(passes) == 1 and not min(inner) else 0
         else:
-            total += sum(inner)
-    return total
+            total += sum(pair[0] for pair in pairs)
+            once += sum(pair[1] for pair in pairs)
+    return total, once
 
 
 def _product(eqn: Any) -> int:

@@ -107,10 +107,15 @@ def test_small_arrays_are_held(monkeypatch):
     np.testing.assert_allclose(leaf.likes, rows.sum(0), atol=1e-5)
 
 
-def test_two_outputs_of_one_variable():
-    """Of layers whose gradients are one and the same, each is its own leaf."""
-    loss = lambda both, x: scanned(both[0] + both[1], x).sum()
-    leaves, rows, _ = looked_at(loss, (draw(1, 5, 4, 4), draw(2, 5, 4, 4)), X)
-    for leaf, wanted in zip(leaves, rows, strict=True):
-        found = leaf.likes if isinstance(leaf, Reduced) else materialize(leaf).sum(0)
-        np.testing.assert_allclose(found, wanted.sum(0), atol=1e-5)
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1)], ids=str)
+def test_two_leaves_of_one_variable(axes):
+    """Of layers whose gradients are one and the same, or that turned, each its own."""
+    loss = lambda both, x: scanned(both[0] + both[1].transpose(axes), x).sum()
+    leaves, rows, likes = looked_at(loss, (draw(1, 5, 4, 4), draw(2, 5, 4, 4)), X)
+    for leaf, wanted, like in zip(leaves, rows, likes, strict=True):
+        made = leaf
+        if not isinstance(leaf, Reduced):
+            made = sums(claims.Claim(0, jnp.float32, 0, like), leaf)
+        np.testing.assert_allclose(made.likes, wanted.sum(0), atol=1e-5)
+        inner = (wanted * like[None]).reshape(ROWS, -1).sum(1)
+        np.testing.assert_allclose(made.sums, inner, atol=1e-5)

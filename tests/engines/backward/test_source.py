@@ -11,6 +11,7 @@ from jax import lax
 import consensus_optax as co
 from consensus_optax._gradients import claims
 from consensus_optax._rows import gramians
+from consensus_optax._rows.statistics import WEIGHTED_SUM
 from tests._models import MODELS, ROWS, square
 from tests._recurrent_models import RECURRENT
 from tests._scanned_models import SCANNED
@@ -89,14 +90,16 @@ def tiny(dtype=jnp.float32):
     return loss, params, draw(5, 6, 3) + 1
 
 
-@pytest.mark.parametrize("kind", ["fold", "norms", "gramian"])
+@pytest.mark.parametrize("kind", ["fold", "sum", "norms", "gramian"])
 @pytest.mark.parametrize("bad", [(), (0,), (1, 4), (0, 1, 2, 3, 4)], ids=str)
 def test_rows_that_cannot_count(kind, bad):
     """Non-finite, absent, and a weight that is none and is found out when it is run."""
     loss, params, x = tiny()
     x = x.at[list(bad), 0, 0].set(jnp.nan) if bad else x
     weights = jnp.array([1.0, 2.0, 0.0, -1.0, 3.0])
-    rule = RULES[kind]
+    # every weight counts in a sum
+    total = co.Fold((WEIGHTED_SUM,), lambda merged, roster: merged[0])
+    rule = co.reducer(total) if kind == "sum" else RULES[kind]
     held, inside = (
         co.value_and_reduced_grad(loss, rule, hold_rows=held) for held in (True, False)
     )
@@ -118,20 +121,19 @@ def test_rows_that_cannot_count(kind, bad):
 
 def test_a_row_that_overflows_in_one_layer_is_out_everywhere():
     """Of finite factors; all other leaves are finite."""
-    loss, params, x = tiny()
+    _, params, x = tiny()
     size = jnp.where(jnp.arange(5) == 2, 1e25, 1.0)
 
     def linear(p, batch):  # of the layers: its factors are x times size, and size
-        x, size = batch[0] @ p["in"], batch[1][0]
+        x, size = lax.stop_gradient(batch[0] @ p["in"]), batch[1][0]
         y = lax.scan(lambda x, w: (x @ w, None), size * x[0], p["layers"])[0]
-        return jnp.sum(size * lax.stop_gradient(x[0]) * y) + loss(p, batch[0][0])
+        return jnp.sum(size * lax.stop_gradient(x[0]) * y) + square(batch[0] @ p["in"])
 
     rule = co.sign_consensus(0.6)
-    start = {**params, "in": lax.stop_gradient(params["in"])}
     found = []
     for held in (True, False):
         run = co.value_and_reduced_grad(linear, rule, hold_rows=held)
-        found.append(run(start, (x, size), state=rule.init(params)))
+        found.append(run(params, (x, size), state=rule.init(params)))
     assert int(found[1][2].num_nonfinite) == int(found[0][2].num_nonfinite) == 1
     assert_same(found[1][1], found[0][1], rtol=1e-5)
 
