@@ -26,6 +26,8 @@ RULES = {
     "conflict_free": co.conflict_free(),
     "fairgrad": co.fairgrad(),
     "ema_weights": co.ema_weights(co.mgda(), num_rows=K),
+    "moco": co.moco(num_rows=K),
+    "random_weights": co.random_weights(KEY),
 }
 
 

@@ -192,7 +192,7 @@ def squares(x: OuterProduct, dtype: Any) -> Array:
     if x.is_look_up:
         square = lambda row: jnp.vdot(row, row, precision=lax.Precision.HIGHEST)
         row = lambda factors: square(contract(x, *factors).astype(dtype))
-        return lax.map(row, (x.left, x.right))
+        return lax.map(row, x.factors)
     of_rows = lambda rows, _: jnp.einsum(
         "bp,bp->b", rows, rows, precision=lax.Precision.HIGHEST
     )
