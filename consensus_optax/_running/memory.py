@@ -37,10 +37,17 @@ class Memory(NamedTuple):
         """See `Source`; so are the others."""
         if asked.reads == Reads.NOTHING:
             return None, self
-        products, seen = rescaled(asked, self._inner(asked), self.seen, self._inner)
+        products, seen = rescaled(asked, self._inner(asked), self.seen, self._again)
         return products, self._replace(seen=seen)
 
-    def _inner(self, asked: Asked) -> Any:
+    def _again(self, asked: Asked) -> Any:
+        """The same at another scale, which is rarely needed.
+
+        Every leaf in a branch of its own, so that no two are held twice at a time.
+        """
+        return self._inner(asked, _in_a_branch)
+
+    def _inner(self, asked: Asked, look: Callable[..., Any] | None = None) -> Any:
         """The products alone."""
         roster, leaves = self.seen.roster, self.leaves
         coordinates = roster.coordinates
@@ -50,7 +57,8 @@ class Memory(NamedTuple):
         else:
             previous = coordinates.own(asked.previous or []) or [None] * len(leaves)
         pairs = zip(leaves, previous, strict=True)
-        products = [_products(asked, leaf, roster, old) for leaf, old in pairs]
+        of_leaf = look or _products
+        products = [of_leaf(asked, leaf, roster, old) for leaf, old in pairs]
         products = coordinates.counted(products)
         return coordinates.total(over_leaves(asked, products))
 
@@ -145,6 +153,14 @@ def over_leaves(asked: Asked, products: list[Any]) -> Any:
     return sum(products[1:], products[0])
 
 
+def _in_a_branch(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> Any:
+    """:func:`_products` of a scale that is not 1."""
+    look = lambda: _products(asked, leaf, roster, old)
+    shape = jax.eval_shape(look)
+    nothing = varying_like(jnp.zeros(shape.shape, shape.dtype), leaf, asked.scale, old)
+    return lax.cond(asked.scale != 1, look, lambda: nothing)
+
+
 def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> Any:
     """Inner products of one leaf's rows, bordered by those with a previous update."""
     dtype, present = roster.weights.dtype, roster.present
@@ -155,15 +171,8 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
         )
         return verbs.over_layers(of_layer, leaf, *olds)
     if asked.scale is not None:
-        scale, plain = asked.scale, asked._replace(scale=None)
-        small = None if old is None else old * scale
-        scaled = lambda: _products(plain, verbs.times(leaf, scale), roster, small)
-        if asked.about is not None:  # of whatever scale
-            return scaled()
-        # In a branch of its own, so that no two leaves are held twice at a time.
-        shape = jax.eval_shape(scaled)
-        nothing = varying_like(jnp.zeros(shape.shape, shape.dtype), leaf, scale, old)
-        return lax.cond(scale != 1, scaled, lambda: nothing)
+        leaf = verbs.times(leaf, asked.scale)
+        old = None if old is None else old * asked.scale
     if asked.reads.lengths:
         return jnp.where(present, squared_lengths(asked, leaf, dtype), 0)
     if asked.reads == Reads.TOWARD:
