@@ -115,3 +115,19 @@ def test_the_previous_update_is_of_the_rows_size():
             size * jnp.array([[1.0, 2.0], [2.0, 1.0]]), state, zeros
         )
         assert jnp.all(jnp.isfinite(update))
+
+
+@pytest.mark.parametrize("rule", [co.normalized_mean(), co.cosine_filter(1.0)])
+def test_leaves_that_decide_for_themselves(rule):
+    """Norms of leaves are no Gramian; three rows of two leaves."""
+    reducer = co.per_leaf(rule)
+    rng = np.random.default_rng(0)
+    rows = {k: jnp.asarray(rng.normal(size=(3, 5)), jnp.float32) for k in "ab"}
+    parameters = {k: jnp.zeros(5) for k in "ab"}
+    update = lambda rows, reducer, parameters: reducer.update(
+        rows, reducer.init(parameters), parameters
+    )[0]
+    together = update(rows, reducer, parameters)
+    for name, leaf in rows.items():
+        alone = update(leaf, rule, parameters[name])
+        np.testing.assert_allclose(together[name], alone, rtol=1e-6)

@@ -53,7 +53,7 @@ def two_steps(rule, size, params, x):
 
 @pytest.mark.parametrize(("kinds", "kind", "size"), CELLS)
 def test_equals_the_reducer_in_memory(kinds, kind, size):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=KINDS[kinds])
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=KINDS[kinds])
     params, x = given()
     put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
     lying = {"w": put(params["w"], CUT), "v": put(params["v"], P())}
