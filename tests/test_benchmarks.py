@@ -170,7 +170,8 @@ def test_smoke_run_of_long_sequences_has_every_reducer_both_ways(tmp_path):
     for name in long_sequences.REDUCERS:
         inside, held = (found[f"{name} [{way}]"] for way in ("inside", "held"))
         assert inside["temp_bytes"] < held["temp_bytes"]
-        assert inside["flops_ratio"] < (1.1 if "sign" in name else 2.1)
+        # Two passes; and once what is looked at again where squares overflow.
+        assert inside["flops_ratio"] < (1.1 if "sign" in name else 2.2)
     text = (tmp_path / "long_sequences.md").read_text(encoding="utf-8")
     assert "| B = 4, T = 32, d = 32 |" in text
 

@@ -73,7 +73,7 @@ def test_the_parser_knows_a_plain_all_reduce():
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_more_bytes_than_a_plain_all_reduce(kind):
     hlo = program(KINDS[kind]())
-    room = slack(gramians=len(SHAPES) if kind == "by leaf" else 2)
+    room = slack(gramians=2 * len(SHAPES) if kind == "by leaf" else 3)
     assert slack() < 0.005 * pmean_bytes()
     assert pmean_bytes() <= bytes_sent(hlo, N) <= pmean_bytes() + room
     sent = list(collectives(hlo))
@@ -81,8 +81,9 @@ def test_no_more_bytes_than_a_plain_all_reduce(kind):
     assert all(
         size <= 4 * SIZE + slack() for what, size in sent if what == "all-gather"
     )
-    # there and back, two Gramians, what is said of rows and of the update: not by leaf
-    assert len(sent) <= 6 < len(SHAPES)
+    # There and back, two Gramians, in a branch one of rows at another scale, what is
+    # said of rows and of the update: not by leaf.
+    assert len(sent) <= 7 < len(SHAPES)
 
 
 def test_more_rows_on_a_device_send_what_they_must():
