@@ -35,6 +35,7 @@ def test_groups_are_rows(name, group_size):
         assert_close(x, jnp.stack(expected), 2e-6)  # float32 rounding
 
 
+@pytest.mark.slow
 def test_every_verb_agrees_on_factors_and_arrays():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)

@@ -11,7 +11,7 @@ from tests._models import MODELS, array, assert_close
 from tests._recurrent_models import RECURRENT
 from tests._scanned_models import SCANNED
 
-pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 
 EVERY = {
     f"{kind} {name}": make

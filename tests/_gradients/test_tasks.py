@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
 
+pytestmark = pytest.mark.slow
+
 X = jnp.float32(np.random.default_rng(0).normal(size=(6, 3)))
 Y = jnp.float32(np.random.default_rng(1).normal(size=(6,)))
 W = jnp.array([1.0, -2.0, 0.5])

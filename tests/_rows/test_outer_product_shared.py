@@ -24,6 +24,8 @@ from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.blocks import reduce_columns
 from tests._models import assert_close
 
+pytestmark = pytest.mark.slow
+
 B = 5
 RNG = np.random.default_rng(0)
 STATISTICS = (MINMOD, WEIGHTED_MAGNITUDE, WEIGHTED_SUM._replace(of_products=None))

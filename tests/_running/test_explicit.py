@@ -12,6 +12,8 @@ from consensus_optax.diagnostics._gramian import gramian
 from tests._models import array, assert_close, square
 from tests.zoo import OF_EACH_KIND
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {"w": array(0, 16, 32), "b": array(1, 32), "v": array(2, 32, 8)}
 # w is cut along both axes, v along that of the rows; one column of w stays together
 CUTS = {"w": P("data", "model"), "b": P("model"), "v": P("data", None)}

@@ -13,6 +13,8 @@ import consensus_optax as co
 from tests._stacks import SIZES, P, matrix
 from tests.engines.test_sources import ROWS, SOURCES, in_steps
 
+pytestmark = pytest.mark.slow
+
 STEPS, ABSENT, SHARE = 2, 3, 0.5
 LEAVES = np.cumsum(SIZES)[:-1]
 # reads, by leaf, with the previous update

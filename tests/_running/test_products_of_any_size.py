@@ -11,6 +11,8 @@ from tests._stacks import P, factored, matrix, params, tree
 from tests.engines.test_sources import ROWS, STEPS, given_rows, stacks, stepper
 from tests.zoo import KINDS, ZOO
 
+pytestmark = pytest.mark.slow
+
 # Of 2: entries lie between 1e-33 and 1e33, squares of most of them are no floats.
 POWERS = (0, -60, -83, -100, 83, 100)
 NAMES = ("ordinary", "weighted", "zero row", "absent", "nearly equal", "equal")

@@ -56,7 +56,7 @@ def linear(reduce):
     return lambda w, batch: reduce((batch[0] @ w - batch[1]) ** 2)
 
 
-pytestmark = pytest.mark.standard_promotion
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

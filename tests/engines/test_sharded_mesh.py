@@ -14,6 +14,8 @@ from benchmarks._traffic import collectives
 from consensus_optax._running.run import map_previous
 from tests.engines.test_sharded import KINDS, assert_same, mesh_of
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(3)}
 SPECS = {"w": P(None, "model"), "b": P()}
 NUM_ROWS = 8

@@ -12,6 +12,8 @@ from tests._laws import close
 from tests._stacks import matrix
 from tests.engines.test_sharded import KINDS, mesh_of
 
+pytestmark = pytest.mark.slow
+
 DEVICES, EACH = 2, 5  # rows, in microbatches of 2: the last one is half full
 
 

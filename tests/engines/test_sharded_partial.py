@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from tests._models import assert_close
 
+pytestmark = pytest.mark.slow
+
 ROWS = 8
 KINDS = {
     "explicit": (AxisType.Explicit, AxisType.Explicit),

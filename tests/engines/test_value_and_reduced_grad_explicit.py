@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from tests._models import assert_close
 
+pytestmark = pytest.mark.slow
+
 ROWS, WORDS, WIDTH = 8, 12, 16
 MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
 RULES = {

@@ -5,6 +5,8 @@ import consensus_optax as co
 from tests import _reference_spectral as spectral
 from tests._pinned import LARGE, first_update
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("far", [1e3, 1e10])
 def test_it_ends_and_drops_a_row_however_far(far):

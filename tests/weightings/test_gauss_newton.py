@@ -108,6 +108,7 @@ def steps(rule, size, params, batch):
     return outs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_every_source_gives_the_same(momentum):
     rule = co.gauss_newton(0.1, momentum)

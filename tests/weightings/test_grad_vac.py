@@ -9,6 +9,8 @@ import consensus_optax as co
 from tests._pinned import LARGE, SMALL, first_update
 from tests._reference_surgery import grad_vac
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(5)
 
 

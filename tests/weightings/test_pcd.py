@@ -8,6 +8,8 @@ import pytest
 import consensus_optax as co
 from tests import _reference_priority as ref
 
+pytestmark = pytest.mark.slow
+
 B, P, STEPS = 4, 9, 5
 
 

@@ -150,6 +150,7 @@ def test_it_selects_for_another_rule_and_for_every_leaf():
 SPECS = {"w": P("model"), "b": P()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("target", ["given", "previous"])
 def test_on_a_mesh(inside, target):
@@ -185,6 +186,7 @@ def test_on_a_mesh(inside, target):
     jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["microbatches", "inside", "microbatches on a mesh"])
 @pytest.mark.parametrize("target", ["given", "previous"])
 def test_rows_that_are_computed(way, target):

@@ -16,6 +16,8 @@ from tests._models import MODELS, ROWS, square
 from tests._recurrent_models import RECURRENT
 from tests._scanned_models import SCANNED
 
+pytestmark = pytest.mark.slow
+
 # Of every way to look at rows one: a fold, norms, inner products, those of rows less
 # one of them, the previous update, one decision for every leaf.
 RULES = {
