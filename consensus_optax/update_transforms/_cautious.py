@@ -35,7 +35,7 @@ def cautious(
 
     .. math::
         u \leftarrow \frac{m}{\max(\bar m, 10^{-3})}\, u, \qquad
-        m = [\,u g < 0\,]
+        m = [\,u g < 0\,], \qquad \bar m = \sum m \Big/ \sum [\,g \neq 0\,]
 
     Guarantees: no coordinate of the step has the sign of g; without ``rescale`` all
     others are those of the optimizer. Its state is what it would be without the gate.
@@ -46,7 +46,8 @@ def cautious(
     Args:
       optimizer: with momentum or moments, such as ``optax.adam(1e-3)``.
       rescale: whether each leaf is divided by the share of coordinates that are kept,
-        at most by 1e-3, so that its length in the mean stays.
+        of those where g is not 0, at most by 1e-3, so that its length stays in the
+        mean.
 
     Returns:
       A temporal transformation, placed after the reducer in ``optax.chain``.
@@ -57,7 +58,8 @@ def cautious(
     Cost: one pass over the update; no state of the parameters' size.
 
     Source: Liang et al. 2024, arXiv 2411.16085. The mean of m is that of a leaf there
-    too; the bound 1e-3 on it is that of the authors' code.
+    too, over all coordinates: their g has no zeros. A consensus has, and is no longer
+    for having few others. The bound 1e-3 is that of the authors' code.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -88,7 +90,8 @@ def cautious(
                 gated.append(step)
                 continue
             mask = jnp.sign(step) * jnp.sign(incoming).astype(step.dtype) < 0
-            share = mask.mean(dtype=jnp.float32)
+            asked = jnp.sum(incoming != 0, dtype=jnp.float32)
+            share = mask.sum(dtype=jnp.float32) / jnp.maximum(asked, 1)
             scale = 1 / jnp.maximum(share, 1e-3) if rescale else jnp.float32(1)
             gated.append(jnp.where(mask, step * scale.astype(step.dtype), 0))
             kept.append(mask.sum(dtype=jnp.float32))
