@@ -39,8 +39,9 @@ def select_toward(
     Gramian: one product with t for each row.
 
     Guarantees: in the convex hull of the rows; scaling all rows, or t, scales the
-    update, or nothing; the order of the rows is irrelevant (but for equal s at the last
-    of ``top_k`` places: the first rows).
+    update, or nothing, while squares of their lengths are float32 numbers; the order of
+    the rows is irrelevant (but for equal s at the last of ``top_k`` places: the first
+    rows).
     Edge cases: a target of zero, as before the first step with ``"previous"``, is
     nothing to agree with: all rows pass, whatever ``top_k``. A zero row has cosine 0.
     Nobody passes: zero, not ready.

@@ -108,7 +108,9 @@ def test_an_equation_is_solved_in_far_fewer_steps_than_by_adam():
         return jax.jit(lambda: jax.lax.scan(step, carry, None, length)[0][0])()
 
     fitted, slow = after(natural, rule.init, 40), after(plain, adam.init, 400)
-    assert squares(fitted, times) < 0.1 * squares(slow, times)
+    assert squares(fitted, times) < 1e-3 * squares(slow, times)
     found = jax.vmap(network, (None, 0))(fitted, times)
-    # the equation's residual is below 1e-3, and errors grow no further than that
-    np.testing.assert_allclose(found, np.exp(-times), atol=5e-3)
+    # the equation damps errors: they are no larger than what is left of it
+    left = abs(jax.vmap(equation, (None, 0))(fitted, times)).max()
+    assert left < 1e-3
+    np.testing.assert_allclose(found, np.exp(-times), atol=2 * float(left) + 1e-6)

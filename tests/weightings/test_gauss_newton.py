@@ -59,8 +59,8 @@ def test_equals_the_dense_solution(count, x64):
                 values=cast(values),
             )
             past = dense(rows, values, weights, 0.5, past, 0.7)
-            # entries of G are at most 80, so the condition number is at most 1e4 / 0.5:
-            # refined solutions keep what products of that size leave
+            # The trace of the weighted G is at most 3 * 30 * 19, so the condition
+            # number 3.4e3; of an error of the solution J^T keeps its root, 58 eps.
             rtol = 1e-10 if x64 else 1e-5
             np.testing.assert_allclose(
                 flat(update), past, rtol=0, atol=rtol * abs(past).max()
@@ -156,10 +156,10 @@ def test_a_singular_system_is_no_consensus():
     rule = co.gauss_newton(0.0)
     values = jnp.array([1.0, 2.0])
     update, state = rule.update(rows, rule.init(PARAMS), PARAMS, values=values)
-    if bool(state.consensus_ready):  # rounding may leave a pivot
-        assert bool(np.isfinite(flat(update)).all())
-    else:
-        np.testing.assert_array_equal(flat(update), 0)
+    # rounding may leave a pivot, but never a solution of two equations at odds
+    assert not bool(state.rule_state.converged)
+    assert bool(np.isfinite(flat(update)).all())
+    assert bool(state.consensus_ready) == bool(flat(update).any())
 
 
 def test_bad_rows_and_residuals_are_absent():
