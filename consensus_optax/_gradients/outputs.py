@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from consensus_optax._gradients.arguments import Argnums
 from consensus_optax._gradients.names import kind_of, known_as
+from consensus_optax._gradients.per_example import without_value
 from consensus_optax._gradients.tasks import task_value_and_grad
 
 
@@ -135,8 +136,4 @@ def output_grad(
         materialize=materialize,
     )
 
-    def rows_of(*args: Any, **kwargs: Any) -> Any:
-        value, rows = value_and_grad(*args, **kwargs)
-        return (rows, value[1]) if has_aux else rows
-
-    return rows_of
+    return without_value(value_and_grad, has_aux)

@@ -162,8 +162,16 @@ def per_example_grad(
         spmd_axis_name=spmd_axis_name,
     )
 
+    return without_value(value_and_grad, has_aux)
+
+
+def without_value(
+    value_and_rows: Callable[..., Any], has_aux: bool
+) -> Callable[..., Any]:
+    """The function that gives rows alone, or (rows, aux)."""
+
     def rows_of(*args: Any, **kwargs: Any) -> Any:
-        value, rows = value_and_grad(*args, **kwargs)
+        value, rows = value_and_rows(*args, **kwargs)
         return (rows, value[1]) if has_aux else rows
 
     return rows_of

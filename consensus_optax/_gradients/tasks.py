@@ -8,6 +8,7 @@ from typing import Any
 
 from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax._gradients.per_example import without_value
 from consensus_optax._gradients.task_rows import (
     checked_losses,
     in_turn,
@@ -187,8 +188,4 @@ def task_grad(
         materialize=materialize,
     )
 
-    def rows_of(*args: Any, **kwargs: Any) -> Any:
-        value, rows = value_and_grad(*args, **kwargs)
-        return (rows, value[1]) if has_aux else rows
-
-    return rows_of
+    return without_value(value_and_grad, has_aux)

@@ -9,6 +9,7 @@ import jax
 from jax import lax
 
 from consensus_optax._gradients.arguments import Argnums, positions
+from consensus_optax._gradients.per_example import without_value
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import AxisName, Tree
 
@@ -91,8 +92,4 @@ def worker_grad(
     """
     value_and_rows = worker_value_and_grad(fun, axis_name, argnums, has_aux)
 
-    def rows_of(*args: Any, **kwargs: Any) -> Any:
-        value, rows = value_and_rows(*args, **kwargs)
-        return (rows, value[1]) if has_aux else rows
-
-    return rows_of
+    return without_value(value_and_rows, has_aux)
