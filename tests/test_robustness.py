@@ -10,6 +10,8 @@ import pytest
 import consensus_optax as co
 from consensus_optax import attacks
 
+pytestmark = pytest.mark.slow
+
 DIMENSIONS, SEEDS = 40, 3
 # Farther than this many root-mean-square distances of the honest rows from their mean
 # is broken. Every rule has a constant that its paper proves; these hold with slack.

@@ -12,6 +12,8 @@ from jax import lax
 import consensus_optax as co
 from tests.zoo.multi_objective import MULTI_OBJECTIVE
 
+pytestmark = pytest.mark.slow
+
 K, KEY = 3, jax.random.key(3)
 RULES = {
     "mgda": co.mgda(),

@@ -26,7 +26,7 @@ from tests._models import (
 )
 from tests._recurrent_models import lstm
 
-pytestmark = pytest.mark.standard_promotion  # models mix types as their libraries do
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 
 AXES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 WAYS = ("jit", "set_mesh", "shard_map", "shard_map unchecked")

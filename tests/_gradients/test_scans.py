@@ -149,6 +149,7 @@ def test_rows_inside_shard_map(make):
         assert_close(x, y, 5e-6)  # a sum in another order
 
 
+@pytest.mark.slow
 def test_the_benchmark_transformer_is_the_same_with_scanned_layers():
     plain = _workloads.workload("transformer", smoke=True)
     scanned = _scanned_workloads.workload("transformer", smoke=True)

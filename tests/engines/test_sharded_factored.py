@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from tests._models import assert_close, transformer
 
-pytestmark = pytest.mark.standard_promotion  # the model mixes types
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

@@ -153,6 +153,7 @@ def test_random_keys_do_not_depend_on_the_microbatches(size):
     assert_same(update, expected)
 
 
+@pytest.mark.slow
 def test_groups_are_rows_whatever_the_microbatch():
     params, (x, y) = setting()
     batch = jnp.concatenate([x, x[:1]]), jnp.concatenate([y, y[:1]])

@@ -190,6 +190,7 @@ def test_a_schedule_is_read_at_its_step():
         np.testing.assert_allclose(update, 1 + step / 2, rtol=1e-5)  # as above
 
 
+@pytest.mark.slow
 def test_factored_rows_are_clipped_as_what_they_stand_for():
     rows, params, stood_for = factored()
     every = np.concatenate(stood_for, 1)

@@ -9,6 +9,8 @@ import consensus_optax as co
 from tests import _pinned, _reference_agreement
 from tests._pinned import first_update
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("clusters", "least"), [(1, 1), (2, 1), (3, 2), (4, 2)])
 def test_equals_the_loop(clusters, least):

@@ -5,6 +5,8 @@ import pytest
 
 import consensus_optax as co
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows_that_pull_together_are_dropped():
     random = np.random.default_rng(0)

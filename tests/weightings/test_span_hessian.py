@@ -7,6 +7,8 @@ import pytest
 
 import consensus_optax as co
 
+pytestmark = pytest.mark.slow
+
 
 def loss(params, batch):
     x, y = batch
