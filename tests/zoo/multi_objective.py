@@ -1,6 +1,7 @@
 """Multi-objective rules: steps that no row, or no row that can be helped, opposes."""
 
 import jax
+import jax.numpy as jnp
 
 import consensus_optax as co
 from tests import _laws as laws
@@ -21,6 +22,9 @@ PREFERENCE = [2, 1, 0.5, 1, 1, 3]
 # that depend on each other stand in tests/test_multi_objective_values.py.)
 LOW_RANK = ("rank one", "rank two")
 HIDDEN = ("outlier", "outlier first", *LOW_RANK)
+# Around a minimum known to rounding its place is known to the root of that; most rules
+# combine rows there, where it hardly matters which, and one clips the place itself.
+ROOT = float(jnp.finfo(jnp.float32).eps) ** 0.5
 
 
 MULTI_OBJECTIVE = [
@@ -76,7 +80,7 @@ MULTI_OBJECTIVE = [
         options={"clip": True},
         empty=("zero",),
         thresholds=("c",),
-        rtol=1e-4,
+        rtol=3 * ROOT,
     ),
     Row(
         co.pcgrad,
