@@ -53,7 +53,7 @@ types: $(INSTALLED)dev
 # The first without tests/conftest.py: examples run as they do for a reader.
 doctest: $(INSTALLED)test
 	$(BIN)/python -m pytest --doctest-modules consensus_optax $(ARGS)
-	$(BIN)/python -m pytest tests/test_readme.py
+	$(BIN)/python -m pytest -m slow tests/test_readme.py
 
 # Executed at smoke size and not written back; CONTRIBUTING.md says how to refresh them.
 notebooks: $(INSTALLED)dev

@@ -146,6 +146,7 @@ def test_smoke_run_of_tasks_has_every_model_both_ways(tmp_path):
     assert "| heads | pinn | rewards |" in (tmp_path / "tasks.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _task_workloads.NAMES)
 def test_rows_of_several_losses_are_those_that_they_are_compared_with(name):
     work = _task_workloads.workload(name, smoke=True)

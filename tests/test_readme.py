@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import jax
+import pytest
+
+pytestmark = pytest.mark.slow  # `make doctest` has it
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -86,6 +86,7 @@ def weightings_of(rows):
     return np.ones(len(rows)), 0.5 + np.arange(len(rows)) % 3
 
 
+@pytest.mark.slow  # a program for each; the law has the same loops on six rows
 @pytest.mark.parametrize("name", SMALL_PAIRS)
 def test_two_rows_equal_the_published_loops(name):
     rule, loop = SMALL_PAIRS[name]
@@ -95,6 +96,7 @@ def test_two_rows_equal_the_published_loops(name):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * np.abs(SMALL).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE_PAIRS)
 def test_ten_rows_equal_the_published_loops(name):
     rule, loop = LARGE_PAIRS[name]

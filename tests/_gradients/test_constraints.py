@@ -136,6 +136,7 @@ def test_a_shard_map_in_the_loss_needs_the_name():
     assert counts["data"] < 0.6 * counts[None]
 
 
+@pytest.mark.slow
 def test_microbatches_and_explain_take_it(capsys):
     loss, (params, tokens) = decoder(), given()
     options = {"spmd_axis_name": "data"}

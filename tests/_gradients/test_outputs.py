@@ -44,6 +44,7 @@ def test_rows_are_the_jacobian(outputs, keep_batch_dim):
     assert_close(values, model(params, x).reshape(-1), 1e-6)
 
 
+@pytest.mark.slow
 def test_the_tangent_kernel():
     params, x = given((8, 16), (16, 2))
     kernel = diagnostics.gramian(co.output_grad(model)(params, x))
@@ -85,6 +86,7 @@ def squares(params, times):
     return 0.5 * jnp.mean(jax.vmap(equation, (None, 0))(params, times) ** 2)
 
 
+@pytest.mark.slow
 def test_an_equation_is_solved_in_far_fewer_steps_than_by_adam():
     """A network fitted to an equation: 40 steps through the Gramian, 400 of Adam."""
     times = jnp.linspace(0.0, 2.0, 24)

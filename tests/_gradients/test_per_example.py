@@ -125,7 +125,9 @@ def test_keys_of_all_rows_may_be_given(make_key):
     np.testing.assert_array_equal(masks(groups(W, jnp.ones((6, 3)), keys[:3])), own[:3])
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    "check_vma", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("microbatch_size", [None, 1])
 @pytest.mark.parametrize("rule", [co.mean, co.sign_consensus, co.cosine_filter])
 def test_inside_shard_map_rows_are_of_the_examples_there(

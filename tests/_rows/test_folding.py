@@ -40,7 +40,7 @@ def leaf_of(kind):
 
 @pytest.mark.parametrize("kind", LEAVES)
 @pytest.mark.parametrize("rows_at_once", [ROWS, 3, 1])
-@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("absent", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_products_in_turn_and_at_once(kind, rows_at_once, absent, monkeypatch):
     """Three rows at a time: the last block overlaps the one before."""
     monkeypatch.setattr(folding, "_ENTRIES", rows_at_once * M * N)

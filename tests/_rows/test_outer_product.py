@@ -171,6 +171,7 @@ def test_a_square_kernel_is_not_taken_for_its_transpose():
     assert not each(lambda x: x.swapaxes(1, 2), leaf).is_intact
 
 
+@pytest.mark.slow
 def test_steps_of_many_models_at_once():
     """Under vmap a leaf has its example axis first, and outside its models'."""
     loss = lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2)

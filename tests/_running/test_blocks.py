@@ -18,7 +18,7 @@ def entries(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("entries")
-@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("absent", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_size_of_a_block_changes_nothing(absent):
     rows, parameters, stood_for = factored()
     dense = dict(zip(sorted(rows), stood_for, strict=True))

@@ -12,6 +12,7 @@ from tests.comparison.tiny import result
 pytestmark = pytest.mark.standard_promotion  # for optax.adam
 
 
+@pytest.mark.slow
 def test_table_has_a_line_for_each_rule_and_says_how():
     text = comparison.table(result())
     head, rule, *body = text.split("\n\n")[0].splitlines()

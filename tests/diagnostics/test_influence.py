@@ -70,6 +70,7 @@ def loss(w, batch):
     return 0.5 * jnp.mean((x @ w - y) ** 2)
 
 
+@pytest.mark.slow
 def test_influence_is_what_leaving_a_row_out_changes():
     """The loss on clean data after a step with and without each example, in float64."""
     with jax.enable_x64(True):

@@ -56,6 +56,7 @@ def test_nobody_agrees_on_nothing(measure):
     assert not any(jax.tree.leaves(got))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["coherence", "signs", "purity"])
 def test_lazy_rows(measure):
     random = np.random.default_rng(1)

@@ -38,6 +38,7 @@ def test_fewer_than_two_rows_have_none():
         assert not gradient_variance(jnp.array([[1.0], [2.0]]), weights).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
 def test_nearly_equal_rows_keep_their_variance(spread):
     """A row's rounding over the rows' distance, twice since squared, and both ways."""

@@ -152,6 +152,7 @@ def test_factored_rows(kind):
     assert_same(got[0]["dense"], wanted[0]["dense"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_device_without_rows_and_nobody_at_all():
     rows, weights = stack(8)
     rows[:4] = np.nan

@@ -86,7 +86,9 @@ def test_microbatches_of_two_give_what_all_rows_at_once_give(row):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parts[1]))
 
 
-@pytest.mark.parametrize("size", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    "size", [1, 3, *(pytest.param(size, marks=pytest.mark.slow) for size in (5, 8))]
+)
 def test_any_size_gives_the_same(size):
     params, batch = setting()
     for reducer in (co.sign_consensus(0.7), co.cosine_filter(1.0)):

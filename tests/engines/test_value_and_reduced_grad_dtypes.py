@@ -57,6 +57,7 @@ def test_a_large_sample_count_counts(size):
     assert state.num_present == 16
 
 
+@pytest.mark.slow
 def test_float16_compute_is_the_same_in_microbatches():
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(1, 1, (16, 5)), jnp.float32)

@@ -19,7 +19,7 @@ TRANSFORMATIONS = {
 
 
 @pytest.mark.standard_promotion  # of optax's own clip
-@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("bad", [np.inf, pytest.param(np.nan, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_broken_rows_are_counted_and_stop_no_debugger(name, bad):
     """The same as without, of arrays and of factors, in two steps."""

@@ -24,6 +24,7 @@ def first_update(tx, rows=ROWS, params=PARAMS, **extra):
     return tx.update(rows, tx.init(params), params, **extra)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask", [MASK, lambda params: {n: n in FROZEN for n in params}]
 )

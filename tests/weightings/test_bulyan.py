@@ -1,11 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import consensus_optax as co
 from tests._reference_robust import bulyan
 
 
+@pytest.mark.slow
 def test_many_rows_equal_the_published_loop():
     random = np.random.default_rng(4)
     params = jnp.zeros(6)

@@ -89,6 +89,7 @@ def test_no_row_changes_the_sum_by_more_than_is_stated(how):
 SHAPES = {"one term": (1, 8, 9), "few terms": (3, 40, 50), "many terms": (20, 8, 9)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nor_does_a_factored_row(shape):
     """Where norms of factors cancel or underflow, plain ones would tell nothing."""

@@ -36,6 +36,7 @@ def test_without_its_row_there_is_nothing_to_be_near_to():
         assert not state.consensus_ready
 
 
+@pytest.mark.slow
 def test_the_order_of_the_other_rows_is_irrelevant():
     random = np.random.default_rng(4)
     wanted = first_update(co.monna(3), LARGE)

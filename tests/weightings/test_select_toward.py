@@ -83,6 +83,7 @@ def test_no_row_is_multiplied_out():
     assert "8,30,40" not in program.compile().as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [None, 0.3])
 def test_toward_the_last_update_is_the_filter_against_it(temperature):
     """Which reads a Gramian for the same decision."""

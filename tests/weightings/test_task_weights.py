@@ -112,6 +112,7 @@ def test_products_of_two_batches_are_not_biased_by_their_noise():
     assert alone[0] < 0.2  # 1 / (1 + 1 + 2 * 4)
 
 
+@pytest.mark.slow
 def test_sdmgrad_is_scale_free_and_moco_is_not():
     rows = steps_of_rows(2 * TASKS)
     for factor in (2.0**-20, 2.0**20):
