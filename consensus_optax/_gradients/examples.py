@@ -108,14 +108,19 @@ def example_keys(key: Array, batch: Any, axis_name: AxisName | None = None) -> A
       >>> bool(jnp.allclose(rows.mean(0), jax.grad(loss)(jnp.ones(3), batch)))
       True
     """
-    length = number_of_examples([batch], [0])
     if not is_array(key) or not _is_single(key):
         _check.fail("key", "one random key", key)
-    start = jnp.zeros((), jnp.int32)
-    if axis_name is not None:
-        names = _check.axis_names("axis_name", axis_name)
-        start = lax.axis_index(names) * length
-    return _folded(key, start + jnp.arange(length, dtype=jnp.int32))
+    return _folded(key, example_numbers(batch, axis_name))
+
+
+def example_numbers(batch: Any, axis_name: AxisName | None) -> Array:
+    """The index of every example in the whole batch, of all devices along the axes."""
+    length = number_of_examples([batch], [0])
+    numbers = jnp.arange(length, dtype=jnp.int32)
+    if axis_name is None:
+        return numbers
+    names = _check.axis_names("axis_name", axis_name)
+    return lax.axis_index(names) * length + numbers
 
 
 def row_keys(position: int, key: Any, num_rows: int) -> Array:
