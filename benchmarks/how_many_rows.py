@@ -4,7 +4,7 @@
 
 The same 64 examples in each step, cut into 64, 16, 8, 4 or 2 rows; the accuracy on the
 test set after 150 steps of Adam, over seeds, each with its own split, start and
-batches. Nothing is tuned to a rule. Writes ``how_many_rows.json`` and ``how_many_rows.md``.
+batches. Nothing is tuned to a rule. Writes ``how_many_rows.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def run(name: str, num_rows: int, setting: Setting) -> Row:
         "setting": setting._asdict(),
         "accuracy": accuracies,
         "mean": round(statistics.mean(accuracies), 4),
-        "standard_error": round(
-            statistics.stdev(accuracies) / len(accuracies) ** 0.5, 4
-        ),
+        "standard_error": round(error, 4),
         "consensus_ratio": round(float(ratios.mean()), 4),
     }
 
