@@ -22,6 +22,7 @@ from consensus_optax import (
     update_transforms,
     weightings,
 )
+from consensus_optax._gradients.examples import example_keys
 from consensus_optax._gradients.outputs import output_grad, output_value_and_grad
 from consensus_optax._gradients.per_example import (
     per_example_grad,
@@ -52,6 +53,7 @@ __all__ = [
     # rows
     "per_example_grad",
     "per_example_value_and_grad",
+    "example_keys",
     "output_grad",
     "output_value_and_grad",
     "task_grad",

@@ -28,10 +28,12 @@ class RowsAxis(NamedTuple):
     Attributes:
       group_size: length of the batch axis that the loss of one row sees, if any.
       names: mesh axes that cut the axis of rows, as in ``jax.vmap``, if told.
+      look: is shown the jaxpr of one row and its arguments, and may raise.
     """
 
     group_size: int | None = None
     names: tuple[str, ...] = ()
+    look: Callable[[Any, Any], None] | None = None
 
 
 def moved_to_rows(jaxpr: Any, rows_axis: RowsAxis) -> Any:

@@ -188,6 +188,8 @@ def with_products(
     @known_as(function)
     def of_row(*args: Any) -> Any:
         closed, shapes, wanted = _traced(function, args)
+        if rows_axis.look is not None:
+            rows_axis.look(closed, args)
         closed = closed.replace(jaxpr=moved_to_rows(closed.jaxpr, rows_axis))
         ended = itertools.chain(*ends(closed.jaxpr, wanted))
         some = any(_CONVOLUTION in end for end in ended)

@@ -13,13 +13,12 @@ from jax import lax
 from consensus_optax._gradients.arguments import (
     Argnums,
     Arranged,
-    check_differentiable,
     checked_argnums,
-    is_array,
     positions,
     several_of,
 )
 from consensus_optax._gradients.contraction import worth
+from consensus_optax._gradients.leaves import is_array
 from consensus_optax._gradients.names import kind_of, known_as
 from consensus_optax._gradients.pullbacks import parts_of_rows
 from consensus_optax._gradients.several import put_together
@@ -90,12 +89,12 @@ def of_one_call(argnums: Argnums) -> Callable[[Sequence[Any]], Arranged]:
         numbers = positions("argnums", argnums, len(args))
         rest = [arg for i, arg in enumerate(args) if i not in numbers]
         data = [leaf for leaf in jax.tree.leaves(rest) if is_array(leaf)]
-        arranged = list(args)
-        for number in numbers:
-            check_differentiable(number, args[number])
-            arranged[number] = varying_like(arranged[number], data)
         own = numbers if isinstance(argnums, Sequence) else numbers[0]
-        return Arranged(tuple(arranged), (None,) * len(args), 1, own)
+        whole = Arranged(tuple(args), (None,) * len(args), 1, own)
+        given, arranged = whole.without_passing(args)
+        for number in numbers:
+            arranged[number] = varying_like(arranged[number], data)
+        return given._replace(args=tuple(arranged))
 
     return arrange
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax._gradients.batch_axes import with_batch_axis
 from consensus_optax._gradients.per_example import without_value
 from consensus_optax._gradients.task_rows import (
     checked_losses,
@@ -76,7 +77,11 @@ def task_value_and_grad(
     @explained
     def rows_of(*args: Any, **kwargs: Any) -> Any:
         losses = checked_losses(functools.partial(fun, **kwargs), has_aux)
-        values, aux, rows = evaluate(losses, arrange(args))
+        arranged = arrange(args)
+        values, aux, rows = evaluate(arranged.of_modules(losses), arranged)
+        if group_size is not None:
+            found = values, aux
+            values, aux = with_batch_axis(losses, arranged, has_aux, found)
         rows = multiplied_out(rows) if materialize else rows
         return ((values, aux) if has_aux else values), rows
 
@@ -125,7 +130,7 @@ def task_grad(
       batch_argnums: argument or arguments whose leaves lead with the example axis;
         read with ``group_size`` or ``microbatch_size`` alone.
       has_aux: whether ``fun`` returns (losses, aux); the gradient function then returns
-        (rows, aux).
+        (rows, aux); with ``group_size`` aux is that of :func:`per_example_grad`.
       keep_batch_dim: with ``group_size`` 1: whether ``fun`` sees batches of one example
         or one example without a batch axis.
       group_size: None: K rows, of the losses of the batch. A number: a row for every

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 
-from consensus_optax._gradients.arguments import Argnums, positions
-from consensus_optax._gradients.per_example import without_value
+from consensus_optax._gradients.arguments import Argnums, Arranged, positions
+from consensus_optax._gradients.per_example import (
+    per_example_value_and_grad,
+    without_value,
+)
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import AxisName, Tree
 
@@ -19,8 +22,15 @@ def worker_value_and_grad(
     axis_name: AxisName,
     argnums: Argnums = 0,
     has_aux: bool = False,
+    *,
+    batch_argnums: Argnums = 1,
+    group_size: int | None = None,
+    num_rows: int | None = None,
 ) -> Callable[..., Any]:
     """Like ``jax.value_and_grad`` on this worker's data alone; the gradient is one row.
+
+    Or a few, with ``num_rows`` or ``group_size``: then it is
+    :func:`per_example_value_and_grad` of the worker's own batch.
 
     Inside ``jax.shard_map`` parameters are the same on all devices, and differentiation
     by such a thing sums the gradients over the devices: every worker's row would be the
@@ -31,11 +41,19 @@ def worker_value_and_grad(
       axis_name: mesh axes along which workers have different data.
       argnums: what to differentiate, as in ``jax.grad``.
       has_aux: whether ``fun`` returns (value, aux).
+      batch_argnums: which arguments have the example axis; read with the following two.
+      group_size: how many of this worker's examples make one row, None for all.
+      num_rows: how many rows this worker has, instead.
 
     Returns:
       A function of the same arguments that gives (value, rows), or ((value, aux),
       rows): this worker's value, and its gradient with a leading axis of length 1, for
-      :func:`sharded`. With ``check_vma`` or without.
+      :func:`sharded`. With ``num_rows`` or ``group_size``: values, aux and rows as of
+      :func:`per_example_value_and_grad`, also where there is one row. With
+      ``check_vma`` or without.
+
+    Raises:
+      ValueError: as :func:`per_example_grad` does.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -50,12 +68,24 @@ def worker_value_and_grad(
       >>> print(value, rows)
       8.0 [4.]
     """
-    inner = jax.value_and_grad(fun, argnums, has_aux)
+    if group_size is not None or num_rows is not None:
+        return per_example_value_and_grad(
+            fun,
+            argnums,
+            batch_argnums=batch_argnums,
+            has_aux=has_aux,
+            group_size=1 if group_size is None else group_size,
+            num_rows=num_rows,
+        )
 
     def value_and_rows(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
-        own = list(args)
-        for number in positions("argnums", argnums, len(args)):
+        numbers = positions("argnums", argnums, len(args))
+        one = numbers if isinstance(argnums, Sequence) else numbers[0]
+        whole = Arranged(tuple(args), (None,) * len(args), 1, one)
+        given, own = whole.without_passing(args)
+        for number in numbers:
             own[number] = lax.pcast(arrays_of(own[number]), axis_name, to="varying")
+        inner = jax.value_and_grad(given.of_modules(fun), one, has_aux)
         value, gradient = inner(*own, **kwargs)
         return value, jax.tree.map(lambda leaf: leaf[None], gradient)
 
@@ -67,6 +97,10 @@ def worker_grad(
     axis_name: AxisName,
     argnums: Argnums = 0,
     has_aux: bool = False,
+    *,
+    batch_argnums: Argnums = 1,
+    group_size: int | None = None,
+    num_rows: int | None = None,
 ) -> Callable[..., Any]:
     """Like ``jax.grad`` on this worker's data alone, as one row.
 
@@ -75,6 +109,9 @@ def worker_grad(
       axis_name: mesh axes along which workers have different data.
       argnums: what to differentiate.
       has_aux: whether ``fun`` returns (value, aux).
+      batch_argnums: which arguments have the example axis.
+      group_size: how many of this worker's examples make one row, None for all.
+      num_rows: how many rows this worker has, instead.
 
     Returns:
       A function of the same arguments that gives rows (1, ...), or (rows, aux).
@@ -90,6 +127,14 @@ def worker_grad(
       >>> run(jnp.array(2.), x).tolist()
       [4.0]
     """
-    value_and_rows = worker_value_and_grad(fun, axis_name, argnums, has_aux)
+    value_and_rows = worker_value_and_grad(
+        fun,
+        axis_name,
+        argnums,
+        has_aux,
+        batch_argnums=batch_argnums,
+        group_size=group_size,
+        num_rows=num_rows,
+    )
 
     return without_value(value_and_rows, has_aux)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consensus_optax._gradients.arguments import ForgottenAxis, positions
+from consensus_optax._gradients.arguments import positions
+from consensus_optax._gradients.examples import ForgottenAxis
 from consensus_optax._gradients.per_example import per_example_grad
 from consensus_optax._typing import Tree
 

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from consensus_optax._gradients.arguments import Argnums, arranger, is_array
+from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax._gradients.batch_axes import watched
 from consensus_optax._gradients.contraction import ends_of_rows, unfinished
+from consensus_optax._gradients.leaves import is_array
 from consensus_optax._gradients.per_example import value_and_grad_of_row
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 from consensus_optax._typing import AxisName
@@ -26,6 +28,7 @@ def explain(
     has_aux: bool = False,
     keep_batch_dim: bool = True,
     group_size: int = 1,
+    num_rows: int | None = None,
     prng_argnum: int | None = None,
     spmd_axis_name: AxisName | None = None,
 ) -> None:
@@ -46,6 +49,7 @@ def explain(
       has_aux: whether ``fun`` returns (value, aux).
       keep_batch_dim: whether ``fun`` sees a batch axis.
       group_size: how many examples make one row.
+      num_rows: how many rows there are, instead.
       prng_argnum: which argument is a random key.
       spmd_axis_name: mesh axes that cut the rows.
 
@@ -67,6 +71,7 @@ def explain(
         group_size,
         prng_argnum,
         spmd_axis_name,
+        num_rows=num_rows,
     )
 
     def texts_of(*args: Any) -> list[Line]:
@@ -78,12 +83,9 @@ def explain(
             given = [shapes.get(i, leaf) for i, leaf in enumerate(leaves)]
             arranged = arrange(jax.tree.unflatten(treedef, given))
             function, in_axes, traced = value_and_grad_of_row(fun, arranged, has_aux)
-            ends.extend(
-                ends_of_rows(function, in_axes, *traced, rows_axis=arranged.rows_axis)
-            )
-            return unfinished(function, in_axes, *traced, rows_axis=arranged.rows_axis)[
-                1
-            ]
+            axis = watched(fun, arranged)
+            ends.extend(ends_of_rows(function, in_axes, *traced, rows_axis=axis))
+            return unfinished(function, in_axes, *traced, rows_axis=axis)[1]
 
         rows = jax.eval_shape(rows_of, shapes)
         flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, Arranged, arranger
+from consensus_optax._gradients.batch_axes import with_batch_axis
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.explicit import (
     Explicit,
@@ -48,6 +49,7 @@ def value_and_reduced_grad(
     has_aux: bool = False,
     keep_batch_dim: bool = True,
     group_size: int = 1,
+    num_rows: int | None = None,
     prng_argnum: int | None = None,
     spmd_axis_name: AxisName | None = None,
     microbatch_size: int | None = None,
@@ -95,6 +97,7 @@ def value_and_reduced_grad(
       has_aux: whether ``fun`` returns (value, aux).
       keep_batch_dim: whether ``fun`` sees a batch axis.
       group_size: how many examples make one row. It changes the answer.
+      num_rows: how many rows there are, instead.
       prng_argnum: which argument is a random key.
       spmd_axis_name: mesh axes that cut the rows.
       microbatch_size: rows computed at a time, None for all. B need not divide.
@@ -132,6 +135,7 @@ def value_and_reduced_grad(
         group_size,
         prng_argnum,
         spmd_axis_name,
+        num_rows=num_rows,
     )
     if microbatch_size is not None:
         _check.count("microbatch_size", microbatch_size)
@@ -163,6 +167,10 @@ def value_and_reduced_grad(
         _check.known_words(words, WORDS)
         words = with_checked_target(words, params)
         losses = lambda value: value[0] if has_aux else value
+        of_row = functools.partial(fun, **kwargs)
+
+        def of_batch(value: Any, update: Any, new: Any) -> Any:
+            return with_batch_axis(of_row, arranged, has_aux, value), update, new
 
         def mean_of(value: Any, weights: Any, own: Arranged) -> Any:
             given = checked_weights(weights, own.num_rows, decision_dtype(params))
@@ -182,16 +190,15 @@ def value_and_reduced_grad(
             return mean, stack.rebuild(leaves), new
 
         if microbatch_size is None or microbatch_size >= arranged.num_rows:
-            of_row = functools.partial(fun, **kwargs)
             batch = Batch(of_row, has_aux, arranged, params)
             if microbatch_size is None and not is_to_be_held(batch):
                 given = checked_weights(weights, arranged.num_rows, batch.dtype)
                 local = Backward.of(batch, given, state.step, words)
-                return computed(local, weights, state, arranged)
+                return of_batch(*computed(local, weights, state, arranged))
             value, rows = value_and_rows(of_row, arranged, has_aux)
             words = {"values": losses(value), **(extra or {})}
             update, new = reducer.update(rows, state, params, weights=weights, **words)
-            return mean_of(value, weights, arranged), update, new
+            return of_batch(mean_of(value, weights, arranged), update, new)
 
         lie = Explicit.of((arranged.args, kwargs))
 
@@ -211,7 +218,7 @@ def value_and_reduced_grad(
         value_spec = (PartitionSpec(), arranged.cut) if has_aux else PartitionSpec()
         specs = value_spec, Explicit.of(params).specs, Explicit.of(state).specs
         given = arranged.args, kwargs, weights, state, words
-        return freed(in_microbatches, given, specs)
+        return of_batch(*freed(in_microbatches, given, specs))
 
     return reduced
 

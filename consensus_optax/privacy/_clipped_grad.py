@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax._gradients.batch_axes import with_batch_axis
 from consensus_optax._rows import verbs
 from consensus_optax._rows.explicit import Explicit, freed
 from consensus_optax._rows.stack import checked_weights
@@ -147,11 +149,11 @@ def clipped_grad(
             return _summed(micro, how, pre_clipping_transform, finish)
 
         given = arranged.args, kwargs, there
-        grads, ((_, (values, aux)), norms) = freed(summed, given, PartitionSpec())
+        grads, (value, norms) = freed(summed, given, PartitionSpec())
         if not asked:
             return grads
-        if keep_batch_dim:
-            aux = jax.tree.map(_without_axis, aux)
+        own = functools.partial(of_row, **kwargs)
+        _, (values, aux) = with_batch_axis(own, arranged, True, value)
         return grads, clipping.AuxiliaryOutput(
             values=values if return_values else None,
             grad_norms=norms if return_grad_norms else None,
@@ -220,11 +222,6 @@ def _clipping(max_norm: Any, rescale: bool) -> Clipping:
     if max_norm == 0:
         return Clipping(1.0, 1.0, "automatic", _LEAST, False)
     return Clipping(max_norm, max_norm, "threshold", _LEAST, False)
-
-
-def _without_axis(leaf: Array) -> Array:
-    """Of one example, what has an axis for it."""
-    return leaf[:, 0] if leaf.ndim > 1 and leaf.shape[1] == 1 else leaf
 
 
 def _several(argnums: Argnums) -> tuple[int, ...]:

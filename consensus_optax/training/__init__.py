@@ -16,6 +16,7 @@ from consensus_optax.training._federated import (
     sample_clients,
 )
 from consensus_optax.training._functional import apply_rows, functional, init_many
+from consensus_optax.training._linen import linen_value_and_rows
 from consensus_optax.training._loop import (
     Fit,
     mean_step,
@@ -25,6 +26,7 @@ from consensus_optax.training._loop import (
     watched,
     weighted_mean,
 )
+from consensus_optax.training._nnx import nnx_value_and_rows
 
 __all__ = [
     "CharacterMLP",
@@ -38,8 +40,10 @@ __all__ = [
     "federated_round",
     "functional",
     "init_many",
+    "linen_value_and_rows",
     "local_updates",
     "mean_step",
+    "nnx_value_and_rows",
     "row_step",
     "sample_clients",
     "start",

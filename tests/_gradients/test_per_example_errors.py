@@ -53,9 +53,47 @@ WRONG = {
         r"argument 1\[1\] is an array of <U3", (W, [X, np.array(["cat"] * 6)])
     ),
     "list of numbers": Wrong(r"argument 1\[0\] is a scalar", (W, [1.0, 2.0])),
-    "function as parameter": Wrong(
-        r"must be floating; argument 0\['f'\] is of type function",
-        ({"w": W, "f": lambda x: x}, X),
+    "no batch": Wrong(
+        r"got 1, but there are 1. A loss that is closed over its batch .* argument",
+        (W,),
+        loss=lambda w: jnp.mean(X @ w),
+    ),
+    "batch not read": Wrong(
+        r"`fun` does not read its batch, so all rows .*: `def loss\(params, batch\)",
+        (W, X),
+        loss=lambda w, _: jnp.mean((X @ w - Y) ** 2),
+    ),
+    "key, but no batch read": Wrong(
+        "`fun` does not read its batch",
+        (W, X, jax.random.key(0)),
+        {"prng_argnum": 2},
+        loss=lambda w, _, key: jnp.mean((X * jax.random.normal(key, (3,))[None]) @ w),
+    ),
+    "labels closed over": Wrong(
+        "`fun` takes a batch of 6 examples and, as broadcasting hides, of 1, but none",
+        (W, X),
+        loss=lambda w, x: jnp.mean((x @ w - Y) ** 2),
+    ),
+    "group_size and num_rows": Wrong(
+        "`num_rows` must be None with `group_size` above 1; got 3",
+        (W, X),
+        {"group_size": 2, "num_rows": 3},
+    ),
+    "num_rows": Wrong("`num_rows` must be at least 1; got 0", (W, X), {"num_rows": 0}),
+    "num_rows that do not divide": Wrong(
+        r"`num_rows` must divide .*; got 4 for 6. Leave out 2 examples or pad with 2",
+        (W, X),
+        {"num_rows": 4},
+    ),
+    "num_rows without a batch axis": Wrong(
+        "`keep_batch_dim` must be True when `num_rows` is set; got False",
+        (W, X),
+        {"num_rows": 3, "keep_batch_dim": False},
+    ),
+    "keys of examples": Wrong(
+        "one for each of 3 rows; argument 2 has 6. .* `batch_argnums`",
+        (W, X, jax.random.split(jax.random.key(0), 6)),
+        {"prng_argnum": 2, "group_size": 2},
     ),
     "integer parameter": Wrong(
         r"must be floating; argument 0\['n'\] is of type int", ({"w": W, "n": 3}, X)

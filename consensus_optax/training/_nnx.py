@@ -1,0 +1,130 @@
+"""Rows of NNX models as ``nnx.value_and_grad`` takes them, with all their state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from consensus_optax._gradients.arguments import Argnums
+from consensus_optax._typing import Array, AxisName
+from consensus_optax.training._state_of_rows import rows_with_state
+
+
+def nnx_value_and_rows(
+    fun: Callable[..., Any],
+    *,
+    wrt: Any = nnx.Param,
+    has_aux: bool = False,
+    batch_argnums: Argnums = 1,
+    axis_name: AxisName | None = None,
+    **options: Any,
+) -> Callable[..., Any]:
+    r"""Like ``nnx.value_and_grad``, with a row for each example, or for a few.
+
+    ``fun(model, batch)`` calls the model as everywhere in NNX. What the model keeps
+    beside the parameters is then changed in place, once for all rows:
+
+    ========================== =====================================================
+    state                      of every row, and afterwards
+    ========================== =====================================================
+    random keys (``nnx.Rngs``) :math:`\mathrm{fold\_in}(\text{key}, i)`, i the index of
+                               the row's first example in the batch: dropout masks of
+                               its own; keys stay, counts go on as after one call
+    floating, such as          each row starts with the same; the mean over the rows,
+    ``nnx.BatchStat``          weighted. Rows that are not finite do not count
+    integers, flags            as one call leaves them; an error if they depend on the
+                               example, as they have no mean
+    ========================== =====================================================
+
+    Batch normalization in a row sees the examples of the row: use ``num_rows`` a few.
+    Running variances are means of those within rows, and so smaller than that of the
+    batch by the variance of the rows' means; of single examples they are nothing, and
+    so are gradients before them (:func:`consensus_optax.check_per_example` says so).
+
+    Args:
+      fun: loss, a scalar: ``fun(model, *args, **kwargs)``; with ``has_aux`` a pair.
+      wrt: filter of what is differentiated, as for ``nnx.Optimizer``.
+      has_aux: whether ``fun`` returns (value, aux).
+      batch_argnums: argument or arguments whose leaves lead with the example axis.
+      axis_name: inside ``jax.shard_map`` the mesh axes that cut the batch: i is counted
+        over all devices, and state is merged over them.
+      **options: ``group_size``, ``num_rows``, ``materialize`` and ``spmd_axis_name`` of
+        :func:`consensus_optax.per_example_grad`.
+
+    Returns:
+      A function of ``fun``'s arguments, and ``weights`` (R,) that rows have in the mean
+      of their states, None for equal ones. It gives (values, rows), or ((values, aux),
+      rows), rows a ``nnx.State`` for ``nnx.Optimizer.update(model, rows)``, and changes
+      the model.
+
+    Raises:
+      ValueError: ``fun`` adds variables to the model (``sow``), an integer of the model
+        depends on the example, and as ``per_example_grad``.
+
+    Cost: that of ``per_example_grad``, and R copies of the state that ``fun`` changes.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, consensus_optax as co
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)),
+      ...                        nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+      >>> tx = optax.chain(co.sign_consensus(), optax.adam(1e-3))
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> loss = lambda model, batch: (model(batch) ** 2).mean()
+      >>> value_and_rows = nnx_value_and_rows(loss, num_rows=2)
+      >>> values, rows = value_and_rows(model, jnp.ones((8, 2)))
+      >>> _ = optimizer.update(model, rows)
+      >>> values.shape, int(model.layers[1].rngs.count[...])
+      ((2,), 1)
+    """
+
+    def value_and_rows(
+        model: nnx.Module, *args: Any, weights: Array | None = None, **kwargs: Any
+    ) -> Any:
+        graphdef, params, keys, rest = nnx.split(model, wrt, nnx.RngKey, ...)
+        leaves, treedef = jax.tree.flatten(rest)
+        flat, _ = jax.tree_util.tree_flatten_with_path(rest)
+        names = [jax.tree_util.keystr(path) for path, _ in flat]
+
+        def of_row(params: Any, number: Array, *args: Any) -> Any:
+            # New variables: a call that changed those of ``model`` would leak tracers.
+            own = jax.tree.map(lambda key: _folded(key, number), keys)
+            same = jax.tree.map(lambda leaf: leaf, (params, rest))
+            called = nnx.merge(graphdef, same[0], own, same[1])
+            returned = fun(called, *args, **kwargs)
+            loss, aux = returned if has_aux else (returned, None)
+            *_, after = nnx.split(called, wrt, nnx.RngKey, ...)
+            left, structure = jax.tree.flatten(after)
+            if structure != treedef:
+                raise ValueError(
+                    "The loss must leave the model with the variables that it has; it "
+                    "adds or removes some, as `sow` does. Take them out in the loss, "
+                    "by `nnx.capture` or `nnx.pop`, and return them as aux."
+                )
+            pairs = zip(names, left, leaves, strict=True)
+            return loss, ({name: x for name, x, y in pairs if x is not y}, aux)
+
+        found = rows_with_state(
+            of_row,
+            dict(zip(names, leaves, strict=True)),
+            params,
+            args,
+            weights,
+            axis_name,
+            batch_argnums,
+            options,
+        )
+        pairs = zip(names, leaves, strict=True)
+        merged = [found.state.get(name, leaf) for name, leaf in pairs]
+        nnx.update(model, jax.tree.unflatten(treedef, merged))
+        return ((found.values, found.aux) if has_aux else found.values), found.rows
+
+    return value_and_rows
+
+
+def _folded(key: Array, number: Array) -> Array:
+    """A key, or each of several, of the row with this number."""
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    return fold(key.reshape(-1), number).reshape(key.shape)

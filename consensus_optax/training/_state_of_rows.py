@@ -1,0 +1,170 @@
+"""What a model keeps beside its parameters, when every row has called it by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._gradients.arguments import Argnums, arranger, positions
+from consensus_optax._gradients.examples import example_numbers
+from consensus_optax._gradients.per_example import per_example_value_and_grad
+from consensus_optax._rows.trees import leaf_name
+from consensus_optax._rows.verbs import decision_dtype
+from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._typing import Array, AxisName
+
+# Of parameters, the number of the row's first example, and its arguments, to the loss,
+# and to what the call left of the state, by name, and aux.
+OfRow = Callable[..., tuple[Array, tuple[dict[str, Any], Any]]]
+
+
+class Rows(NamedTuple):
+    """What all rows gave.
+
+    Attributes:
+      values: (R,) losses.
+      state: by name what the calls of the rows left, merged to one.
+      aux: of the batch.
+      rows: gradients.
+    """
+
+    values: Array
+    state: dict[str, Any]
+    aux: Any
+    rows: Any
+
+
+def rows_with_state(
+    of_row: OfRow,
+    before: dict[str, Any],
+    params: Any,
+    args: Sequence[Any],
+    weights: Array | None,
+    axis_name: AxisName | None,
+    batch_argnums: Argnums,
+    options: dict[str, Any],
+) -> Rows:
+    """Rows of a loss that leaves something behind, which is merged.
+
+    Args:
+      of_row: the loss of a row: ``of_row(params, number, *args)``.
+      before: by name the state that a row's call starts with; names that are not there
+        are of rows, and stay so.
+      params: what is differentiated.
+      args: the others, as they are; the first of them has position 1.
+      weights: (R,) or None, what a row's state counts.
+      axis_name: mesh axes along which examples differ, inside ``jax.shard_map``.
+      batch_argnums: of ``args``.
+      options: of :func:`per_example_value_and_grad`.
+    """
+    batched = positions("batch_argnums", batch_argnums, 1 + len(args))
+    numbers = example_numbers([args[i - 1] for i in batched], axis_name)
+    given = params, numbers, *args
+    own = 1, *(i + 1 for i in batched)
+
+    def loss(params: Any, numbers: Array, *args: Any) -> Any:
+        return of_row(params, numbers[0], *args)
+
+    rows_of = per_example_value_and_grad(
+        loss, batch_argnums=own, has_aux=True, **options
+    )
+    (values, (left, aux)), rows = rows_of(*given)
+    kept = {name: left[name] for name in left if name in before}
+    size = {key: options[key] for key in ("group_size", "num_rows") if key in options}
+    _check_integers(loss, given, own, kept, size)
+    merged = _merged(before, kept, values, weights, axis_name)
+    return Rows(values, {**left, **merged}, aux, rows)
+
+
+def _merged(
+    before: dict[str, Any],
+    left: dict[str, Any],
+    values: Array,
+    weights: Array | None,
+    axis_name: AxisName | None,
+) -> dict[str, Any]:
+    """One state of those of all rows: means of numbers, anything else is that of one.
+
+    Rows that are not finite, in their loss or their state, do not count, as they do not
+    for a reducer; if none does, nothing has changed.
+    """
+    leaves = jax.tree.leaves(left)
+    there = jnp.isfinite(values)
+    for leaf in filter(_is_floating, leaves):
+        there &= jnp.isfinite(leaf).reshape(len(leaf), -1).all(1)
+    dtype = decision_dtype([leaf for leaf in leaves if _is_floating(leaf)] or values)
+    given = jnp.ones(there.shape, dtype) if weights is None else weights.astype(dtype)
+    counts = jnp.where(there, given, 0)
+    add = lambda x: x if axis_name is None else lax.psum(x, axis_name)
+    total = add(counts.sum())
+
+    def merge(before: Any, rows: Array) -> Any:
+        if jnp.issubdtype(rows.dtype, jax.dtypes.prng_key):
+            return before
+        if not _is_floating(rows):
+            return rows[0] if axis_name is None else _same(rows[0], axis_name)
+        present = jnp.where(_beside(counts, rows) > 0, rows, 0).astype(dtype)
+        mean = add(jnp.tensordot(counts, present, 1)) / positive_or_one(total)
+        return jnp.where(total > 0, mean.astype(rows.dtype), before)
+
+    return {name: jax.tree.map(merge, before[name], left[name]) for name in left}
+
+
+def _same(number: Array, axis_name: AxisName) -> Array:
+    """What all devices have alike, typed as such."""
+    widest = lax.pmax(number.astype(jnp.int32), axis_name)
+    return widest.astype(number.dtype)
+
+
+def _beside(counts: Array, rows: Array) -> Array:
+    return counts.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def _is_floating(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _check_integers(
+    loss: Callable[..., Any],
+    given: Sequence[Any],
+    batched: tuple[int, ...],
+    left: dict[str, Any],
+    size: dict[str, Any],
+) -> None:
+    """Raises if a number that has no mean, such as a count, depends on the row."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(left)
+    whole = lambda leaf: (
+        not _is_floating(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+    paths = {i: path for i, (path, leaf) in enumerate(flat) if whole(leaf)}
+    if not paths:
+        return
+    arrange = arranger(
+        0,
+        batched,
+        True,
+        size.get("group_size", 1),
+        None,
+        num_rows=size.get("num_rows"),
+    )
+    arranged = arrange(given)
+    names = set(left)
+    for i, path in paths.items():
+
+        def of_leaf(*args: Any, i: int = i) -> Array:
+            _, (state, _) = loss(*args)
+            return jax.tree.leaves({name: state[name] for name in names})[i]
+
+        function, in_axes, args = arranged.without_shared(of_leaf)
+        try:
+            jax.eval_shape(jax.vmap(function, tuple(in_axes), None), *args)
+        except ValueError:
+            raise ValueError(
+                f"What the model keeps must be floating where rows differ in it, to be "
+                f"averaged over them; {leaf_name(path)} is not, and depends on the "
+                "example. Return it as aux, or keep it out of the loss."
+            ) from None

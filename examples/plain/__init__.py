@@ -1,0 +1,1 @@
+"""The loops as they are without this library."""
