@@ -241,7 +241,7 @@ def _update(
     dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
     source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named))
     outcome, source = run(rule, source, state.rule_state)
-    return finished(stack, outcome, source.seen)
+    return finished(stack, outcome, source.seen, state)
 
 
 def _reads_signs(rule: Rule) -> bool:
