@@ -50,7 +50,7 @@ def test_the_caption_names_rules_that_stand_still():
     curves = dict(result().curves)
     assert "steps in a row" not in comparison.caption(result())
     rule = curves["sign_consensus"]
-    assert set(rule.every_step) >= {"steps_without_consensus", "accepted"}
+    assert set(rule.every_step) >= {"steps_without_consensus"}
     waited = np.zeros_like(rule.every_step["consensus_ratio"])
     waited[-1, 0, 1] = 12
     every_step = rule.every_step | {"steps_without_consensus": waited}
