@@ -136,10 +136,15 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             return outcome._replace(update=update, **always), source
         case Fold():
             merged, source = source.statistics(rule)
-            update = rule.resolve(merged, source.seen.roster)
+            return resolved(rule, merged, source.seen.roster), source
         case Columns():
             update, source = source.columns(rule)
-    return _settled(update, source.seen.roster), source
+            return _settled(update, source.seen.roster), source
+
+
+def resolved(rule: Fold, merged: list[list[Array]], roster: Roster) -> Outcome:
+    """What a fold makes of the merged statistics of all rows."""
+    return _settled(rule.resolve(merged, roster), roster)
 
 
 def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:

@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 
 import consensus_optax as co
 from consensus_optax._rules.kinds import Fold
-from tests.zoo import OF_EACH_KIND
+from tests.zoo import ZOO
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
 
@@ -42,7 +42,12 @@ def opposed():
     return jax.tree.map(lambda p: jnp.stack([p + 1, -p - 1]), PARAMS)
 
 
-@pytest.mark.parametrize("row", OF_EACH_KIND)
+NOW = {"sign_consensus()", "mean()", "median()", "per_leaf(cosine_filter())"}
+MARKS = {True: (), False: pytest.mark.whole_zoo}
+ROWS = [pytest.param(row, id=str(row), marks=MARKS[str(row) in NOW]) for row in ZOO]
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_every_rule(row):
     rule = row.make(4)
     step = jax.jit(lambda rows: co.metrics(after_a_step(rule, rows)))
