@@ -39,7 +39,7 @@ from consensus_optax._rows.statistics import Statistic, minmod
 from consensus_optax._rules.kinds import Columns, Fold, Mixing, Roster, Weighting
 from consensus_optax._running.reducer import Reducer, ReducerState, reducer
 from consensus_optax.columns import *  # noqa: F403
-from consensus_optax.diagnostics import check_per_example, explain, probe
+from consensus_optax.diagnostics import check_per_example, explain, metrics, probe
 from consensus_optax.engines import *  # noqa: F403
 from consensus_optax.folds import *  # noqa: F403
 from consensus_optax.mixings import *  # noqa: F403
@@ -66,6 +66,7 @@ __all__ = [
     "check_per_example",
     "explain",
     "diagnostics",
+    "metrics",
     "probe",
     "privacy",
     "scalarizers",

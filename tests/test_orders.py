@@ -128,14 +128,37 @@ def be_told():
 
 
 def accumulate():
+    tx = optax.chain(co.accumulate(co.median(), 2), co.skip_if_empty(optax.sgd(1.0)))
+    rows = co.materialize(rows_of())
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 2], rows) for i in (0, 2)]
+    step = jax.jit(tx.update)
+    first, state = step(parts[0], tx.init(PARAMS), PARAMS)
+    assert not optax.tree.norm(first)
+    second, _ = step(parts[1], state, PARAMS)
+    assert_close(second, jax.tree.map(lambda x: -jnp.median(x, 0), rows))
+    averaged = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    other = optax.chain(co.median(), averaged)
+    step = jax.jit(other.update)
+    _, state = step(parts[0], other.init(PARAMS), PARAMS)
+    update, _ = step(parts[1], state, PARAMS)
+    assert jnp.abs(update["a"] - second["a"]).max() > 0.1
+
+
+def average_or_skip():
     wait = lambda tx: optax.MultiSteps(tx, 2).gradient_transformation()
     tx = optax.chain(co.mean(), wait(optax.sgd(1.0)))
     _, state = tx.update(rows_of(), tx.init(PARAMS), PARAMS)
     second, _ = tx.update(rows_of(), state, PARAMS)
     assert_close(second, optax.tree.scale(-1.0, gradient()))
+    skip = lambda tx: optax.apply_if_finite(tx, 2)
+    assert_close(
+        first_update(optax.chain(co.mean(), skip(optax.sgd(1.0)))),
+        optax.tree.scale(-1.0, gradient()),
+    )
     for rows in (rows_of(), co.materialize(rows_of())):
-        with pytest.raises((TypeError, ValueError)):
-            first_update(wait(optax.chain(co.mean(), optax.sgd(1.0))), rows)
+        for around in (wait, skip):
+            with pytest.raises((TypeError, ValueError)):
+                first_update(around(optax.chain(co.mean(), optax.sgd(1.0))), rows)
 
 
 def thresholds():
@@ -209,7 +232,8 @@ ORDERS = {
     "different rules for different parameters": different_rules,
     "freeze parameters": freeze,
     "be told of rows that nothing reduced": be_told,
-    "accumulate, or skip non-finite updates": accumulate,
+    "accumulate rows over steps": accumulate,
+    "average, or skip non-finite updates": average_or_skip,
     "thresholds that change": thresholds,
     "groups as rows": groups,
     "padded batches": padded,

@@ -116,6 +116,18 @@ def merge_present(
     return jax.tree.map(pick, merge(x, y), x, y)
 
 
+def merge_leaves(
+    statistics: Sequence[Statistic], x: Any, y: Any, has_x: Any, has_y: Any
+) -> list[list[Any]]:
+    """The same of every statistic in every leaf."""
+
+    def merge(each: Statistic, of_x: Any, of_y: Any) -> list[Any]:
+        pairs = zip(of_x, of_y, strict=True)
+        return [merge_present(each.merge, p, q, has_x, has_y) for p, q in pairs]
+
+    return [merge(*each) for each in zip(statistics, x, y, strict=True)]
+
+
 def merge_moments(
     x: tuple[Array, Array, Array], y: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:

@@ -24,7 +24,7 @@ from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import Outcome, floating_leaves, init_rule, run
 from consensus_optax._running.source import Seen
-from consensus_optax._typing import Array, Count, Flag, Threshold, Tree
+from consensus_optax._typing import Array, Count, Flag, Number, Threshold, Tree
 
 
 class ReducerState(NamedTuple):
@@ -38,6 +38,15 @@ class ReducerState(NamedTuple):
       num_present: () int32, rows that counted.
       num_nonfinite: () int32, rows excluded for an inf or a nan, or for a weight that
         is none: negative, not finite or above 1e16.
+      num_accepted: () int32, rows that the update is made of: of a weighting those with
+        a positive weight (in any leaf), of other rules all that counted, and none if
+        nothing was agreed on.
+      consensus_ratio: () float32, share of coordinates that move. Of folds and columns
+        those whose update is not zero. A weighting moves all coordinates of a leaf or
+        none, so it is 1, or 0 where nothing was agreed on; where every leaf decides
+        for itself, the share of coordinates in those that move.
+      steps_without_consensus: () int32, for how many steps in a row, this one included,
+        that share has been below 1 %.
       rule_state: the rule's own state.
     """
 
@@ -45,6 +54,9 @@ class ReducerState(NamedTuple):
     consensus_ready: Flag
     num_present: Count
     num_nonfinite: Count
+    num_accepted: Count
+    consensus_ratio: Number
+    steps_without_consensus: Count
     rule_state: Any
 
     @property
@@ -130,6 +142,9 @@ def reducer(rule: Rule) -> Reducer:
             consensus_ready=zero(jnp.bool_),
             num_present=zero(jnp.int32),
             num_nonfinite=zero(jnp.int32),
+            num_accepted=zero(jnp.int32),
+            consensus_ratio=zero(jnp.float32),
+            steps_without_consensus=zero(jnp.int32),
             rule_state=init_rule(rule, arrays_of(params)),
         )
 
@@ -158,7 +173,7 @@ def reducer(rule: Rule) -> Reducer:
         stack = without_nans(stack, weights)
         seen = Seen(Roster(weights, state.step, extra), num_nonfinite)
         outcome, source = run(rule, Memory(stack.leaves, seen), state.rule_state)
-        return finished(stack, outcome, source.seen)
+        return finished(stack, outcome, source.seen, state)
 
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Reducer(init, update)  # pyrefly: ignore[bad-argument-type]
@@ -179,13 +194,14 @@ def with_checked_target(extra: dict[str, Any], params: Tree) -> dict[str, Any]:
 
 
 def finished(
-    stack: Stack, outcome: Outcome, seen: Seen
+    stack: Stack, outcome: Outcome, seen: Seen, before: ReducerState
 ) -> tuple[list[Array], ReducerState]:
     """The update's floating leaves and the state after a step.
 
     An update that overflows in a parameter's narrower dtype is none.
     """
     roster, ready, update = seen.roster, outcome.ready, outcome.update
+    ratio, accepted = outcome.ratio, outcome.accepted
     reach = lambda dtype: jnp.finfo(dtype).maxexp
     cast = [
         leaf.astype(param.dtype)
@@ -197,14 +213,22 @@ def finished(
         fits = roster.coordinates.total(num_bad) == 0
         ready &= fits
         update = [jnp.where(fits, leaf, 0) for leaf in update]
+        ratio, accepted = jnp.where(fits, ratio, 0), accepted & fits
+    waited = jnp.asarray(optax.safe_increment(before.steps_without_consensus))
     state = ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
         consensus_ready=ready,
         num_present=num_present(roster.present),
         num_nonfinite=seen.num_nonfinite,
+        num_accepted=jnp.sum(accepted, dtype=jnp.int32),
+        consensus_ratio=ratio,
+        steps_without_consensus=jnp.where(ratio < _HARDLY_ANY, waited, 0),
         rule_state=outcome.state,
     )
     return update, state
+
+
+_HARDLY_ANY = 0.01  # of the coordinates: what moves so few does not train
 
 
 def rule_of(name: str, given: Any) -> Rule:

@@ -25,17 +25,7 @@ from consensus_optax._rules.kinds import (
 )
 from consensus_optax._running.products import read_products, without_overflow
 from consensus_optax._running.source import Source
-from consensus_optax._typing import Array, Number, Tree
-
-
-class FoldState(NamedTuple):
-    """State of a fold or of columns.
-
-    Attributes:
-      consensus_ratio: () float32, share of coordinates with a non-zero update.
-    """
-
-    consensus_ratio: Number
+from consensus_optax._typing import Array, Marked, Number, Tree
 
 
 class AmongState(NamedTuple):
@@ -58,11 +48,21 @@ class MemoryState(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What running a rule gives: update leaves, whether any is there, new state."""
+    """What running a rule gives.
+
+    Attributes:
+      update: one array for every floating leaf.
+      ready: () bool, whether anything was agreed on.
+      state: the rule's new state.
+      accepted: (B,) bool, the rows that the update is made of.
+      ratio: () float32, share of coordinates that move.
+    """
 
     update: list[Array]
     ready: Array
     state: Any
+    accepted: Marked
+    ratio: Number
 
 
 def init_rule(rule: Rule, params: Tree) -> Any:
@@ -87,7 +87,7 @@ def init_rule(rule: Rule, params: Tree) -> Any:
                 zeros = [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
                 return MemoryState(zeros, state)
             return state
-    return FoldState(jnp.zeros((), jnp.float32))
+    return ()
 
 
 def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
@@ -107,7 +107,9 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             given, roster = without_overflow(products, roster, mixing.reads)
             matrix, weights = mixing.mix(given, roster)
             matrix = jnp.where(roster.present[None, :], matrix, 0)
-            return run(rule.rule, source.mixed(matrix, weights), state)[0], source
+            outcome, _ = run(rule.rule, source.mixed(matrix, weights), state)
+            taken = (outcome.accepted[:, None] & (matrix != 0)).any(0)  # (B,)
+            return outcome._replace(accepted=taken), source
         case Weighting(remembers=True):
             weights, new, source = _weigh(
                 rule, source, state.rule_state, state.previous
@@ -117,24 +119,32 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             previous = coordinates.own(state.previous)
             update = coordinates.whole(_added(update, weights, previous), True)
             new = MemoryState(update, new)
-            return Outcome(update, jnp.any(weights != 0), new), source
+            return _combined(update, weights, new, source), source
         case Weighting():
             weights, new, source = _weigh(rule, source, state)
             update = source.combine(weights)
-            update = source.seen.roster.coordinates.whole(update, False)
-            return Outcome(update, jnp.any(weights != 0), new), source
+            outcome = _combined(update, weights, new, source)
+            whole = source.seen.roster.coordinates.whole(update, False)
+            return outcome._replace(update=whole), source
         case Noised():
             weights, new, source = _weigh(rule.rule, source, state)
             roster = source.seen.roster
             update = rule.add(source.combine(weights, exact=True), roster, state)
+            outcome = _combined(update, weights, new, source)
             update = roster.coordinates.whole(update, False)
-            return Outcome(update, jnp.ones((), bool), new), source
+            always = {"ready": jnp.ones((), bool), "ratio": jnp.ones((), jnp.float32)}
+            return outcome._replace(update=update, **always), source
         case Fold():
             merged, source = source.statistics(rule)
-            update = rule.resolve(merged, source.seen.roster)
+            return resolved(rule, merged, source.seen.roster), source
         case Columns():
             update, source = source.columns(rule)
-    return _settled(update, source.seen.roster), source
+            return _settled(update, source.seen.roster), source
+
+
+def resolved(rule: Fold, merged: list[list[Array]], roster: Roster) -> Outcome:
+    """What a fold makes of the merged statistics of all rows."""
+    return _settled(rule.resolve(merged, roster), roster)
 
 
 def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
@@ -206,6 +216,22 @@ def _added(update: list[Array], weights: Array, previous: list[Array]) -> list[A
     return [leaf + factor * old for leaf, factor, old in triples]
 
 
+def _combined(
+    update: list[Array], weights: Array, state: Any, source: Source
+) -> Outcome:
+    """What a weighting gives: a leaf moves as a whole, or not at all."""
+    roster = source.seen.roster
+    num_rows = roster.weights.shape[0]
+    accepted = (weights[..., :num_rows] > 0).reshape(-1, num_rows).any(0)
+    moves = jnp.any(weights != 0, -1)  # () or (leaves,)
+    sizes = roster.coordinates.sizes(update)
+    shares = jnp.array([size / max(sum(sizes), 1) for size in sizes], jnp.float32)
+    ratio = (
+        jnp.where(moves, shares, 0).sum() if moves.ndim else moves.astype(jnp.float32)
+    )
+    return Outcome(update, jnp.any(moves), state, accepted, ratio)
+
+
 def _settled(update: list[Array], roster: Roster) -> Outcome:
     """No rows, no update; and the share of coordinates that have one."""
     coordinates = roster.coordinates
@@ -213,5 +239,6 @@ def _settled(update: list[Array], roster: Roster) -> Outcome:
     size = max(sum(coordinates.sizes(update)), 1)
     counts = [(leaf != 0).astype(jnp.float32) for leaf in update]
     moved = jnp.stack(coordinates.sums(counts)).sum()
-    state = FoldState(moved / size)
-    return Outcome(coordinates.whole(update, False), moved > 0, state)
+    whole = coordinates.whole(update, False)
+    accepted = roster.present & (moved > 0)
+    return Outcome(whole, moved > 0, (), accepted, moved / size)

@@ -17,6 +17,7 @@ WATCH = (
     "consensus_ratio",
     "accepted",
     "consensus_ready",
+    "steps_without_consensus",
 )  # what a rule's state may tell
 
 Rule = Any  # a reducer, or None for the plain mean gradient

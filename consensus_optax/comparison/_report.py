@@ -116,6 +116,13 @@ def caption(result: Comparison) -> str:
         lines.insert(3, f"solved: of {_num_test(result).sum():.0f} test grids.")
     if result.interrupted:
         lines.append(f"Interrupted: {steps} of {settings['steps']} steps were done.")
+    for name, curves in result.curves.items():
+        if (waited := _longest_wait(curves)) >= _LONG:
+            lines.append(
+                f"{name}: for up to {waited} steps in a row less than 1 % of the "
+                "coordinates moved, so it hardly trains: fewer rows, or a laxer "
+                "threshold."
+            )
     lines += [f"Left out: {name}: {why}" for name, why in result.failed.items()]
     return "\n".join(lines)
 
@@ -206,6 +213,15 @@ def _num_test(result: Comparison) -> np.ndarray:
 
 def _steps_taken(curves: Curves) -> float:
     return float(np.mean(curves.every_step.get("consensus_ready", 1.0)))
+
+
+_LONG = 10  # steps that a model stands still, so that one should be told
+
+
+def _longest_wait(curves: Curves) -> int:
+    """Most steps in a row in which a model had no consensus."""
+    waited = curves.every_step.get("steps_without_consensus")
+    return 0 if waited is None else int(np.max(waited))
 
 
 def _pm(value: Estimate, digits: int, scale: float = 1, sign: bool = False) -> str:

@@ -17,6 +17,7 @@ from consensus_optax.diagnostics._explain import explain
 from consensus_optax.diagnostics._gramian import gramian
 from consensus_optax.diagnostics._influence import influence, under_adam
 from consensus_optax.diagnostics._leaf_agreement import leaf_agreement
+from consensus_optax.diagnostics._metrics import metrics
 from consensus_optax.diagnostics._noise_scale import NoiseScale, noise_scale
 from consensus_optax.diagnostics._plot import plot_agreement, plot_gramian
 from consensus_optax.diagnostics._probe import ProbeState, probe
@@ -36,6 +37,7 @@ __all__ = [
     "gramian",
     "influence",
     "leaf_agreement",
+    "metrics",
     "noise_scale",
     "plot_agreement",
     "plot_gramian",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +13,20 @@ import numpy as np
 from consensus_optax._gradients.arguments import positions
 from consensus_optax._gradients.examples import ForgottenAxis
 from consensus_optax._gradients.per_example import per_example_grad
+from consensus_optax._running.reducer import Reducer, rule_of
 from consensus_optax._typing import Tree
+from consensus_optax.diagnostics._own_terms import has_own_term
+from consensus_optax.diagnostics._starved import starved
 
 _RANDOM = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator")
 
 
 def check_per_example(
-    fun: Callable[..., Any], params: Tree, *args: Any, **options: Any
+    fun: Callable[..., Any],
+    params: Tree,
+    *args: Any,
+    reducer: Reducer | None = None,
+    **options: Any,
 ) -> list[str]:
     """Looks for the usual reasons why per-example gradients are silently wrong.
 
@@ -31,7 +38,12 @@ def check_per_example(
       - whether the mean of the rows is not the gradient of the batch: the loss is a
         sum, or mixes examples (only told of a loss that draws no random numbers);
       - whether rows draw the same random numbers, such as one dropout mask for all;
-      - whether an argument that all rows share has as many entries as the batch.
+      - whether an argument that all rows share has as many entries as the batch;
+      - whether the loss adds a term of the parameters alone, such as an L2 penalty,
+        whose gradient all rows share, so that it counts as agreement;
+      - whether there are so many rows that hardly anything is agreed on: less than 1 %
+        of the coordinates by ``reducer``; without one, in sign by all of 16 rows or
+        more.
 
     Guarantees: raises nothing of its own: where no rows can be computed, the reason is
     the finding. No finding is no proof.
@@ -41,6 +53,7 @@ def check_per_example(
       params: parameters, of floating leaves.
       *args: the other arguments of ``fun``: a small batch (two rows or more), and for
         instance a key.
+      reducer: the rule that the rows are for.
       **options: those of :func:`per_example_grad`.
 
     Returns:
@@ -56,6 +69,8 @@ def check_per_example(
       >>> check_per_example(lambda w, x: jnp.sum((x @ w) ** 2), jnp.ones(2), x)
       ['The gradient of the batch is the sum of the rows, not their mean: ...']
     """
+    if reducer is not None:
+        rule_of("reducer", reducer)
     call = (params, *args)
     arguments = {"has_aux": options.get("has_aux", False)}
     arguments["argnums"] = options.get("argnums", 0)
@@ -65,8 +80,11 @@ def check_per_example(
         if options.get("keep_batch_dim", True):
             whole = jax.grad(fun, **arguments)(*call)
             whole = whole[0] if arguments["has_aux"] else whole
-        random = _draws(fun, call)
+        traced = _as_traced(call, options)
+        random = _draws(fun, traced)
         repeated, _ = _rows_and_doubts(fun, _equal_examples(call, options), options)
+        penalty = has_own_term(fun, traced, options)
+        differentiated = _differentiated(call, options)
     except (TypeError, ValueError) as error:
         return [f"The rows cannot be computed. {error}"]
     findings = [*_not_finite(rows), *_zero(rows, whole)]
@@ -78,6 +96,15 @@ def check_per_example(
             "every row draws the same (one dropout mask for all). Make the key an "
             "argument of the loss and name it by `prng_argnum`."
         )
+    if penalty:
+        findings.append(
+            "The loss adds a term of the parameters alone, such as an L2 penalty: each "
+            "row has its whole gradient, which counts as agreement wherever the rest "
+            "is near zero. Leave a penalty out and decay weights after the reducer, by "
+            "`optax.adamw` or `optax.add_decayed_weights`."
+        )
+    if not _not_finite(rows):
+        findings += starved(rows, differentiated, reducer)
     return doubts + findings
 
 
@@ -98,19 +125,40 @@ def _rows_and_doubts(
     return (rows[0] if options.get("has_aux", False) else rows), doubts
 
 
+def _differentiated(call: tuple[Any, ...], options: Any) -> Tree:
+    """What the rows are gradients of."""
+    argnums = options.get("argnums", 0)
+    several = [call[i] for i in positions("argnums", argnums, len(call))]
+    return tuple(several) if isinstance(argnums, Sequence) else several[0]
+
+
 def _draws(fun: Callable[..., Any], call: tuple[Any, ...]) -> bool:
     """Whether random numbers are drawn, whichever way the key comes in."""
     program = str(jax.make_jaxpr(lambda: fun(*call))())
     return any(name in program for name in _RANDOM)
 
 
+def _as_traced(call: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
+    """The arguments that the loss sees: of one example, where it sees no batch axis."""
+    if options.get("keep_batch_dim", True):
+        return call
+    return _mapped(lambda x: jnp.asarray(x)[0], call, options)
+
+
 def _equal_examples(call: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
     """The arguments with the first example in every place of the batch."""
+    repeat = lambda x: jnp.broadcast_to(jnp.asarray(x)[:1], jnp.shape(x))
+    return _mapped(repeat, call, options)
+
+
+def _mapped(
+    change: Callable[[Any], Any], call: tuple[Any, ...], options: Any
+) -> tuple[Any, ...]:
+    """The arguments with the arrays of examples changed."""
     named = options.get("batch_argnums", 1)
     batched = positions("batch_argnums", named, len(call))
-    repeat = lambda x: jnp.broadcast_to(jnp.asarray(x)[:1], jnp.shape(x))
     return tuple(
-        jax.tree.map(repeat, argument) if position in batched else argument
+        jax.tree.map(change, argument) if position in batched else argument
         for position, argument in enumerate(call)
     )
 
@@ -141,8 +189,9 @@ def _zero(rows: Tree, whole: Tree) -> list[str]:
     if lost:
         findings.append(
             f"Exactly zero in all rows, but not for the batch: {_some(lost)}. "
-            "Normalization over a batch of one example does this: normalize by groups "
-            "or layers, freeze the statistics, or raise `group_size`."
+            "A loss that normalizes by, or compares, the examples of a batch does this "
+            "to a batch of one: normalize by groups or layers, freeze the statistics, "
+            "or raise `group_size`."
         )
     if dead:
         findings.append(

@@ -39,6 +39,7 @@ from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import (
     check_inside,
+    check_varying,
     is_inside,
     manual,
     mesh_of,
@@ -136,7 +137,9 @@ def sharded(
 
     Raises:
       ValueError: ``reducer`` is none of this library, ``wire_dtype`` is no such dtype;
-        when traced: the axis is not there, and as the reducer does.
+        when traced: the axis is not there; inside ``shard_map`` with ``check_vma``
+        all devices have the same rows, as ``jax.grad`` gives them; and as the reducer
+        does.
 
     Examples:
       >>> import jax, jax.numpy as jnp, consensus_optax as co
@@ -171,6 +174,7 @@ def sharded(
         across = functools.partial(_update, rule, axes, wire, stack)
         if is_inside(axes):
             check_inside(specs, axes)
+            check_varying(stack.leaves, axes)
             across = functools.partial(across, list(map(manual, specs)))
             given = stack.leaves, weights, named, extra, state
             lie = Explicit.of((list(stack.params), state))
@@ -241,7 +245,7 @@ def _update(
     dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
     source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named))
     outcome, source = run(rule, source, state.rule_state)
-    return finished(stack, outcome, source.seen)
+    return finished(stack, outcome, source.seen, state)
 
 
 def _reads_signs(rule: Rule) -> bool:

@@ -185,7 +185,7 @@ def value_and_reduced_grad(
             stack = as_stack(jax.tree.map(_one_row, local.params), local.params)
             source = reducer.source(local) if on_mesh else local
             outcome, source = run(rule, source, state.rule_state)
-            leaves, new = finished(stack, outcome, source.seen)
+            leaves, new = finished(stack, outcome, source.seen, state)
             mean = mean_of(source.seen.value, weights, own)
             return mean, stack.rebuild(leaves), new
 

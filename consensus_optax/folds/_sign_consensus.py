@@ -85,7 +85,7 @@ def sign_consensus(
       >>> update, state = rule.update(rows, rule.init(params), params)
       >>> print(update)
       [0.  0.2]
-      >>> print(state.rule_state.consensus_ratio)
+      >>> print(state.consensus_ratio)
       0.5
     """
     _check.interval("quorum", quorum, 0.5, 1, open_low=True)

@@ -67,10 +67,10 @@ def test_the_share_of_coordinates_that_move(shape):
     params, rule = jnp.zeros(shape), co.sign_consensus()
     rows = jnp.ones((3, *shape)).at[0].multiply(-1).at[:, *[0] * len(shape)].set(2)
     _, state = rule.update(rows, rule.init(params), params)
-    assert state.rule_state.consensus_ratio == np.float32(1) / max(params.size, 1)
+    assert state.consensus_ratio == np.float32(1) / max(params.size, 1)
     empty = jnp.zeros((3, 0))
     _, state = rule.update(empty, rule.init(empty[0]), empty[0])
-    assert state.rule_state.consensus_ratio == 0
+    assert state.consensus_ratio == 0
     assert not state.consensus_ready
 
 

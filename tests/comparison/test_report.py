@@ -45,3 +45,16 @@ def test_json_holds_settings_versions_device_and_numbers():
 def test_json_knows_no_nan():
     report = result()._replace(settings={"steps": 4, "seeds": 2, "odd": float("nan")})
     assert json.loads(comparison.to_json(report))["settings"]["odd"] is None
+
+
+def test_the_caption_names_rules_that_stand_still():
+    curves = dict(result().curves)
+    assert "steps in a row" not in comparison.caption(result())
+    rule = curves["sign_consensus"]
+    assert set(rule.every_step) >= {"steps_without_consensus"}
+    waited = np.zeros_like(rule.every_step["consensus_ratio"])
+    waited[-1, 0, 1] = 12
+    every_step = rule.every_step | {"steps_without_consensus": waited}
+    curves["sign_consensus"] = rule._replace(every_step=every_step)
+    text = comparison.caption(result()._replace(curves=curves))
+    assert "sign_consensus: for up to 12 steps in a row less than 1 %" in text

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import consensus_optax as co
 from consensus_optax import check_per_example
 
 RANDOM = np.random.default_rng(0)
@@ -134,3 +135,77 @@ def test_options_of_per_example_grad():
     assert check_per_example(one, jnp.ones(6), BATCH, keep_batch_dim=False) == []
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (jnp.ones(6), BATCH))
     assert check_per_example(linear(jnp.mean), *low) == []
+
+
+def contrastive(params, batch):
+    features = batch[0] @ params
+    logits = features[:, None] * jnp.roll(features, 1)[None, :]
+    return -jnp.diagonal(jax.nn.log_softmax(logits)).mean()
+
+
+def with_penalty():
+    loss, params = problem(nn.LayerNorm())
+    squares = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
+    return lambda p, batch: loss(p, batch) + 1e-3 * squares(p), params
+
+
+# What is wrong with the loss, and what is said of it; nothing where nothing is.
+KINDS = {
+    "BatchNorm": (
+        lambda: problem(nn.BatchNorm(use_running_average=False)),
+        "Exactly zero in all rows, but not for the batch",
+    ),
+    "one dropout mask": (dropout_problem, "every row draws the same"),
+    "contrastive": (
+        lambda: (contrastive, jnp.ones(6)),
+        "or compares, the examples of a batch",
+    ),
+    "L2": (with_penalty, "The loss adds a term of the parameters alone"),
+    "GroupNorm": (lambda: problem(nn.GroupNorm(2)), None),
+    "LayerNorm": (lambda: problem(nn.LayerNorm()), None),
+    "frozen statistics": (
+        lambda: problem(nn.BatchNorm(use_running_average=True)),
+        None,
+    ),
+    "a mask for each": (dropout_problem, None),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_found_and_what_is_not(name):
+    make, wanted = KINDS[name]
+    loss, params = make()
+    keys = (jax.random.key(2),) if "mask" in name else ()
+    options = {"prng_argnum": 2} if name == "a mask for each" else {}
+    found = check_per_example(loss, params, BATCH, *keys, **options)
+    if wanted is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert wanted in found[0]
+
+
+def test_more_rows_than_can_agree():
+    x = jnp.asarray(RANDOM.normal(size=(64, 200)), jnp.float32)
+    loss = lambda w, x: jnp.mean((x @ w - 1) ** 2)
+    many = check_per_example(loss, jnp.zeros(200), x)
+    assert len(many) == 1
+    assert many[0].startswith("Of 64 rows all rows agree in sign on 0 % of the coord")
+    assert "Of 4 rows, `group_size=` 16 times as large" in many[0]
+    assert check_per_example(loss, jnp.zeros(200), x, group_size=16) == []
+    assert check_per_example(loss, jnp.zeros(200), x, reducer=co.mean()) == []
+    own = check_per_example(loss, jnp.zeros(200), x[:8], reducer=co.sign_consensus())
+    assert own == [] or own[0].startswith("Of 8 rows sign_consensus() moves")
+    (none,) = check_per_example(loss, jnp.zeros(200), x, reducer=co.cosine_filter(0.1))
+    assert none.startswith("Of 64 rows cosine_filter(max_distance=0.1) moves 0 %")
+    (few,) = check_per_example(loss, jnp.zeros(200), x[:4], reducer=co.krum(1))
+    assert few.startswith("The reducer cannot reduce these rows. `num_byzantine` must")
+    with pytest.raises(ValueError, match="`reducer` must be a reducer"):
+        check_per_example(loss, jnp.zeros(200), x, reducer="mean")
+
+
+def test_a_loss_of_one_example_that_takes_no_batch():
+    one = lambda w, x: jnp.dot(w, x) ** 2 + 1e-3 * jnp.dot(w, w)
+    found = check_per_example(one, jnp.ones(6), BATCH[0], keep_batch_dim=False)
+    assert len(found) == 1
+    assert "a term of the parameters alone" in found[0]

@@ -201,7 +201,7 @@ def test_what_fills_parts_up_is_not_counted():
     got = on_mesh(reducer, mesh_of(4), rows, weights)
     assert_same(got, in_memory(reducer, rows, weights), rtol=1e-5)
     # a division is rounded; one coordinate more of all would be 5e-4
-    assert abs(got[1].rule_state.consensus_ratio - 1) <= 2.0**-23
+    assert abs(got[1].consensus_ratio - 1) <= 2.0**-23
 
 
 @pytest.mark.parametrize("kind", ["random", "gramian", "memory"])

@@ -37,7 +37,7 @@ def test_consensus_ratio_of_random_signs():
     """Four random signs agree in one case of eight."""
     rows = jnp.float32(np.random.default_rng(0).normal(size=(4, 20000)))
     _, state = first_update(co.sign_consensus(), rows)
-    assert state.rule_state.consensus_ratio == pytest.approx(1 / 8, abs=0.01)  # 4 sigma
+    assert state.consensus_ratio == pytest.approx(1 / 8, abs=0.01)  # 4 sigma
 
 
 def test_the_and_mask_of_its_authors():
@@ -79,7 +79,7 @@ def test_rescaling_divides_by_the_surviving_share():
     rows = jnp.array([[1.0, 1, -1, 1], [2.0, -1, 1, 1]])
     result, state = first_update(co.sign_consensus(rescale=True), rows)
     assert result.tolist() == [2, 0, 0, 2]
-    assert state.rule_state.consensus_ratio == 0.5
+    assert state.consensus_ratio == 0.5
 
 
 # Four environments, each with a coordinate of its own and one small one in common.

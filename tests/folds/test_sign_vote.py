@@ -28,7 +28,7 @@ def test_a_tie_and_zeros_move_nothing():
     update, state = rule.update(rows, rule.init(params), params)
     assert update.tolist() == [0.0, 0.0]
     assert not state.consensus_ready
-    assert state.rule_state.consensus_ratio == 0
+    assert state.consensus_ratio == 0
 
 
 def test_is_sign_sgd_with_majority_vote():

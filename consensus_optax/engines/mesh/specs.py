@@ -65,6 +65,33 @@ def check_inside(specs: list[PartitionSpec], axes: tuple[str, ...]) -> None:
         )
 
 
+def check_varying(leaves: list[Any], axes: tuple[str, ...]) -> None:
+    """Inside ``shard_map``, where types tell, devices must have rows of their own.
+
+    Raises:
+      ValueError: no leaf varies along one of the axes: what `jax.grad` gives by
+        parameters that are the same everywhere is summed over devices.
+    """
+    varying = set[str]().union(*map(_varies_along, jax.tree.leaves(leaves)))
+    for axis in axes:
+        tells = axis in _varies_along(lax.axis_index(axis))
+        if tells and axis not in varying and lax.axis_size(axis) > 1:
+            raise ValueError(
+                f"Every device along {axis!r} has the same rows. Inside "
+                "`jax.shard_map`, `jax.grad` by parameters that all devices share sums "
+                "over the devices, so each row is the total: use `co.worker_grad` or "
+                "`co.per_example_grad`. Rows that are meant to be equal take "
+                f"`jax.lax.pcast(rows, {axis!r}, to='varying')`."
+            )
+
+
+def _varies_along(array: Any) -> frozenset[str]:
+    """Mesh axes along which the type of an array says that devices differ."""
+    kind = jax.typeof(array)
+    found = getattr(getattr(kind, "manual_axis_type", kind), "varying", None)
+    return getattr(kind, "vma", frozenset()) if found is None else found
+
+
 def manual(spec: PartitionSpec) -> PartitionSpec:
     """The spec of what a device has of an array inside ``shard_map``.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
-from consensus_optax._rows.statistics import Statistic, merge_present
+from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.memory import (
     Memory,
@@ -153,18 +153,13 @@ class Computed(NamedTuple):
 
         def step(carry: _Merged, block: Block) -> tuple[_Merged, Any]:
             any_row = jnp.any(block.weights > 0)
-
-            def merge(statistic: Statistic, old: Any, new: Any) -> Any:
-                both = carry.started, any_row
-                return merge_present(statistic.merge, old, new, *both)
-
-            triples = zip(
-                rule.statistics, carry.statistics, observe(block), strict=True
+            merged = merge_leaves(
+                rule.statistics,
+                carry.statistics,
+                observe(block),
+                carry.started,
+                any_row,
             )
-            merged = [
-                [merge(statistic, *pair) for pair in zip(old, new, strict=True)]
-                for statistic, old, new in triples
-            ]
             return _Merged(merged, carry.started | any_row), _kept(block)
 
         shapes = jax.eval_shape(lambda: observe(self.microbatches.block(0)))
