@@ -94,7 +94,7 @@ def _compiled(lowered: Any, chips: int) -> Row:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {"error": str(error).splitlines()[0], "temp_bytes": None}
+        return {"error": str(error).splitlines()[0][:200], "temp_bytes": None}
     hlo = executable.as_text()
     program = _programs.read(hlo)
     return {

@@ -16,8 +16,6 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array
 
 
@@ -35,24 +33,23 @@ class Dealing(NamedTuple):
     wire: Any = None
 
     def of_coordinates(
-        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Leaf, like: Any
+        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Array, like: Any
     ) -> tuple[Any, Any]:
         """``read(rows, like)`` of each device's coordinates.
 
         Args:
           read: of all rows and of arrays like one row, to what adds up over coordinates
             and what is like one row again.
-          rows: (B, ...); products are multiplied out, each on its own device.
+          rows: (B, ...), each on its own device.
           like: tree of arrays without the axis of rows.
         """
-        array = rows.materialize() if is_outer_product(rows) else rows
         size = math.prod(self.mesh.shape[name] for name in self.axes)
-        fits = [n % size == 0 for n in array.shape]
+        fits = [n % size == 0 for n in rows.shape]
         if not fits[0] or not any(fits[1:]):  # few numbers, or rows
-            return read(array, like)
+            return read(rows, like)
         place = fits.index(True, 1)
-        if self.wire is not None and self.wire.itemsize < array.dtype.itemsize:
-            array = array.astype(self.wire)
+        if self.wire is not None and self.wire.itemsize < rows.dtype.itemsize:
+            rows = rows.astype(self.wire)
         cut = PartitionSpec(*[None] * (place - 1), self.axes)
 
         def on_device(rows: Array, like: Any) -> tuple[Any, Any]:
@@ -66,4 +63,4 @@ class Dealing(NamedTuple):
             in_specs=(PartitionSpec(self.axes), cut),
             out_specs=(PartitionSpec(), cut),
             axis_names=set(self.axes),
-        )(array, like)
+        )(rows, like)

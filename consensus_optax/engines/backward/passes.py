@@ -86,6 +86,8 @@ class Batch(NamedTuple):
         """
 
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
+            if self.dealing is not None and is_outer_product(rows):
+                rows = rows.materialize()  # each on its own device
             whole = _as_decided(rows, claim.dtype)
             bad = (~finite_rows([whole], self.dtype)).astype(jnp.int32)
             if self.dealing is None or not together:
@@ -93,7 +95,7 @@ class Batch(NamedTuple):
                 return Reduced((bad, sums), made)
 
             def of_part(rows: Array, like: Any) -> tuple[Any, Any]:
-                own = in_memory([_as_decided(rows, claim.dtype)], roster)
+                own = in_memory([rows.astype(claim.dtype)], roster)
                 return read(own, claim._replace(like=like))
 
             sums, made = self.dealing.of_coordinates(of_part, rows, claim.like)

@@ -117,7 +117,7 @@ class Backward(NamedTuple):
             return (), rows.combine(own([claim.leaf]))[0]
 
         roster = self.seen.roster
-        found = self.batch.read(roster, read, together=False)
+        found = self.batch.read(roster, read)
         by_leaf = {i: leaf.likes for i, leaf in found.made.items()}
         if found.rest:
             memory = in_memory(list(found.rest.values()), roster)

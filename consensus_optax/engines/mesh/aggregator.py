@@ -9,6 +9,7 @@ from consensus_optax._running.reducer import Aggregator
 from consensus_optax._running.run import floating_leaves
 from consensus_optax._typing import Array
 from consensus_optax.engines.backward.dealing import Dealing
+from consensus_optax.engines.backward.passes import Batch
 from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
@@ -54,8 +55,7 @@ class Sharded(Aggregator):
           ValueError: when traced, where that is not to be had.
         """
         if isinstance(local, Backward) and not self.inside:
-            dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, self.wire)
-            return local._replace(batch=local.batch._replace(dealing=dealing))
+            return local._replace(batch=self._dealt(local.batch))
         if not (self.inside and self.plain):
             raise ValueError(
                 "A sharded reducer takes microbatches, and inside of `jax.shard_map` "
@@ -68,3 +68,12 @@ class Sharded(Aggregator):
         pairs = zip(leaves, specs_of(params, None), strict=True)
         exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
         return Shared.of(exchange, local, [leaf.dtype for leaf in leaves], ("values",))
+
+    def _dealt(self, batch: Batch) -> Batch:
+        """Rows that the compiler is told to leave where their examples are."""
+        dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, self.wire)
+        arranged = batch.arranged
+        rows_axis = arranged.rows_axis
+        names = rows_axis.names or self.axes
+        arranged = arranged._replace(rows_axis=rows_axis._replace(names=names))
+        return batch._replace(arranged=arranged, dealing=dealing)
