@@ -36,6 +36,9 @@ def _counted(jaxpr: Any, turns: int) -> tuple[int, int]:
             passes = [x for x in programs if _loops(x)]
             total += min(inner)
             once += max(inner) if len(passes) == 1 and not min(inner) else 0
+        elif name == "shard_map":  # of one device
+            mesh, axes = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+            total += math.prod(mesh.shape[x] for x in axes) * sum(inner)
         else:
             total += sum(pair[0] for pair in pairs)
             once += sum(pair[1] for pair in pairs)

@@ -20,7 +20,8 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CONSTANT = re.compile(r"%?([\w.\-]+) = s32\[\][^ ]* constant\((\d+)\)")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = [su]32\[\][^ ]* constant\((\d+)\)")
+_NAME = re.compile(r"%?([\w.\-]+)")
 _LESS = re.compile(r"compare\((?P<operands>.*?)\), direction=LT")
 
 
@@ -44,23 +45,23 @@ class Program(NamedTuple):
 
 def read(hlo: str) -> Program:
     """Counts of an optimized module, as ``compiled.as_text()`` prints it."""
-    computations, entry = _computations(hlo)
+    parts, entry = computations(hlo)
     trips: dict[str, int | None] = {}  # by the loop's name
 
     def cost(name: str, choose: Callable[..., Any]) -> Counter[str]:
         """Kernels and cycles of one computation and of what it runs."""
         total: Counter[str] = Counter()
-        for line in computations[name]:
+        for line in parts[name]:
             found = _OPERATION.match(line)
             if not found:
                 continue
             kind = found["kind"]
             if kind == "while":
-                turns = trips[found["name"]] = _turns(line, computations)
-                body = cost(_word(line, "body"), choose)
-                total += Counter({key: n * (turns or 1) for key, n in body.items()})
+                count = trips[found["name"]] = turns(line, parts)
+                body = cost(word(line, "body"), choose)
+                total += Counter({key: n * (count or 1) for key, n in body.items()})
             elif kind in ("conditional", "call"):
-                branches = [cost(each, choose) for each in _called(line)]
+                branches = [cost(each, choose) for each in called(line)]
                 total += choose(branches, key=lambda c: (c["cycles"], c["kernels"]))
             elif kind not in _FREE:
                 cycles = _CYCLES.search(line)
@@ -68,46 +69,81 @@ def read(hlo: str) -> Program:
         return total
 
     least, most = cost(entry, min), cost(entry, max)
-    fusions = sum(" fusion(" in line for each in computations.values() for line in each)
+    fusions = sum(" fusion(" in line for each in parts.values() for line in each)
     return Program(tuple(trips.values()), fusions, least, most)
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+def computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     """Lines of every computation by its name, and the name of the first to run."""
-    computations: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
         head = _HEAD.match(line)
         if head:
             name = head["name"]
-            computations[name] = []
+            parts[name] = []
             entry = name if head["entry"] else entry
         elif name:
-            computations[name].append(line.strip())
-    return computations, entry
+            parts[name].append(line.strip())
+    return parts, entry
 
 
-def _turns(line: str, computations: dict[str, list[str]]) -> int | None:
+def kind(line: str) -> str:
+    """What operation a line is, if it is one."""
+    found = _OPERATION.match(line)
+    return found["kind"] if found else ""
+
+
+def turns(line: str, parts: dict[str, list[str]]) -> int | None:
     """Trip count of a ``while``: as XLA says, or the constant that it counts to."""
     known = _TRIPS.search(line)
     if known:
         return int(known[1])
-    condition = computations[_word(line, "condition")]
-    constants = dict(pair for text in condition for pair in _CONSTANT.findall(text))
-    root = next((text for text in condition if text.startswith("ROOT")), "")
-    less = _LESS.search(root)
-    names = re.findall(r"%?([\w.\-]+)", less["operands"]) if less else []
-    bounds = [int(constants[each]) for each in names if each in constants]
-    return bounds[0] if len(bounds) == 1 else None
+    condition = parts[word(line, "condition")]
+    constants = _constants(condition)
+    less = _LESS.search(_root(condition))
+    names = _NAME.findall(less["operands"]) if less else []
+    bounds = [constants[each] for each in names if each in constants]
+    if len(bounds) != 1:
+        return None
+    counters = [each for each in names if each not in constants]
+    return -(-bounds[0] // _step(counters, condition, parts[word(line, "body")]))
 
 
-def _word(line: str, key: str) -> str:
+def _step(counters: list[str], condition: list[str], body: list[str]) -> int:
+    """By how much a turn counts on: 1, but where the compiler took several in one."""
+    element = rf"%?{re.escape(counters[0])} = .*get-tuple-element\(.*index=(\d+)"
+    places = [found[1] for text in condition if (found := re.match(element, text))]
+    _, _, carried = _root(body).partition(" tuple(")
+    names = re.findall(r"%([\w.\-]+)", carried.partition(")")[0])
+    if not places or not names:
+        return 1
+    counter, constants = names[int(places[0])], _constants(body)
+    made = rf"%?{re.escape(counter)} = .* add\((.*?)\)"
+    sums = [found[1] for text in body if (found := re.match(made, text))]
+    steps = [
+        constants[x] for text in sums for x in _NAME.findall(text) if x in constants
+    ]
+    return max(steps, default=1)
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+    pairs = (pair for text in lines for pair in _CONSTANT.findall(text))
+    return {name: int(number) for name, number in pairs}
+
+
+def _root(lines: list[str]) -> str:
+    return next((text for text in lines if text.startswith("ROOT")), "")
+
+
+def word(line: str, key: str) -> str:
+    """What follows ``key=`` in a line."""
     found = re.search(rf"\b{key}=%?([\w.\-]+)", line)
     assert found, f"no {key} in: {line}"
     return found[1]
 
 
-def _called(line: str) -> Iterator[str]:
+def called(line: str) -> Iterator[str]:
     """Names of the computations of a conditional or a call."""
     for many, one in _CALLED.findall(line):
         yield from re.findall(r"%?([\w.\-]+)", many or one)

@@ -1,4 +1,4 @@
-"""Devices to compile for that are not there: one NVIDIA H100, one TPU chip.
+"""Devices to compile for that are not there: NVIDIA's H100, TPU chips, or many of them.
 
 CUDA: with ``jax-cuda12-plugin``; TPU: with ``libtpu``. Nothing runs.
 """
@@ -16,7 +16,10 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 from jax.experimental import topologies
+
+from benchmarks import _harness
 
 # NVIDIA's numbers of an H100 SXM.
 _H100 = """
@@ -35,29 +38,60 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def _tpu(name: str) -> Callable[[], Any]:
+    return lambda: topologies.get_topology_desc(platform="tpu", topology_name=name)
+
+
+def _h100(shape: str) -> Callable[[], Any]:
     return lambda: topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{name}:2x2"
-    )
-
-
-def _h100() -> Any:
-    return topologies.get_topology_desc(
-        topology_name="h100", platform="cuda", target_config=_H100, topology="1x1x1"
+        topology_name="h100", platform="cuda", target_config=_H100, topology=shape
     )
 
 
 # Name to the package that compiles for it, and to what describes it.
 _KNOWN: dict[str, tuple[str, Callable[[], Any]]] = {
-    "h100": ("jax_cuda12_plugin", _h100),
-    "v5e": ("libtpu", _tpu("v5e")),
-    "v6e": ("libtpu", _tpu("v6e")),
+    "h100": ("jax_cuda12_plugin", _h100("1x1x1")),
+    "v5e": ("libtpu", _tpu("v5e:2x2")),
+    "v6e": ("libtpu", _tpu("v6e:2x2")),
 }
 NAMES = tuple(_KNOWN)
+
+# The same of many chips, and the bytes of memory that a program may use on each: of a
+# TPU as its compiler says.
+_CLUSTERS: dict[str, tuple[str, Callable[[], Any], int]] = {
+    "v5e:4x4": ("libtpu", _tpu("v5e:4x4"), int(15.75 * 2**30)),
+    "v5p:4x4x4": ("libtpu", _tpu("v5p:4x4x4"), int(95.74 * 2**30)),
+    "h100:1x1x8": ("jax_cuda12_plugin", _h100("1x1x8"), 84_978_434_048),
+}
 
 
 def package(target: str) -> str:
     """What has to be installed to compile for a target."""
-    return _KNOWN[target][0]
+    known = _KNOWN | {name: each[:2] for name, each in _CLUSTERS.items()}
+    return known[target][0] if target in known else "jaxlib"
+
+
+def versions(target: str) -> dict[str, Any]:
+    """What compiled it, on whatever machine."""
+    known = _harness.environment(package(target).replace("_", "-"))
+    return {"versions": known["versions"], "commit": known["commit"]}
+
+
+def clusters() -> tuple[str, ...]:
+    """Many chips at once that this environment can compile for."""
+    return tuple(name for name in _CLUSTERS if util.find_spec(package(name)))
+
+
+def mesh(target: str, axis: str) -> jax.sharding.Mesh:
+    """All chips of a cluster along one axis, or the CPU's own devices."""
+    known = _CLUSTERS.get(target)
+    devices = known[1]().devices if known else jax.devices()
+    automatic = (jax.sharding.AxisType.Auto,)
+    return jax.sharding.Mesh(np.array(devices), (axis,), axis_types=automatic)
+
+
+def memory(target: str) -> int | None:
+    """Bytes that a program may use on one chip; None of a CPU."""
+    return _CLUSTERS[target][2] if target in _CLUSTERS else None
 
 
 def available() -> tuple[str, ...]:

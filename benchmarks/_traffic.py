@@ -6,13 +6,16 @@ import math
 import re
 from collections.abc import Iterator
 
+from benchmarks import _programs
+
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "u16": 2, "s16": 2}
 _SIZES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 _COLLECTIVE = re.compile(
     r"= (?P<result>.+?) (?P<kind>all-reduce|all-gather|all-to-all|reduce-scatter|"
-    r"collective-permute|ragged-all-to-all|collective-broadcast)(-start)?\("
+    r"collective-permute|ragged-all-to-all|collective-broadcast)(?P<start>-start)?\("
 )
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 def collectives(hlo: str) -> Iterator[tuple[str, int]]:
@@ -21,6 +24,8 @@ def collectives(hlo: str) -> Iterator[tuple[str, int]]:
         found = _COLLECTIVE.search(line)
         if found:
             shapes = _SHAPE.findall(found["result"])
+            if found["start"] and found["kind"] != "all-reduce":
+                shapes = _results(shapes)
             size = lambda dims: math.prod(map(int, filter(None, dims.split(","))))
             yield found["kind"], sum(_SIZES[name] * size(dims) for name, dims in shapes)
 
@@ -34,5 +39,53 @@ def bytes_sent(hlo: str, num_devices: int) -> float:
     total = 0.0
     for kind, size in collectives(hlo):
         assert kind in ("all-reduce", "all-gather", "all-to-all"), kind
-        total += size * (2 if kind == "all-reduce" else 1)
-    return total * (num_devices - 1) / num_devices
+        total += _on_ring(kind, size, num_devices)
+    return total
+
+
+def bytes_in_turns(hlo: str, num_devices: int) -> float:
+    """The same with loops as often as they turn, of branches the one that sends least.
+
+    Of whatever kind; loops that data stop turn once. An operation that a compiler has
+    split into its start and its end, in fusions of their own, has one channel and
+    counts once in every turn.
+    """
+    computations, entry = _programs.computations(hlo)
+
+    def sent(name: str) -> dict[str, float]:
+        """Bytes by channel, of loops and branches by their name."""
+        found: dict[str, float] = {}
+        for line in computations[name]:
+            kind = _programs.kind(line)
+            inner = [x for x in _programs.called(line) if x in computations]
+            if kind == "while":
+                turns = _programs.turns(line, computations) or 1
+                body = sum(sent(_programs.word(line, "body")).values())
+                found[line] = turns * body
+            elif kind == "conditional":
+                found[line] = min(sum(sent(x).values()) for x in inner)
+            elif kind in ("fusion", "call", "async-start"):
+                for each in inner:
+                    found |= sent(each)
+            for name_of, size in collectives(line):
+                channel = _CHANNEL.search(line)
+                key = channel[0] if channel else line
+                found[key] = _on_ring(name_of, size, num_devices)
+        return found
+
+    return sum(sent(entry).values())
+
+
+def _on_ring(kind: str, size: int, count: int) -> float:
+    """Bytes that a device sends for a collective with a result of so many."""
+    if kind == "collective-permute":
+        return size
+    if kind == "reduce-scatter":
+        return size * (count - 1)
+    return size * (2 if kind == "all-reduce" else 1) * (count - 1) / count
+
+
+def _results(shapes: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of operands, as many results, and counters the results."""
+    numbers = [shape for shape in shapes if shape != ("u32", "")]
+    return numbers[len(numbers) // 2 :]

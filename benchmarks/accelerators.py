@@ -99,12 +99,6 @@ def rows_of(target: str, work: Workload, names: Sequence[str]) -> Iterator[Row]:
         }
 
 
-def versions(target: str) -> Row:
-    """What compiled it, on whatever machine."""
-    known = _harness.environment(_targets.package(target).replace("_", "-"))
-    return {"versions": known["versions"], "commit": known["commit"]}
-
-
 def table(rows: Sequence[Row], target: str, workload: str) -> str:
     """Markdown of one target and workload."""
     chosen = [r for r in rows if (r["target"], r["workload"]) == (target, workload)]
@@ -169,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     workloads = args.workload or (["mlp"] if args.smoke else _workloads.NAMES)
     names = args.reducers or (SMOKE if args.smoke else (BY_HAND, *REDUCERS))
     for target in targets:
-        about = versions(target)
+        about = _targets.versions(target)
         for workload in workloads:
             work = _workloads.workload(workload, args.smoke)
             for row in rows_of(target, work, tuple(names)):

@@ -212,6 +212,7 @@ def sharded(
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Sharded(reducer.init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule, face.axes = rule, axes
+    face.mesh, face.wire = mesh, wire
     face.plain = wire is None and param_specs is None
     return face
 

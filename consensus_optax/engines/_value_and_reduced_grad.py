@@ -79,15 +79,22 @@ def value_and_reduced_grad(
     inner products are taken, as soon as it is there. For a fold that is one pass, and
     one more in a step in which a row turns out to be non-finite; a weighting looks, a
     second time where rows are nearly equal, and combines, each in a pass of its own, so
-    it takes up to twice the time (three times). Held as ever is what is added up before
-    it is whole, weights that are used in several places or in every step of a
-    recurrence; so are all rows by columns and mixings, on explicit mesh axes, and on a
-    mesh by rules that deal rows out.
+    it takes up to twice the time (three times). Columns see all rows of one layer at a
+    time, in one pass. Held as ever is what is added up before it is whole, weights that
+    are used in several places or in every step of a recurrence; so are all rows by
+    mixings, on explicit mesh axes, and inside of ``shard_map`` by rules that deal rows
+    out.
 
     With :func:`sharded` it is called inside ``jax.shard_map``, on the examples of the
     device; value, update and state are those of all. Microbatches then are the
     device's: folds, and weightings of norms or of nothing, hold and send what they do
     above; other rules deal rows out as they come, and hold B / N rows of P numbers.
+    Or it is called under ``jax.jit`` on automatic axes that cut the batch, as models
+    are whose parameters are cut along the same axes (FSDP). Rows that are reduced
+    inside of the backward pass then are dealt out layer by layer, an all-to-all in
+    place of the mean's reduce-scatter: B / N rows of one layer, and all rows of its Nth
+    part, are all that a device holds of them. They travel in the dtype of the model's
+    own gradient, or in ``wire_dtype``, and are rounded to it.
 
     Args:
       fun: see :func:`per_example_grad`; so are all arguments not named here.
@@ -147,7 +154,7 @@ def value_and_reduced_grad(
     def is_to_be_held(batch: Batch) -> bool:
         if hold_rows is None:
             computes = reducer.computes if on_mesh else True
-            return not computes or is_held(rule, batch, on_mesh)
+            return not computes or is_held(rule, batch, on_mesh and reducer.inside)
         if not hold_rows and explicit_mesh(batch.arranged.args):
             wanted = "None or True with arrays along explicit mesh axes"
             _check.fail("hold_rows", wanted, hold_rows)

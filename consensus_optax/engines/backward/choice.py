@@ -10,7 +10,7 @@ import jax
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.explicit import explicit_mesh
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rules.kinds import Among, Fold, Reads, Rule, Weighting
+from consensus_optax._rules.kinds import Among, Columns, Fold, Reads, Rule, Weighting
 from consensus_optax.engines.backward.passes import Batch
 
 # A step with Adam has as much for parameters, gradients and two moments.
@@ -24,10 +24,10 @@ def is_held(rule: Rule, batch: Batch, on_mesh: bool) -> bool:
 
     Held they take the bytes of their factors, or of the stack (B, P) leaf by leaf where
     that is less, for as long as the rule looks at them. Reduced inside of the backward
-    pass they take nothing, but every look is a pass: a fold has one look, a weighting
-    two, so it takes up to twice the time of one that holds its rows. So rows are held
-    up to four times the bytes of the parameters, or up to 256 MiB, and by rules that
-    look at all rows of a coordinate.
+    pass they take nothing, but every look is a pass: folds and columns have one look, a
+    weighting two, so it takes up to twice the time of one that holds its rows. So rows
+    are held up to four times the bytes of the parameters, or up to 256 MiB, and by
+    mixings.
     """
     if not _reads_in_passes(rule, on_mesh) or explicit_mesh(batch.arranged.args):
         return True
@@ -50,6 +50,8 @@ def _reads_in_passes(rule: Rule, on_mesh: bool) -> bool:
     match rule:
         case Fold():
             return True
+        case Columns():
+            return not on_mesh
         case Weighting():
             return not on_mesh or not Reads(rule.reads).pairs
         case Among():

@@ -20,6 +20,7 @@ from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
+from consensus_optax.engines.backward.dealing import Dealing
 
 # Of rows and the claim on them, to what adds up over layers, and what is like the
 # parameter, trees of arrays both.
@@ -50,12 +51,14 @@ class Batch(NamedTuple):
       has_aux: whether it returns aux.
       arranged: its arguments, of all rows.
       params: the argument or arguments that are differentiated.
+      dealing: where rows lie, if each is computed by one of many devices.
     """
 
     fun: Callable[..., Any]
     has_aux: bool
     arranged: Arranged
     params: Tree
+    dealing: Dealing | None = None
 
     @property
     def dtype(self) -> Any:
@@ -67,7 +70,11 @@ class Batch(NamedTuple):
         return value[0] if self.has_aux else value
 
     def read(
-        self, roster: Roster, read: Read, likes: Sequence[Any] | None = None
+        self,
+        roster: Roster,
+        read: Read,
+        likes: Sequence[Any] | None = None,
+        together: bool = True,
     ) -> Found:
         """One pass.
 
@@ -75,15 +82,23 @@ class Batch(NamedTuple):
           roster: which rows are there, as far as is known.
           read: what to make of one leaf, or of one layer's part of it, there and then.
           likes: an update, of which claims have what belongs to their part.
+          together: whether that takes several rows at once.
         """
 
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
-            if is_outer_product(rows):
-                rows = dataclasses.replace(rows, dtype=claim.dtype)
-            else:
-                rows = rows.astype(claim.dtype)
-            bad = (~finite_rows([rows], self.dtype)).astype(jnp.int32)
-            sums, made = read(in_memory([rows], roster), claim)
+            if self.dealing is not None and is_outer_product(rows):
+                rows = rows.materialize()  # each on its own device
+            whole = _as_decided(rows, claim.dtype)
+            bad = (~finite_rows([whole], self.dtype)).astype(jnp.int32)
+            if self.dealing is None or not together:
+                sums, made = read(in_memory([whole], roster), claim)
+                return Reduced((bad, sums), made)
+
+            def of_part(rows: Array, like: Any) -> tuple[Any, Any]:
+                own = in_memory([rows.astype(claim.dtype)], roster)
+                return read(own, claim._replace(like=like))
+
+            sums, made = self.dealing.of_coordinates(of_part, rows, claim.like)
             return Reduced((bad, sums), made)
 
         value, leaves = value_and_reduced(
@@ -98,6 +113,13 @@ class Batch(NamedTuple):
             finite &= leaf.sums[0] == 0
         made = {i: Reduced(x.sums[1], x.likes) for i, x in made.items()}
         return Found(value, finite, made, rest)
+
+
+def _as_decided(rows: Leaf, dtype: Any) -> Leaf:
+    """Rows in their parameter's dtype, whatever the variable's is."""
+    if is_outer_product(rows):
+        return dataclasses.replace(rows, dtype=dtype)
+    return rows.astype(dtype)
 
 
 def in_memory(leaves: Sequence[Leaf], roster: Roster) -> Memory:

@@ -25,13 +25,16 @@ from consensus_optax.engines.backward.passes import (
     zeros_like,
 )
 
+# Of rows, to what is like the parameter for each of their leaves.
+Make = Callable[[Memory], list[Any]]
+
 
 class Backward(NamedTuple):
     """Rows of which nothing is held beyond the layer that a backward pass is at.
 
     Every look is one pass: of inner products, of statistics, of a combination. A fold
     takes all rows to be sound, which the same pass tells, and does it again if one is
-    not. Who looks at all rows of a coordinate holds them.
+    not; so do columns, which see all rows of one layer's coordinates at a time.
 
     Attributes:
       batch: what rows are computed of.
@@ -82,7 +85,8 @@ class Backward(NamedTuple):
             own = None if olds is None else [claim.like]
             return rows.inner(part(own)._replace(per_leaf=False))[0], ()
 
-        found = self.batch.read(roster, read, olds)
+        together = asked.reads.pairs or asked.reads == Reads.TOWARD
+        found = self.batch.read(roster, read, olds, together)
         told = self._sound(found)
         if asked.reads == Reads.NOTHING:
             return None, told
@@ -123,27 +127,36 @@ class Backward(NamedTuple):
 
     def statistics(self, rule: Fold) -> tuple[list[list[Array]], Backward]:
         """One pass; two where that finds a row that cannot count."""
+
+        def of_leaves(rows: Memory) -> list[Any]:
+            return list(zip(*rows.statistics(rule)[0], strict=True))
+
+        leaves, source = self._by_leaf(of_leaves)
+        return [list(each) for each in zip(*leaves, strict=True)], source
+
+    def columns(self, rule: Columns) -> tuple[list[Array], Backward]:
+        """As for statistics."""
+        return self._by_leaf(lambda rows: rows.columns(rule)[0])
+
+    def _by_leaf(self, make: Make) -> tuple[list[Any], Backward]:
+        """What is made of every leaf: like the parameter, of the rows that count."""
         if self.known:
-            return self._merged(rule)[0], self
+            return self._made(make)[0], self
 
         def again(carry: Any) -> Any:
             _, weights, _ = carry
-            merged, found = self.among(weights)._merged(rule)
+            made, found = self.among(weights)._made(make)
             told = self._sound(found)
             settled = jnp.all((weights > 0) == (told[0] > 0))
-            return settled, told[0], (merged, told)
+            return settled, told[0], (made, told)
 
         given = jnp.maximum(self.seen.roster.weights, 0)
         shapes = jax.eval_shape(lambda: again((None, given, None)))[2]
         start = jnp.zeros((), bool), given, zeros_like(shapes)
         goes_on = lambda carry: ~carry[0]
         start = self.batch.arranged.varying(start)
-        _, _, (merged, told) = lax.while_loop(goes_on, again, start)
-        return merged, self._told(*told)
-
-    def columns(self, rule: Columns) -> tuple[list[Array], Memory]:
-        """Rows are held, factored where that takes less."""
-        return self._held().columns(rule)
+        _, _, (made, told) = lax.while_loop(goes_on, again, start)
+        return made, self._told(*told)
 
     def among(self, weights: Array) -> Backward:
         """Nothing is computed yet."""
@@ -159,22 +172,21 @@ class Backward(NamedTuple):
         """What ``send`` makes of the rows as arrays."""
         return self._held().multiplied_out(send, signs)
 
-    def _merged(self, rule: Fold) -> tuple[list[list[Any]], Found]:
-        """Statistics of the rows of this roster, and all else that the pass found."""
+    def _made(self, make: Make) -> tuple[list[Any], Found]:
+        """The same of the rows of this roster, and all else that the pass found."""
         roster = self.seen.roster
 
         def read(rows: Memory, claim: Claim) -> tuple[tuple[()], Any]:
             del claim
-            return (), [leaf for (leaf,) in rows.statistics(rule)[0]]
+            (made,) = make(rows)
+            return (), made
 
         found = self.batch.read(roster, read)
         by_leaf = {i: leaf.likes for i, leaf in found.made.items()}
         if found.rest:
-            memory = in_memory(list(found.rest.values()), roster)
-            each = zip(*memory.statistics(rule)[0], strict=True)
-            by_leaf |= dict(zip(found.rest, map(list, each), strict=True))
-        leaves = [by_leaf[i] for i in range(len(by_leaf))]
-        return [list(each) for each in zip(*leaves, strict=True)], found
+            of_rest = make(in_memory(list(found.rest.values()), roster))
+            by_leaf |= dict(zip(found.rest, of_rest, strict=True))
+        return [by_leaf[i] for i in range(len(by_leaf))], found
 
     def _held(self) -> Memory:
         """The rows in memory."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from consensus_optax._rules.kinds import Rule
 from consensus_optax._running.reducer import Aggregator
 from consensus_optax._running.run import floating_leaves
 from consensus_optax._typing import Array
+from consensus_optax.engines.backward.dealing import Dealing
+from consensus_optax.engines.backward.passes import Batch
 from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
-from consensus_optax.engines.mesh.specs import is_inside, specs_of, spread_of
+from consensus_optax.engines.mesh.specs import is_inside, mesh_of, specs_of, spread_of
 from consensus_optax.engines.microbatches.source import Computed
 
 
@@ -20,37 +24,56 @@ class Sharded(Aggregator):
       rule: the reducer's.
       axes: mesh axes that rows are sharded along.
       plain: whether parameters are whole and rows travel as they are.
+      mesh: the mesh outside of ``shard_map``, None for that of the context.
+      wire: the dtype in which rows travel, None for theirs.
     """
 
     rule: Rule
     axes: tuple[str, ...]
     plain: bool
+    mesh: Any
+    wire: Any
+
+    @property
+    def inside(self) -> bool:
+        """Whether this is asked inside of a ``shard_map`` over the axes."""
+        return is_inside(self.axes)
 
     def of_all_rows(self, own: Array) -> Array:
         """What there is for every row, (L,) on a device, of all rows."""
-        inside = is_inside(self.axes)
-        return Exchange(self.axes, []).collect_rows(own) if inside else own
+        return Exchange(self.axes, []).collect_rows(own) if self.inside else own
 
     @property
     def computes(self) -> bool:
-        """Whether, where this is asked, `source` is to be had."""
-        return self.plain and is_inside(self.axes)
+        """Whether rows may be computed when they are looked at, where this is asked."""
+        return self.plain or not self.inside
 
-    def source(self, local: Computed | Backward) -> Shared:
-        """The rows of all devices, that each computes when they are looked at.
+    def source(self, local: Computed | Backward) -> Shared | Backward:
+        """The rows of all devices, that are computed when they are looked at.
 
         Raises:
           ValueError: when traced, where that is not to be had.
         """
-        if not self.computes:
+        if isinstance(local, Backward) and not self.inside:
+            return local._replace(batch=self._dealt(local.batch))
+        if not (self.inside and self.plain):
             raise ValueError(
-                "A sharded reducer takes microbatches, and rows that are not held, "
-                f"inside of a `jax.shard_map` over its axes {self.axes} alone, and "
-                "without `param_specs` and `wire_dtype`. Leave `microbatch_size` and "
-                "`hold_rows` out, or these."
+                "A sharded reducer takes microbatches, and inside of `jax.shard_map` "
+                "rows that are not held, inside of one over its axes "
+                f"{self.axes} alone, and without `param_specs` and `wire_dtype`. Leave "
+                "`microbatch_size` and `hold_rows` out, or these."
             )
         params = local.params
         leaves = floating_leaves(params)
         pairs = zip(leaves, specs_of(params, None), strict=True)
         exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
         return Shared.of(exchange, local, [leaf.dtype for leaf in leaves], ("values",))
+
+    def _dealt(self, batch: Batch) -> Batch:
+        """Rows that the compiler is told to leave where their examples are."""
+        dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, self.wire)
+        arranged = batch.arranged
+        rows_axis = arranged.rows_axis
+        names = rows_axis.names or self.axes
+        arranged = arranged._replace(rows_axis=rows_axis._replace(names=names))
+        return batch._replace(arranged=arranged, dealing=dealing)

@@ -1,0 +1,66 @@
+"""Rows that lie on many devices, dealt out as coordinates while they are reduced.
+
+Where a loss is that of a whole mesh, each device computes the rows of its own examples.
+What looks at several rows at once wants all of them, of some coordinates: an all-to-all
+of one layer's rows brings them there, and what is made of them stays cut as a parameter
+is that is sharded along the same axes (FSDP). A mean sends as much, by reduce-scatter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from consensus_optax._typing import Array
+
+
+class Dealing(NamedTuple):
+    """Where rows lie, under ``jit``, on automatic axes.
+
+    Attributes:
+      mesh: the mesh.
+      axes: its axes that cut the rows.
+      wire: the dtype in which rows travel if that is narrower than theirs, or None.
+    """
+
+    mesh: Any
+    axes: tuple[str, ...]
+    wire: Any = None
+
+    def of_coordinates(
+        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Array, like: Any
+    ) -> tuple[Any, Any]:
+        """``read(rows, like)`` of each device's coordinates.
+
+        Args:
+          read: of all rows and of arrays like one row, to what adds up over coordinates
+            and what is like one row again.
+          rows: (B, ...), each on its own device.
+          like: tree of arrays without the axis of rows.
+        """
+        size = math.prod(self.mesh.shape[name] for name in self.axes)
+        fits = [n % size == 0 for n in rows.shape]
+        if not fits[0] or not any(fits[1:]):  # few numbers, or rows
+            return read(rows, like)
+        place = fits.index(True, 1)
+        if self.wire is not None and self.wire.itemsize < rows.dtype.itemsize:
+            rows = rows.astype(self.wire)
+        cut = PartitionSpec(*[None] * (place - 1), self.axes)
+
+        def on_device(rows: Array, like: Any) -> tuple[Any, Any]:
+            dealt = lax.all_to_all(rows, self.axes, place, 0, tiled=True)
+            sums, likes = read(dealt, like)
+            return lax.psum(sums, self.axes), likes
+
+        return jax.shard_map(
+            on_device,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(self.axes), cut),
+            out_specs=(PartitionSpec(), cut),
+            axis_names=set(self.axes),
+        )(rows, like)

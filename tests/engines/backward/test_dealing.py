@@ -1,0 +1,130 @@
+"""Rows of a whole mesh under ``jit``, dealt out layer by layer where they are made."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import consensus_optax as co
+from benchmarks._traffic import collectives
+
+LAYERS, WIDTH, ROWS, GROUP, DEVICES = 3, 16, 8, 2, 4
+MESH = jax.make_mesh(
+    (DEVICES,), ("data",), (AxisType.Auto,), devices=jax.devices()[:DEVICES]
+)
+CUT = {"up": PartitionSpec(None, "data"), "down": PartitionSpec(None, "data")}
+SHARDINGS = {
+    "layers": {name: NamedSharding(MESH, spec) for name, spec in CUT.items()},
+    "readout": NamedSharding(MESH, PartitionSpec("data")),
+}
+BY_ROW = NamedSharding(MESH, PartitionSpec("data"))
+
+
+def loss(params, x):
+    @jax.checkpoint
+    def block(x, p):
+        return x + jnp.tanh(x @ p["up"]) @ p["down"], None
+
+    x, _ = jax.lax.scan(block, x, params["layers"])
+    return jnp.mean(jnp.tanh(x @ params["readout"]))
+
+
+def numbers(*shape):
+    return jax.random.normal(jax.random.key(sum(shape)), shape) / 2
+
+
+PARAMS = {
+    "layers": {
+        "up": numbers(LAYERS, WIDTH, 2 * WIDTH),
+        "down": numbers(LAYERS, 2 * WIDTH, WIDTH),
+    },
+    "readout": numbers(WIDTH, WIDTH),
+}
+X = numbers(ROWS * GROUP, 24, WIDTH).at[2 * GROUP].set(jnp.inf)  # row 2 cannot count
+WEIGHTS = jnp.ones(ROWS).at[5].set(0).at[6].set(3)
+
+
+def step_of(reducer, face, **options):
+    step = co.value_and_reduced_grad(loss, face, group_size=GROUP, **options)
+    return functools.partial(step, state=reducer.init(PARAMS), weights=WEIGHTS)
+
+
+def compiled(reducer):
+    face = co.sharded(reducer, "data", mesh=MESH)
+    step = jax.jit(
+        step_of(reducer, face, hold_rows=False), in_shardings=(SHARDINGS, BY_ROW)
+    )
+    return step.lower(PARAMS, X).compile()
+
+
+def check(reducer, tolerance):
+    on_mesh = compiled(reducer)
+    given = jax.device_put(PARAMS, SHARDINGS), jax.device_put(X, BY_ROW)
+    value, update, state = on_mesh(*given)
+    expected = step_of(reducer, reducer, hold_rows=True)(PARAMS, X)
+    assert int(state.num_nonfinite) == 1
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    close(value, expected[0])
+    for own, other in zip(*map(jax.tree.leaves, (update, expected[1])), strict=True):
+        close(own, other, atol=tolerance * np.abs(other).max())
+    return on_mesh
+
+
+def dealt(hlo):
+    """Bytes of rows that are dealt out, by the library rather than by the compiler."""
+    own = "\n".join(line for line in hlo.splitlines() if "/all_to_all" in line)
+    return sum(size for kind, size in collectives(own) if kind == "all-to-all")
+
+
+# Sums of 48 terms in another order, in float32; rows are of one size.
+SUMS = 48 * 2.0**-23
+
+
+def test_a_fold_sends_each_row_once():
+    program = check(co.sign_consensus(0.6), SUMS).as_text()
+    per_row = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+    layer = per_row - PARAMS["readout"].size
+    # in the scan's body once: a layer's rows of this device; and the readout's
+    once = layer // LAYERS + PARAMS["readout"].size
+    assert dealt(program) == ROWS // DEVICES * once * 4
+
+
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        pytest.param(co.cosine_filter(1.0), id="pairs"),
+        pytest.param(co.median(), id="columns"),
+        pytest.param(co.normalized_mean(), id="norms", marks=pytest.mark.whole_zoo),
+        pytest.param(
+            co.previous_update_filter(1.5), id="previous", marks=pytest.mark.whole_zoo
+        ),
+        pytest.param(
+            co.among(co.krum(1, 3), co.sign_consensus()),
+            id="among",
+            marks=pytest.mark.whole_zoo,
+        ),
+    ],
+)
+def test_the_answer_is_that_of_one_device(reducer):
+    check(reducer, 8 * SUMS)  # weights of rows are off by as much again
+
+
+@pytest.mark.parametrize("wire", [None, jnp.bfloat16])
+def test_rows_travel_in_the_wire_dtype(wire):
+    reducer = co.sign_consensus()
+    face = co.sharded(reducer, "data", mesh=MESH, wire_dtype=wire)
+    step = step_of(reducer, face, hold_rows=False)
+    program = str(jax.make_jaxpr(step)(PARAMS, X))
+    dtypes = set(re.findall(r":(\w+)\[\S* = all_to_all", program))
+    assert dtypes == {"bf16" if wire else "f32"}
+
+
+def test_inside_of_microbatches_it_is_still_refused():
+    face = co.sharded(co.sign_consensus(), "data", mesh=MESH)
+    step = co.value_and_reduced_grad(loss, face, microbatch_size=2)
+    with pytest.raises(ValueError, match="A sharded reducer takes microbatches"):
+        step(PARAMS, X, state=co.sign_consensus().init(PARAMS))
