@@ -64,6 +64,7 @@ CROSS_CUTTING = {
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
     "test_pitfalls",
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
+    *["test_attacks", "test_byzfl"],
 }
 
 
