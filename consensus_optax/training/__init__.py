@@ -3,6 +3,7 @@
 The only place of the library that imports flax. Imports whatever is below.
 """
 
+from consensus_optax.federated import sample_clients
 from consensus_optax.training._character_models import (
     CharacterMLP,
     CharacterTransformer,
@@ -13,7 +14,6 @@ from consensus_optax.training._federated import (
     draw_examples,
     federated_round,
     local_updates,
-    sample_clients,
 )
 from consensus_optax.training._functional import apply_rows, functional, init_many
 from consensus_optax.training._loop import (

@@ -85,7 +85,8 @@ def step_on_rows(
     """A step on whatever rows a function makes of the state and a batch.
 
     Args:
-      rows_at: the loss of every row, and the rows.
+      rows_at: the loss of every row, and the rows; a rule that reads ``values`` is
+        given the former.
       optimizer: ``optax.chain(reducer, ...)``.
       watch: as for `row_step`.
 
@@ -96,7 +97,7 @@ def step_on_rows(
     def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
         losses, rows = rows_at(fit, batch)
         updates, opt_state = optimizer.update(
-            rows, fit.opt_state, fit.params, weights=weights
+            rows, fit.opt_state, fit.params, weights=weights, values=losses
         )
         metrics = {"loss": weighted_mean(losses, weights)}
         for name in watch:

@@ -1,0 +1,20 @@
+"""Around federated rounds: who takes part, when updates arrive, what the server sees.
+
+Clients are rows, so a rule is all that a server needs besides what is here. One method
+per file. No optional package is asked for; `consensus_optax.training` has the rounds
+themselves. Imports ``privacy``, ``_running`` and what is below.
+"""
+
+from consensus_optax.federated._by_count import sample_by_count
+from consensus_optax.federated._poisson import sample_poisson
+from consensus_optax.federated._power_of_choice import sample_by_loss
+from consensus_optax.federated._stratified import sample_stratified
+from consensus_optax.federated._uniform import sample_clients
+
+__all__ = [
+    "sample_by_count",
+    "sample_by_loss",
+    "sample_clients",
+    "sample_poisson",
+    "sample_stratified",
+]
