@@ -58,7 +58,8 @@ def sample_stratified(
             f"{num_sampled}"
         )
     draws = jax.random.uniform(key, counts.shape)
-    chosen, weights = [], []
+    chosen: list[Array] = []
+    weights: list[Array] = []
     for kind, places in zip(kinds, _places(sizes, num_sampled), strict=True):
         there = (counts > 0) & (strata == kind)
         _, own = jax.lax.top_k(jnp.where(there, draws, -1), int(places))

@@ -16,6 +16,12 @@ from consensus_optax.training._federated import (
     local_updates,
 )
 from consensus_optax.training._functional import apply_rows, functional, init_many
+from consensus_optax.training._late import (
+    LateFit,
+    late_batches,
+    late_round,
+    start_late,
+)
 from consensus_optax.training._loop import (
     Fit,
     mean_step,
@@ -31,6 +37,7 @@ __all__ = [
     "CharacterTransformer",
     "Conv3x3",
     "Fit",
+    "LateFit",
     "SmallCNN",
     "apply_rows",
     "client_batches",
@@ -38,11 +45,14 @@ __all__ = [
     "federated_round",
     "functional",
     "init_many",
+    "late_batches",
+    "late_round",
     "local_updates",
     "mean_step",
     "row_step",
     "sample_clients",
     "start",
+    "start_late",
     "train",
     "watched",
     "weighted_mean",

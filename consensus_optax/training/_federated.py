@@ -179,12 +179,34 @@ def client_batches(
     def batch_at(number: jax.Array) -> tuple[Any, jax.Array]:
         choosing, drawing = jax.random.split(jax.random.fold_in(key, number))
         chosen, weights = select(choosing, counts, num_sampled)
-        data = jax.tree.map(lambda leaf: leaf[chosen], clients)
-        keys = jax.random.split(drawing, (num_sampled, num_steps))
-        steps = jax.vmap(draw, (0, None, None))
-        return jax.vmap(steps)(keys, data, counts[chosen]), weights
+        batches = local_batches(drawing, clients, counts, draw, chosen, num_steps)
+        return batches, weights
 
     return batch_at
+
+
+def local_batches(
+    key: jax.Array,
+    clients: Any,
+    counts: jax.Array,
+    draw: Draw,
+    chosen: jax.Array,
+    num_steps: int,
+) -> Any:
+    """A batch for every local step of some clients, leaves (n, num_steps, ...).
+
+    Args:
+      key: random key of the round.
+      clients: data of all, leaves (num_clients, ...).
+      counts: (num_clients,) how much of it is there.
+      draw: a batch of one client's data.
+      chosen: (n,) indices.
+      num_steps: how many batches for each.
+    """
+    data = jax.tree.map(lambda leaf: leaf[chosen], clients)
+    keys = jax.random.split(key, (chosen.shape[0], num_steps))
+    steps = jax.vmap(draw, (0, None, None))
+    return jax.vmap(steps)(keys, data, counts[chosen])
 
 
 def draw_examples(
