@@ -13,8 +13,11 @@ from consensus_optax.federated._arrivals import (
 )
 from consensus_optax.federated._buffered import BufferState, buffer_of, buffered
 from consensus_optax.federated._by_count import sample_by_count
+from consensus_optax.federated._fixed_point import FixedPoint, fixed_point
+from consensus_optax.federated._masking import Masked, masked, unmasked
 from consensus_optax.federated._poisson import sample_poisson
 from consensus_optax.federated._power_of_choice import sample_by_loss
+from consensus_optax.federated._secure_sum import SecureSumState, secure_sum
 from consensus_optax.federated._staleness import (
     hinge_staleness,
     polynomial_staleness,
@@ -25,11 +28,16 @@ from consensus_optax.federated._uniform import sample_clients
 __all__ = [
     "Arrivals",
     "BufferState",
+    "FixedPoint",
+    "Masked",
+    "SecureSumState",
     "arrivals",
     "buffer_of",
     "buffered",
     "exponential_duration",
+    "fixed_point",
     "hinge_staleness",
+    "masked",
     "polynomial_staleness",
     "sample_by_count",
     "sample_by_loss",
@@ -37,4 +45,6 @@ __all__ = [
     "sample_first",
     "sample_poisson",
     "sample_stratified",
+    "secure_sum",
+    "unmasked",
 ]
