@@ -33,7 +33,7 @@ FLOORS = {
     **dict.fromkeys(["row_transforms", "update_transforms", "engines"], 4),
     "scalarizers": 4,
     **dict.fromkeys(["diagnostics", "attacks"], 5),
-    **dict.fromkeys(["training", "tasks", "privacy"], 6),
+    **dict.fromkeys(["training", "tasks", "privacy", "federated"], 6),
     **dict.fromkeys(["__init__", "_registry", "comparison", "__main__"], 7),
 }
 # What would be allowed by its floor and is not.
@@ -64,6 +64,8 @@ CROSS_CUTTING = {
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
     "test_pitfalls",
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
+    *["test_attacks", "test_byzfl", "test_selection", "test_server_optimizers"],
+    "test_private_rounds",
 }
 
 

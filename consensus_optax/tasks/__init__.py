@@ -2,7 +2,8 @@
 
 A `Task` is a stack of problems with training and test examples of one shape, so that
 `consensus_optax.comparison` can train a model on each of them in one program.
-`shakespeare` gives `Roles` instead: the texts of many clients, for federated rounds.
+`shakespeare` gives `Roles` instead: the texts of many clients, for federated rounds;
+splits such as `dirichlet_split` make clients of any data set.
 Imports nothing of how rows are reduced.
 """
 
@@ -15,6 +16,15 @@ from consensus_optax.tasks._shakespeare import (
     Texts,
     draw_windows,
     shakespeare,
+)
+from consensus_optax.tasks._splits import (
+    Split,
+    dirichlet_split,
+    even_split,
+    quantity_split,
+    shard_split,
+    shift_features,
+    split_examples,
 )
 from consensus_optax.tasks._task import (
     NOT_SCORED,
@@ -29,16 +39,23 @@ __all__ = [
     "Examples",
     "Roles",
     "Scores",
+    "Split",
     "Task",
     "Texts",
     "arc",
     "digits",
+    "dirichlet_split",
     "draw_windows",
+    "even_split",
     "example_losses",
     "flip_labels",
     "keeps_size",
     "pad_examples",
+    "quantity_split",
     "scores",
     "shakespeare",
+    "shard_split",
+    "shift_features",
+    "split_examples",
     "stack_problems",
 ]

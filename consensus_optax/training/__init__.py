@@ -3,6 +3,7 @@
 The only place of the library that imports flax. Imports whatever is below.
 """
 
+from consensus_optax.federated import sample_clients
 from consensus_optax.training._character_models import (
     CharacterMLP,
     CharacterTransformer,
@@ -13,10 +14,15 @@ from consensus_optax.training._federated import (
     draw_examples,
     federated_round,
     local_updates,
-    sample_clients,
 )
 from consensus_optax.training._functional import apply_rows, functional, init_many
 from consensus_optax.training._linen import linen_value_and_rows
+from consensus_optax.training._late import (
+    LateFit,
+    late_batches,
+    late_round,
+    start_late,
+)
 from consensus_optax.training._loop import (
     Fit,
     mean_step,
@@ -33,6 +39,7 @@ __all__ = [
     "CharacterTransformer",
     "Conv3x3",
     "Fit",
+    "LateFit",
     "SmallCNN",
     "apply_rows",
     "client_batches",
@@ -41,12 +48,14 @@ __all__ = [
     "functional",
     "init_many",
     "linen_value_and_rows",
+    "late_batches",
+    "late_round",
     "local_updates",
     "mean_step",
     "nnx_value_and_rows",
     "row_step",
-    "sample_clients",
     "start",
+    "start_late",
     "train",
     "watched",
     "weighted_mean",

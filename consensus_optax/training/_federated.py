@@ -13,9 +13,11 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.varying import varying_like
+from consensus_optax.federated import sample_clients
 from consensus_optax.training._loop import Fit, Loss, Step, step_on_rows
 
 Draw = Callable[[jax.Array, Any, jax.Array], Any]
+Select = Callable[[jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]
 
 
 def federated_round(
@@ -133,41 +135,6 @@ def local_updates(
     return jax.vmap(client, (None, 0))
 
 
-def sample_clients(
-    key: jax.Array, counts: jax.Array, num_sampled: int
-) -> tuple[jax.Array, jax.Array]:
-    """Draws the clients of a round: all alike, none twice, only those with data.
-
-    Args:
-      key: random key.
-      counts: how much data each client has, ``(num_clients,)``; 0: not there.
-      num_sampled: how many to draw.
-
-    Returns:
-      Their indices, ``(num_sampled,)`` int32, and their counts in float32, which are
-      the ``weights`` of the round. If too few are there the last ones have weight 0.
-
-    Raises:
-      ValueError: ``num_sampled`` is no count, or there are not so many clients.
-
-    Examples:
-      >>> counts = jnp.array([5, 0, 7])
-      >>> chosen, weights = sample_clients(jax.random.key(0), counts, 3)
-      >>> sorted(chosen[:2].tolist()), chosen[2:].tolist(), float(weights[2])
-      ([0, 2], [1], 0.0)
-    """
-    counts = jnp.asarray(counts)
-    _check.count("num_sampled", num_sampled)
-    if num_sampled > counts.shape[0]:
-        most = f"at most the number of clients, {counts.shape[0]}"
-        _check.fail("num_sampled", most, num_sampled)
-    present = (counts > 0).astype(jnp.float32)
-    chosen = jax.random.choice(
-        key, counts.shape[0], (num_sampled,), replace=False, p=present
-    )
-    return chosen, counts[chosen].astype(jnp.float32)
-
-
 def client_batches(
     key: jax.Array,
     clients: Any,
@@ -176,6 +143,7 @@ def client_batches(
     *,
     num_sampled: int,
     num_steps: int = 1,
+    select: Select = sample_clients,
 ) -> Callable[[jax.Array], tuple[Any, jax.Array]]:
     """The clients and the local batches of every round, for `train`.
 
@@ -187,10 +155,12 @@ def client_batches(
         `draw_examples` or ``tasks.draw_windows`` with their sizes set.
       num_sampled: clients of a round.
       num_steps: local steps of each.
+      select: ``select(key, counts, num_sampled)``, their indices and weights: one of
+        `consensus_optax.federated`, with its options set.
 
     Returns:
       ``batch_at(number)``, the batches of that round, ``(num_sampled, num_steps,
-      ...)``, and the clients' counts.
+      ...)``, and the clients' weights: their counts, if ``select`` says nothing else.
 
     Examples:
       >>> import functools
@@ -208,13 +178,35 @@ def client_batches(
 
     def batch_at(number: jax.Array) -> tuple[Any, jax.Array]:
         choosing, drawing = jax.random.split(jax.random.fold_in(key, number))
-        chosen, weights = sample_clients(choosing, counts, num_sampled)
-        data = jax.tree.map(lambda leaf: leaf[chosen], clients)
-        keys = jax.random.split(drawing, (num_sampled, num_steps))
-        steps = jax.vmap(draw, (0, None, None))
-        return jax.vmap(steps)(keys, data, counts[chosen]), weights
+        chosen, weights = select(choosing, counts, num_sampled)
+        batches = local_batches(drawing, clients, counts, draw, chosen, num_steps)
+        return batches, weights
 
     return batch_at
+
+
+def local_batches(
+    key: jax.Array,
+    clients: Any,
+    counts: jax.Array,
+    draw: Draw,
+    chosen: jax.Array,
+    num_steps: int,
+) -> Any:
+    """A batch for every local step of some clients, leaves (n, num_steps, ...).
+
+    Args:
+      key: random key of the round.
+      clients: data of all, leaves (num_clients, ...).
+      counts: (num_clients,) how much of it is there.
+      draw: a batch of one client's data.
+      chosen: (n,) indices.
+      num_steps: how many batches for each.
+    """
+    data = jax.tree.map(lambda leaf: leaf[chosen], clients)
+    keys = jax.random.split(key, (chosen.shape[0], num_steps))
+    steps = jax.vmap(draw, (0, None, None))
+    return jax.vmap(steps)(keys, data, counts[chosen])
 
 
 def draw_examples(

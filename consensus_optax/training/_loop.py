@@ -81,13 +81,16 @@ def step_on_rows(
     rows_at: Callable[[Fit, Any], tuple[jax.Array, Any]],
     optimizer: optax.GradientTransformationExtraArgs,
     watch: Sequence[str],
+    **extra: Any,
 ) -> Step:
     """A step on whatever rows a function makes of the state and a batch.
 
     Args:
-      rows_at: the loss of every row, and the rows.
+      rows_at: the loss of every row, and the rows; a rule that reads ``values`` is
+        given the former.
       optimizer: ``optax.chain(reducer, ...)``.
       watch: as for `row_step`.
+      **extra: what the optimizer is told besides.
 
     Returns:
       A step as from `row_step`.
@@ -95,9 +98,8 @@ def step_on_rows(
 
     def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
         losses, rows = rows_at(fit, batch)
-        updates, opt_state = optimizer.update(
-            rows, fit.opt_state, fit.params, weights=weights
-        )
+        told = {"weights": weights, "values": losses, **extra}
+        updates, opt_state = optimizer.update(rows, fit.opt_state, fit.params, **told)
         metrics = {"loss": weighted_mean(losses, weights)}
         for name in watch:
             value = watched(opt_state, name)

@@ -43,6 +43,7 @@ from consensus_optax.weightings._pcgrad import pcgrad
 from consensus_optax.weightings._per_leaf import per_leaf
 from consensus_optax.weightings._previous_update_filter import previous_update_filter
 from consensus_optax.weightings._private_sum import private_sum
+from consensus_optax.weightings._q_fedavg import q_fedavg
 from consensus_optax.weightings._quantile_norm import quantile_norm
 from consensus_optax.weightings._random_weights import random_weights
 from consensus_optax.weightings._sdmgrad import sdmgrad
@@ -95,6 +96,7 @@ __all__ = [
     "per_leaf",
     "previous_update_filter",
     "private_sum",
+    "q_fedavg",
     "quantile_norm",
     "random_weights",
     "sdmgrad",

@@ -64,3 +64,13 @@ def test_labels():
     labels = jnp.array([0, 1, 2])
     assert attacks.label_flip(labels, 3).tolist() == [2, 1, 0]
     np.testing.assert_array_equal(attacks.label_flip(np.array([4]), 10), [5])
+
+
+def test_narrow_rows_and_traced_strengths():
+    """Means and deviations are of float32, whatever the rows' dtype."""
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), HONEST)
+    attack = lambda z: attacks.a_little_is_enough(narrow, 2, num_deviations=z)
+    rows = jax.jit(attack)(jnp.float32(2.0))
+    assert rows["bias"].dtype == jnp.bfloat16
+    wanted = 3 - 2 * np.std([1, 2, 6])
+    assert float(rows["bias"][0]) == float(jnp.bfloat16(wanted))
