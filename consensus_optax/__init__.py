@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from consensus_optax import (
     columns,
+    compressors,
     diagnostics,
     engines,
     folds,
@@ -66,6 +67,7 @@ __all__ = [
     "diagnostics",
     "probe",
     "privacy",
+    "compressors",
     "scalarizers",
     # rules of one's own
     "reducer",
