@@ -7,6 +7,13 @@ from consensus_optax.training._character_models import (
     CharacterMLP,
     CharacterTransformer,
 )
+from consensus_optax.training._clients import (
+    ClientMemory,
+    ClientState,
+    Cohort,
+    client_memory,
+    personalized,
+)
 from consensus_optax.training._cnn import Conv3x3, SmallCNN
 from consensus_optax.training._federated import (
     client_batches,
@@ -29,17 +36,22 @@ from consensus_optax.training._loop import (
 __all__ = [
     "CharacterMLP",
     "CharacterTransformer",
+    "ClientMemory",
+    "ClientState",
+    "Cohort",
     "Conv3x3",
     "Fit",
     "SmallCNN",
     "apply_rows",
     "client_batches",
+    "client_memory",
     "draw_examples",
     "federated_round",
     "functional",
     "init_many",
     "local_updates",
     "mean_step",
+    "personalized",
     "row_step",
     "sample_clients",
     "start",
