@@ -10,6 +10,7 @@ from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import is_inside, specs_of, spread_of
+from consensus_optax.engines.mesh.wire import Wire
 from consensus_optax.engines.microbatches.source import Computed
 
 
@@ -46,11 +47,12 @@ class Sharded(Aggregator):
             raise ValueError(
                 "A sharded reducer takes microbatches, and rows that are not held, "
                 f"inside of a `jax.shard_map` over its axes {self.axes} alone, and "
-                "without `param_specs` and `wire_dtype`. Leave `microbatch_size` and "
-                "`hold_rows` out, or these."
+                "without `param_specs`, `wire` and `wire_dtype`. Leave "
+                "`microbatch_size` and `hold_rows` out, or these."
             )
         params = local.params
         leaves = floating_leaves(params)
         pairs = zip(leaves, specs_of(params, None), strict=True)
         exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
-        return Shared.of(exchange, local, [leaf.dtype for leaf in leaves], ("values",))
+        dtypes = [leaf.dtype for leaf in leaves]
+        return Shared.of(exchange, local, dtypes, ("values",), Wire())
