@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from consensus_optax import (
     columns,
+    compressors,
     diagnostics,
     engines,
     federated,
@@ -71,6 +72,7 @@ __all__ = [
     "federated",
     "probe",
     "privacy",
+    "compressors",
     "scalarizers",
     # rules of one's own
     "reducer",

@@ -31,7 +31,7 @@ FLOORS = {
     "_running": 3,
     **dict.fromkeys(["folds", "columns", "weightings", "mixings"], 4),
     **dict.fromkeys(["row_transforms", "update_transforms", "engines"], 4),
-    "scalarizers": 4,
+    **dict.fromkeys(["scalarizers", "compressors"], 4),
     **dict.fromkeys(["diagnostics", "attacks"], 5),
     **dict.fromkeys(["training", "tasks", "privacy", "federated"], 6),
     **dict.fromkeys(["__init__", "_registry", "comparison", "__main__"], 7),

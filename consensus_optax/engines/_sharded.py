@@ -22,7 +22,7 @@ from consensus_optax._rows.stack import (
 )
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import Leaf
-from consensus_optax._rules.kinds import WORDS, Fold, Roster, Rule
+from consensus_optax._rules.kinds import WORDS, Roster, Rule
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import (
@@ -34,6 +34,7 @@ from consensus_optax._running.reducer import (
 from consensus_optax._running.run import map_previous, run
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, AxisName, Tree
+from consensus_optax.compressors._compressor import Compressor
 from consensus_optax.engines.mesh.aggregator import Sharded
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
@@ -48,6 +49,7 @@ from consensus_optax.engines.mesh.specs import (
     spread_of,
     without,
 )
+from consensus_optax.engines.mesh.wire import Wire, reads_signs, update_dtype
 
 
 @named
@@ -57,6 +59,8 @@ def sharded(
     *,
     mesh: Any = None,
     param_specs: Tree = None,
+    wire: Compressor | None = None,
+    update_wire: Compressor | None = None,
     wire_dtype: Any = None,
     per_row: tuple[str, ...] = ("values",),
 ) -> optax.GradientTransformation:
@@ -122,6 +126,14 @@ def sharded(
         tells ``shard_map``: ``PartitionSpec`` leaves, one for a whole subtree allowed.
         Inner products are then summed over these axes as well. None: as explicit axes
         say, else whole.
+      wire: a compressor of ``co.compressors``, in whose messages rows travel, each leaf
+        in N pieces that are compressed by themselves: the update is that of
+        ``co.compressed(co.compressors.bucketed(wire, count=N))``, decided and summed in
+        float32. Of ``low_rank`` rows travel as its products, made of whole matrices.
+        A sparse one is an error for what compares rows coordinate by coordinate.
+        What is lost of a row is kept by ``co.error_feedback`` of the same ahead.
+      update_wire: a compressor of entries, in whose messages the update travels back;
+        one that a rule remembers does in float32 all the same.
       wire_dtype: a floating dtype in which rows and update travel, if theirs is wider.
         The update is then that of the rounded rows, decided and summed in float32, and
         rounded: 2 P bytes each way with ``jnp.bfloat16``, for a relative error of
@@ -136,10 +148,10 @@ def sharded(
       devices and independent of their number.
 
     Raises:
-      ValueError: ``reducer`` is none of this library, ``wire_dtype`` is no such dtype;
-        when traced: the axis is not there; inside ``shard_map`` with ``check_vma``
-        all devices have the same rows, as ``jax.grad`` gives them; and as the reducer
-        does.
+      ValueError: ``reducer`` is none of this library, ``wire_dtype`` is no such dtype,
+        ``wire`` or ``update_wire`` no compressor or not one for it; when traced: the
+        axis is not there; inside ``shard_map`` with ``check_vma`` all devices have the
+        same rows, as ``jax.grad`` gives them; and as the reducer does.
 
     Examples:
       >>> import jax, jax.numpy as jnp, consensus_optax as co
@@ -151,7 +163,7 @@ def sharded(
     """
     rule = rule_of("reducer", reducer)
     axes = _check.axis_names("axis_name", axis_name)
-    wire = _checked_wire(wire_dtype, rule)
+    how = Wire.checked(wire_dtype, wire, update_wire, rule, reducer)
 
     def update(
         updates: Tree,
@@ -171,7 +183,7 @@ def sharded(
         weights = checked_weights(weights, stack.num_rows, stack.dtype)
         extra = with_checked_target(extra, params)
         named = {name: extra.pop(name) for name in per_row if name in extra}
-        across = functools.partial(_update, rule, axes, wire, stack)
+        across = functools.partial(_update, rule, axes, how, stack)
         if is_inside(axes):
             check_inside(specs, axes)
             check_varying(stack.leaves, axes)
@@ -212,15 +224,15 @@ def sharded(
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Sharded(reducer.init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule, face.axes = rule, axes
-    face.mesh, face.wire = mesh, wire
-    face.plain = wire is None and param_specs is None
+    face.mesh, face.wire = mesh, how
+    face.plain = how.is_plain and param_specs is None
     return face
 
 
 def _update(
     rule: Rule,
     axes: tuple[str, ...],
-    wire: Any,
+    wire: Wire,
     stack: Stack,
     specs: list[PartitionSpec],
     leaves: list[Any],
@@ -232,8 +244,7 @@ def _update(
     """What one device does, inside ``shard_map``: its rows to the update."""
     pairs = list(zip(leaves, specs, strict=True))
     exchange = Exchange(axes, [spread_of(leaf.shape[1:], spec) for leaf, spec in pairs])
-    if wire is not None and not _reads_signs(rule):
-        leaves = [_rounded(leaf, wire) for leaf in leaves]
+    leaves = wire.ready(leaves, reads_signs(rule))
 
     def everywhere(finite: Array) -> Array:
         bad = (~finite).astype(jnp.int32)
@@ -243,44 +254,11 @@ def _update(
     local = stack._replace(leaves=leaves, num_rows=leaves[0].shape[0])
     weights, num_bad = present_weights(local, weights, everywhere)
     seen = Seen(Roster(weights, state.step, {**extra, **named}), num_bad)
-    dtypes = [_update_dtype(param.dtype, wire) for param in stack.params]
-    source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named))
+    leaves = wire.factored(leaves, exchange, weights > 0, state.step)
+    dtypes = [update_dtype(param.dtype, wire.dtype) for param in stack.params]
+    source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named), wire)
     outcome, source = run(rule, source, state.rule_state)
     return finished(stack, outcome, source.seen, state)
-
-
-def _reads_signs(rule: Rule) -> bool:
-    """Whether signs may travel in place of rows."""
-    return isinstance(rule, Fold) and rule.reads_signs
-
-
-def _checked_wire(dtype: Any, rule: Rule) -> Any:
-    """The dtype in which numbers travel, None for theirs."""
-    if dtype is None:
-        return None
-    try:
-        wire = jnp.dtype(dtype)
-    except TypeError:
-        wire = None
-    of_signs = wire == jnp.int8 and _reads_signs(rule)
-    if wire is None or not (of_signs or jnp.issubdtype(wire, jnp.floating)):
-        wanted = "a floating dtype, or int8 for a fold that reads nothing but signs"
-        _check.fail("wire_dtype", wanted, dtype)
-    return wire
-
-
-def _update_dtype(dtype: Any, wire: Any) -> Any:
-    """The narrower one; the updates that a vote of signs makes need not be signs."""
-    if wire is None or not jnp.issubdtype(wire, jnp.floating):
-        return dtype
-    return min(dtype, wire, key=lambda dtype: dtype.itemsize)
-
-
-def _rounded(leaf: Leaf, wire: Any) -> Leaf:
-    """The rows in the dtype in which they travel, if that is narrower than theirs."""
-    if wire.itemsize >= leaf.dtype.itemsize:
-        return leaf
-    return (leaf.materialize() if is_outer_product(leaf) else leaf).astype(wire)
 
 
 def _row_spec(leaf: Leaf, axes: tuple[str, ...], spec: PartitionSpec) -> PartitionSpec:

@@ -137,7 +137,7 @@ def secure_sum(
         enough = seen.roster.present.sum() >= least
         kept = [jnp.where(enough, leaf, 0) for leaf in outcome.update]
         outcome = outcome._replace(update=kept, ready=outcome.ready & enough)
-        reduced, new = finished(stack, outcome, seen)
+        reduced, new = finished(stack, outcome, seen, state.rule)
         total = sum(clamped, jnp.zeros((), jnp.int32))
         return stack.rebuild(reduced), SecureSumState(total, new)
 

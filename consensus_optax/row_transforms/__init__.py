@@ -1,9 +1,11 @@
 """Row transformations: rows in, rows out, ahead of a reducer.
 
-One method per file. Imports ``_running``, ``_rules``, ``_rows`` and below.
+One method per file. Imports ``_rules``, ``_rows``, ``compressors`` and below.
 """
 
 from consensus_optax.row_transforms._clip_examples import clip_examples
+from consensus_optax.row_transforms._compressed import compressed
+from consensus_optax.row_transforms._error_feedback import error_feedback
 from consensus_optax.row_transforms._normalize_examples import normalize_examples
 from consensus_optax.row_transforms._on_rows import on_rows
 from consensus_optax.row_transforms._row_momentum import row_momentum
@@ -11,6 +13,8 @@ from consensus_optax.row_transforms._scale_examples import scale_examples
 
 __all__ = [
     "clip_examples",
+    "compressed",
+    "error_feedback",
     "normalize_examples",
     "on_rows",
     "row_momentum",

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
-from consensus_optax._rows.finite import cleared, finite_rows, spoiled
-from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.stack import as_rows, checked_weights
-from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Count, Threshold, Tree
+from consensus_optax.row_transforms._row_memory import no_memory_yet, remembered
 
 
 class RowMomentumState(NamedTuple):
-    r"""State of :func:`row_momentum`: the one that has an example axis.
+    r"""State of :func:`row_momentum`, which has an example axis.
 
     Attributes:
       step: () int32, updates made so far.
@@ -47,12 +43,12 @@ def row_momentum(
     stays as it is. So does that of a row with a non-finite entry, which goes out as nan
     for the reducer to exclude and count.
 
-    ``weights``: which rows are there.
+    ``weights``: which rows are there. ``clients``: (B,) integers, whose rows these are
+    of ``num_rows`` that are remembered, none twice; without, row i is i's.
 
     Args:
       decay: beta in [0, 1): a number, array or schedule.
-      num_rows: B. The state holds that many copies of the parameters, the one state in
-        this library that grows with the number of rows.
+      num_rows: B. The state holds that many copies of the parameters.
 
     Returns:
       An example transformation, ahead of a reducer in ``optax.chain``.
@@ -80,13 +76,8 @@ def row_momentum(
     _check.count("num_rows", num_rows)
 
     def init(params: Tree) -> RowMomentumState:
-        def zeros(param: Any) -> Array:
-            floating = jnp.issubdtype(param.dtype, jnp.floating)
-            shape = (num_rows, *param.shape) if floating else ()
-            return jnp.zeros(shape, verbs.decision_dtype(param))
-
-        rows = jax.tree.map(zeros, arrays_of(params))
-        return RowMomentumState(jnp.zeros((), jnp.int32), rows)
+        start = jnp.zeros((), jnp.int32)
+        return RowMomentumState(start, no_memory_yet(num_rows, params))
 
     def update(
         updates: Tree,
@@ -94,52 +85,21 @@ def row_momentum(
         params: Tree | None = None,
         *,
         weights: Array | None = None,
+        clients: Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, RowMomentumState]:
         del extra
-        step = jnp.asarray(optax.safe_increment(state.step))
-        leaves, dtype = as_rows(updates, params)
-        if not leaves:
-            return updates, state._replace(step=step)
-        _check_count(leaves, num_rows)
-        finite = finite_rows(leaves, dtype)
-        moves = finite & (checked_weights(weights, num_rows, dtype) > 0)
 
-        def average(leaf: Any, old: Array) -> Array:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                return old
+        def average(leaf: Any, old: Array, number: int) -> tuple[Array, Array]:
+            del number
             beta = _check.value_at(decay, state.step, old.dtype)
-            if jax.debug_nans.value:  # it would stop at a row that is not taken
-                leaf = cleared(leaf, moves)
             new = beta * old + (1 - beta) * verbs.as_array(leaf, old.dtype)
-            return jnp.where(_column(moves, new), new, old)
+            return new.astype(leaf.dtype), new
 
-        def outgoing(leaf: Any, average: Array) -> Any:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                return leaf
-            return spoiled(average.astype(leaf.dtype), finite)
-
-        flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
-        olds = treedef.flatten_up_to(state.momentum)
-        news = [average(leaf, old) for leaf, old in zip(flat, olds, strict=True)]
-        rows = [outgoing(leaf, new) for leaf, new in zip(flat, news, strict=True)]
-        return jax.tree.unflatten(treedef, rows), RowMomentumState(
-            step, jax.tree.unflatten(treedef, news)
+        rows, momentum = remembered(
+            average, updates, state.momentum, params, weights, clients
         )
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return rows, RowMomentumState(step, momentum)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _column(flags: Array, like: Array) -> Array:
-    """(B,) to (B, 1, ...), to go with rows."""
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _check_count(leaves: list[Any], num_rows: int) -> None:
-    """Raises unless B is that of the state."""
-    count = leaves[0].shape[0]
-    if count != num_rows:
-        raise ValueError(
-            f"`num_rows` must be the number of rows of the stack; got {num_rows}, but "
-            f"the rows are {count}. Pad with rows of weight 0."
-        )

@@ -8,6 +8,13 @@ from consensus_optax.training._character_models import (
     CharacterMLP,
     CharacterTransformer,
 )
+from consensus_optax.training._clients import (
+    ClientMemory,
+    ClientState,
+    Cohort,
+    client_memory,
+    personalized,
+)
 from consensus_optax.training._cnn import Conv3x3, SmallCNN
 from consensus_optax.training._federated import (
     client_batches,
@@ -16,13 +23,13 @@ from consensus_optax.training._federated import (
     local_updates,
 )
 from consensus_optax.training._functional import apply_rows, functional, init_many
-from consensus_optax.training._linen import linen_value_and_rows
 from consensus_optax.training._late import (
     LateFit,
     late_batches,
     late_round,
     start_late,
 )
+from consensus_optax.training._linen import linen_value_and_rows
 from consensus_optax.training._loop import (
     Fit,
     mean_step,
@@ -37,23 +44,29 @@ from consensus_optax.training._nnx import nnx_value_and_rows
 __all__ = [
     "CharacterMLP",
     "CharacterTransformer",
+    "ClientMemory",
+    "ClientState",
+    "Cohort",
     "Conv3x3",
     "Fit",
     "LateFit",
     "SmallCNN",
     "apply_rows",
     "client_batches",
+    "client_memory",
     "draw_examples",
     "federated_round",
     "functional",
     "init_many",
-    "linen_value_and_rows",
     "late_batches",
     "late_round",
+    "linen_value_and_rows",
     "local_updates",
     "mean_step",
     "nnx_value_and_rows",
+    "personalized",
     "row_step",
+    "sample_clients",
     "start",
     "start_late",
     "train",

@@ -8,13 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._rows import verbs
-from consensus_optax._rows.varying import varying_like
+from consensus_optax._rows.finite import spoiled
 from consensus_optax.federated import sample_clients
-from consensus_optax.training._loop import Fit, Loss, Step, step_on_rows
+from consensus_optax.training._clients import (
+    ClientMemory,
+    Cohort,
+    are_finite,
+    counts_of,
+    entries,
+    joined,
+    parted,
+    written,
+)
+from consensus_optax.training._local import (
+    Trained,
+    displaced,
+    local_training,
+    over_clients,
+)
+from consensus_optax.training._loop import Fit, Loss, Rows, Step, step_on_rows
 
 Draw = Callable[[jax.Array, Any, jax.Array], Any]
 Select = Callable[[jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]
@@ -25,6 +39,8 @@ def federated_round(
     optimizer: optax.GradientTransformationExtraArgs,
     local_optimizer: optax.GradientTransformation,
     *,
+    memory: ClientMemory | None = None,
+    chunk_size: int | None = None,
     attack: Callable[[Any, jax.Array], Any] | None = None,
     watch: Sequence[str] = (),
 ) -> Step:
@@ -41,16 +57,21 @@ def federated_round(
 
     Guarantees: with one local step of ``optax.sgd(1.0)`` the rows are the gradients of
     the clients' batches, and the round is that of `row_step`. A client of weight 0, or
-    whose training ends in an inf or a nan, is the same as no client.
-    Edge cases: clients keep nothing from round to round: each local optimizer starts
-    anew. All clients take the same number of steps, as one program asks for; unequal
-    data show in ``weights`` alone, whereas the original makes epochs of them. A rule
-    of signs knows no scale: its learning rate is not that of the mean.
+    whose training ends in an inf or a nan, is the same as no client, and keeps what it
+    has of ``memory`` bit for bit.
+    Edge cases: without ``memory`` clients keep nothing from round to round. Each local
+    optimizer starts anew. All clients take the same number of steps, as one program
+    asks for; unequal data show in ``weights`` alone, whereas the original makes epochs
+    of them. A rule of signs knows no scale: its learning rate is not that of the mean.
 
     Args:
       loss: ``loss(params, batch)``, the mean loss of a batch.
       optimizer: the server's, ``optax.chain(reducer, ...)``.
       local_optimizer: the clients', any optax optimizer without a reducer.
+      memory: of `client_memory`, what clients keep from round to round: control
+        variates (SCAFFOLD), parameters of their own (FedPer), when they were last
+        seen; `start` takes it, too, and ``batches`` is a `Cohort`.
+      chunk_size: how many clients train at a time; None: all at once.
       attack: ``attack(rows, step)``, the rows that arrive instead, for simulations;
         ``step`` is the number of the round, to be folded into a random key.
       watch: names of fields of the optimizer's state to report, as in `row_step`.
@@ -59,9 +80,13 @@ def federated_round(
       ``round(fit, batches, weights)``, a step for `train`. ``batches`` has leaves
       ``(n, num_steps, ...)``: a batch for every local step of every client of the
       round, as `client_batches` draws them; ``weights`` (n,) are the clients' counts,
-      or None. Metric ``loss`` is the clients' mean loss before their first step.
+      or None. Of a `Cohort` the optimizer is told ``clients``, for
+      ``co.error_feedback`` and ``co.row_momentum`` ahead of its rule. Metric ``loss``
+      is the mean loss, before the first step, of the clients that count.
 
-    Cost: n copies of the parameters and of the local optimizer's state, and the rule.
+    Cost: n rows, the rule, and ``chunk_size`` of the local optimizer's state and of
+    what training takes; of ``memory`` entries of those who are there are read and
+    written, however many clients there are.
 
     References: McMahan et al., `Communication-Efficient Learning of Deep Networks from
     Decentralized Data <https://arxiv.org/abs/1602.05629>`_, 2017; Reddi et al.,
@@ -79,17 +104,52 @@ def federated_round(
       >>> float(fit.params)  # the clients are at 3 and 6
       5.25
     """
-    local = local_updates(loss, local_optimizer)
+    _check_chunk(chunk_size)
+    controlled = memory is not None and memory.control_variates
+    train = local_training(loss, local_optimizer, keeps_gradient=controlled)
 
-    def rows_at(fit: Fit, batches: Any) -> tuple[jax.Array, Any]:
-        losses, rows = local(fit.params, batches)
-        return losses, rows if attack is None else attack(rows, fit.step)
+    def rows_at(fit: Fit, batch: Any, weights: jax.Array | None) -> Rows:
+        cohort = batch if isinstance(batch, Cohort) else Cohort(None, batch)
+        own = entries(fit.clients, cohort, memory)
+
+        def client(batches: Any, controls: Any, personal: Any) -> Trained:
+            params, correction = joined(fit.params, personal), None
+            if controlled:
+                drift = jax.tree.map(jnp.subtract, own.control, controls)
+                still = jax.tree.map(jnp.zeros_like, personal)
+                correction = joined(drift, still)
+            return train(params, batches, correction)
+
+        of_all = over_clients(client, chunk_size)
+        trained = of_all(cohort.batches, own.controls, own.personal)
+        moved, own_moved = parted(trained.moved, fit.params, own.personal)
+        personal = jax.tree.map(displaced, own.personal, own_moved)
+        gradient, _ = parted(trained.gradient, fit.params, own.personal)
+        new = own._replace(controls=gradient, personal=personal)
+        num_rows = trained.loss.shape[0]
+        sound = are_finite((gradient, personal), num_rows)
+        rows = jax.tree.map(lambda leaf: spoiled(-leaf, sound), moved)
+        rows = rows if attack is None else attack(rows, fit.step)
+        counts = counts_of(cohort, weights, num_rows, memory)
+        moves = (counts > 0) & are_finite(rows, num_rows)
+        told = cohort.clients is not None
+        return Rows(
+            trained.loss,
+            rows,
+            counts if told else weights,
+            jnp.where(moves, counts, 0),
+            written(fit, own, new, cohort, moves) if memory else fit.clients,
+            {"clients": cohort.clients} if told else {},
+        )
 
     return step_on_rows(rows_at, optimizer, watch)
 
 
 def local_updates(
-    loss: Loss, optimizer: optax.GradientTransformation
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    chunk_size: int | None = None,
 ) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
     """Local training of many clients from the same parameters: rows for a reducer.
 
@@ -100,6 +160,7 @@ def local_updates(
     Args:
       loss: ``loss(params, batch)``, the mean loss of a batch.
       optimizer: any optax optimizer without a reducer; it starts anew in every client.
+      chunk_size: how many clients train at a time; None: all at once.
 
     Returns:
       ``rows(params, batches)`` of leaves ``(n, num_steps, ...)``: the loss of each
@@ -114,25 +175,15 @@ def local_updates(
       >>> losses.tolist(), moved.tolist()
       ([2.0, 4.0], [1.0, 2.0])
     """
+    _check_chunk(chunk_size)
+    train = local_training(loss, optimizer)
 
-    def client(params: Any, batches: Any) -> tuple[jax.Array, Any]:
-        def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
-            moved, state = carry
-            here = jax.tree.map(_moved, params, moved)
-            value, grads = jax.value_and_grad(loss)(here, batch)
-            updates, state = optimizer.update(grads, state, here)
-            moved = jax.tree.map(lambda m, u: m + u.astype(m.dtype), moved, updates)
-            return (moved, state), value
+    def rows(params: Any, batches: Any) -> tuple[jax.Array, Any]:
+        client = lambda batches: train(params, batches, None)
+        trained = over_clients(client, chunk_size)(batches)
+        return trained.loss, jax.tree.map(jnp.negative, trained.moved)
 
-        dtype = verbs.decision_dtype(params)
-        still = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
-        # Inside ``shard_map`` the gradient by parameters that are the same everywhere
-        # is the sum over the devices; by these it is each device's own.
-        begin = varying_like((still, optimizer.init(params)), batches)
-        (moved, _), values = lax.scan(step, begin, batches)
-        return values[0], jax.tree.map(jnp.negative, moved)
-
-    return jax.vmap(client, (None, 0))
+    return rows
 
 
 def client_batches(
@@ -144,6 +195,7 @@ def client_batches(
     num_sampled: int,
     num_steps: int = 1,
     select: Select = sample_clients,
+    as_cohort: bool = False,
 ) -> Callable[[jax.Array], tuple[Any, jax.Array]]:
     """The clients and the local batches of every round, for `train`.
 
@@ -157,10 +209,12 @@ def client_batches(
       num_steps: local steps of each.
       select: ``select(key, counts, num_sampled)``, their indices and weights: one of
         `consensus_optax.federated`, with its options set.
+      as_cohort: whether to say who they are, for clients that keep something.
 
     Returns:
       ``batch_at(number)``, the batches of that round, ``(num_sampled, num_steps,
-      ...)``, and the clients' weights: their counts, if ``select`` says nothing else.
+      ...)``, or a `Cohort` with them, and the clients' weights: their counts, if
+      ``select`` says nothing else.
 
     Examples:
       >>> import functools
@@ -180,7 +234,7 @@ def client_batches(
         choosing, drawing = jax.random.split(jax.random.fold_in(key, number))
         chosen, weights = select(choosing, counts, num_sampled)
         batches = local_batches(drawing, clients, counts, draw, chosen, num_steps)
-        return batches, weights
+        return Cohort(chosen, batches) if as_cohort else batches, weights
 
     return batch_at
 
@@ -232,6 +286,6 @@ def draw_examples(
     return jax.tree.map(lambda leaf: leaf[places], data)
 
 
-def _moved(param: jax.Array, moved: jax.Array) -> jax.Array:
-    """Where a client is, in the parameter's own dtype."""
-    return (param.astype(moved.dtype) + moved).astype(param.dtype)
+def _check_chunk(chunk_size: Any) -> None:
+    if chunk_size is not None:
+        _check.count("chunk_size", chunk_size)

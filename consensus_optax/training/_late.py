@@ -12,7 +12,7 @@ import optax
 from consensus_optax import _check
 from consensus_optax.federated import Arrivals, buffer_of
 from consensus_optax.training._federated import Draw, local_batches, local_updates
-from consensus_optax.training._loop import Fit, Loss, Metrics, Step, step_on_rows
+from consensus_optax.training._loop import Fit, Loss, Metrics, Rows, Step, step_on_rows
 
 
 class LateFit(NamedTuple):
@@ -126,19 +126,20 @@ def late_round(
         weights = jnp.ones(ages.shape, jnp.float32) if weights is None else weights
         weights = jnp.where(ages < num_kept, weights, 0)
 
-        def rows_at(now: Fit, batches: Any) -> tuple[jax.Array, Any]:
+        def rows_at(now: Fit, batches: Any, weights: jax.Array | None) -> Rows:
             starts = jax.tree.map(lambda leaf: leaf[began], fit.past)
             alone = lambda leaf: leaf[:, None]
             found = jax.vmap(local)(starts, jax.tree.map(alone, batches))
             losses, rows = jax.tree.map(lambda leaf: leaf[:, 0], found)
-            return losses, rows if attack is None else attack(rows, now.step)
+            rows = rows if attack is None else attack(rows, now.step)
+            return Rows(losses, rows, weights, weights)
 
         take = step_on_rows(rows_at, optimizer, watch, versions=versions)
         now = Fit(fit.params, fit.opt_state, fit.step)
         now, metrics = take(now, batches, weights)
         place = buffer_of(now.opt_state).version % num_kept
         past = jax.tree.map(lambda x, p: x.at[place].set(p), fit.past, now.params)
-        return LateFit(*now, past), metrics
+        return LateFit(now.params, now.opt_state, now.step, past), metrics
 
     return step  # pyrefly: ignore[bad-return]
 

@@ -1,6 +1,7 @@
 """A training loop that stays on the device: one step, and a scan over it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from consensus_optax._gradients.per_example import per_example_value_and_grad
 from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax.training._clients import ClientMemory
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], jax.Array]
@@ -21,17 +23,23 @@ class Fit(NamedTuple):
     params: Any
     opt_state: Any
     step: jax.Array  # shape=(), dtype=jnp.int32
+    clients: Any = None  # a ClientState, in federated rounds that have one
 
 
 Step = Callable[[Fit, Any, jax.Array | None], tuple[Fit, Metrics]]
 
 
-def start(params: Any, optimizer: optax.GradientTransformation) -> Fit:
+def start(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    memory: ClientMemory | None = None,
+) -> Fit:
     """The state before the first step.
 
     Args:
       params: the parameters to start from.
       optimizer: what will update them.
+      memory: of `client_memory`, what clients keep in federated rounds.
 
     Returns:
       The state.
@@ -40,7 +48,8 @@ def start(params: Any, optimizer: optax.GradientTransformation) -> Fit:
       >>> int(start(jnp.zeros(2), optax.adam(1e-3)).step)
       0
     """
-    return Fit(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    shared, clients = (params, None) if memory is None else memory.init(params)
+    return Fit(shared, optimizer.init(shared), jnp.zeros((), jnp.int32), clients)
 
 
 def row_step(
@@ -74,11 +83,36 @@ def row_step(
       (-2.0, 1.0)
     """
     grad = per_example_value_and_grad(loss, group_size=group_size)
-    return step_on_rows(lambda fit, batch: grad(fit.params, batch), optimizer, watch)
+
+    def rows_at(fit: Fit, batch: Any, weights: jax.Array | None) -> Rows:
+        losses, rows = grad(fit.params, batch)
+        return Rows(losses, rows, weights, weights, fit.clients)
+
+    return step_on_rows(rows_at, optimizer, watch)
+
+
+class Rows(NamedTuple):
+    """What a step makes of a batch.
+
+    Attributes:
+      losses: (n,) of every row.
+      rows: (n, *shape) for every parameter.
+      weights: (n,) for the optimizer, or None.
+      counts: (n,) what each loss counts, or None.
+      clients: what clients keep after it.
+      extra: further keywords for the optimizer.
+    """
+
+    losses: jax.Array
+    rows: Any
+    weights: jax.Array | None
+    counts: jax.Array | None
+    clients: Any = None
+    extra: Mapping[str, Any] = MappingProxyType({})
 
 
 def step_on_rows(
-    rows_at: Callable[[Fit, Any], tuple[jax.Array, Any]],
+    rows_at: Callable[[Fit, Any, jax.Array | None], Rows],
     optimizer: optax.GradientTransformationExtraArgs,
     watch: Sequence[str],
     **extra: Any,
@@ -86,8 +120,8 @@ def step_on_rows(
     """A step on whatever rows a function makes of the state and a batch.
 
     Args:
-      rows_at: the loss of every row, and the rows; a rule that reads ``values`` is
-        given the former.
+      rows_at: (state, batch, weights) to rows and what is known of them; a rule that
+        reads ``values`` is given their losses.
       optimizer: ``optax.chain(reducer, ...)``.
       watch: as for `row_step`.
       **extra: what the optimizer is told besides.
@@ -97,16 +131,18 @@ def step_on_rows(
     """
 
     def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
-        losses, rows = rows_at(fit, batch)
-        told = {"weights": weights, "values": losses, **extra}
-        updates, opt_state = optimizer.update(rows, fit.opt_state, fit.params, **told)
-        metrics = {"loss": weighted_mean(losses, weights)}
+        made = rows_at(fit, batch, weights)
+        told = {"weights": made.weights, "values": made.losses, **extra, **made.extra}
+        updates, opt_state = optimizer.update(
+            made.rows, fit.opt_state, fit.params, **told
+        )
+        metrics = {"loss": weighted_mean(made.losses, made.counts)}
         for name in watch:
             value = watched(opt_state, name)
             if value is not None:
                 metrics[name] = value
         params = optax.apply_updates(fit.params, updates)
-        return Fit(params, opt_state, fit.step + 1), metrics
+        return Fit(params, opt_state, fit.step + 1, made.clients), metrics
 
     return step
 

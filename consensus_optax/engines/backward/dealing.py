@@ -33,7 +33,7 @@ class Dealing(NamedTuple):
     wire: Any = None
 
     def of_coordinates(
-        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Array, like: Any
+        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, like: Any
     ) -> tuple[Any, Any]:
         """``read(rows, like)`` of each device's coordinates.
 

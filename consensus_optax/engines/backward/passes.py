@@ -94,7 +94,7 @@ class Batch(NamedTuple):
                 sums, made = read(in_memory([whole], roster), claim)
                 return Reduced((bad, sums), made)
 
-            def of_part(rows: Array, like: Any) -> tuple[Any, Any]:
+            def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
                 own = in_memory([rows.astype(claim.dtype)], roster)
                 return read(own, claim._replace(like=like))
 

@@ -14,6 +14,7 @@ from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import is_inside, mesh_of, specs_of, spread_of
+from consensus_optax.engines.mesh.wire import Wire
 from consensus_optax.engines.microbatches.source import Computed
 
 
@@ -25,14 +26,14 @@ class Sharded(Aggregator):
       axes: mesh axes that rows are sharded along.
       plain: whether parameters are whole and rows travel as they are.
       mesh: the mesh outside of ``shard_map``, None for that of the context.
-      wire: the dtype in which rows travel, None for theirs.
+      wire: how rows and update travel.
     """
 
     rule: Rule
     axes: tuple[str, ...]
     plain: bool
     mesh: Any
-    wire: Any
+    wire: Wire
 
     @property
     def inside(self) -> bool:
@@ -46,7 +47,8 @@ class Sharded(Aggregator):
     @property
     def computes(self) -> bool:
         """Whether rows may be computed when they are looked at, where this is asked."""
-        return self.plain or not self.inside
+        coded = self.wire.rows is not None or self.wire.update is not None
+        return self.plain or not (self.inside or coded)
 
     def source(self, local: Computed | Backward) -> Shared | Backward:
         """The rows of all devices, that are computed when they are looked at.
@@ -54,24 +56,27 @@ class Sharded(Aggregator):
         Raises:
           ValueError: when traced, where that is not to be had.
         """
-        if isinstance(local, Backward) and not self.inside:
+        whole = self.wire.rows is None and self.wire.update is None
+        if isinstance(local, Backward) and not self.inside and whole:
             return local._replace(batch=self._dealt(local.batch))
         if not (self.inside and self.plain):
             raise ValueError(
                 "A sharded reducer takes microbatches, and inside of `jax.shard_map` "
                 "rows that are not held, inside of one over its axes "
-                f"{self.axes} alone, and without `param_specs` and `wire_dtype`. Leave "
+                f"{self.axes} alone, and without `param_specs`, `wire` and "
+                "`wire_dtype`. Leave "
                 "`microbatch_size` and `hold_rows` out, or these."
             )
         params = local.params
         leaves = floating_leaves(params)
         pairs = zip(leaves, specs_of(params, None), strict=True)
         exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
-        return Shared.of(exchange, local, [leaf.dtype for leaf in leaves], ("values",))
+        dtypes = [leaf.dtype for leaf in leaves]
+        return Shared.of(exchange, local, dtypes, ("values",), Wire())
 
     def _dealt(self, batch: Batch) -> Batch:
         """Rows that the compiler is told to leave where their examples are."""
-        dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, self.wire)
+        dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, self.wire.dtype)
         arranged = batch.arranged
         rows_axis = arranged.rows_axis
         names = rows_axis.names or self.axes

@@ -75,16 +75,16 @@ class Exchange(NamedTuple):
 
     def deal(self, leaves: Sequence[Array]) -> list[Array]:
         """Rows (L, ...) of this device to its coordinates of all rows, (N L, width)."""
-        return self._deal([self._parts(*each) for each in enumerate(leaves)])
+        return self.deal_parts([self.parts(*each) for each in enumerate(leaves)])
 
     def deal_rows(self, leaves: Sequence[Array | Factors]) -> list[Leaf]:
         """The same of products as well: where factors travel, blocks are products."""
         factored = {i: x for i, x in enumerate(leaves) if isinstance(x, Factors)}
         parts = [
-            x.parts(self.num_devices) if isinstance(x, Factors) else self._parts(i, x)
+            x.parts(self.num_devices) if isinstance(x, Factors) else self.parts(i, x)
             for i, x in enumerate(leaves)
         ]
-        dealt = self._deal(parts)
+        dealt = self.deal_parts(parts)
         gather = lambda strung: lax.all_gather(strung, self.axis_name, tiled=True)
         own = [x.whole for x in factored.values()]
         wholes = _strung(own, [self.spreads[i] for i in factored], gather)
@@ -102,10 +102,13 @@ class Exchange(NamedTuple):
 
     def collect(self, blocks: Sequence[Array]) -> list[Array]:
         """Blocks of coordinates (width,) to whole leaves, the same on every device."""
-        send = lambda strung: lax.all_gather(strung, self.axis_name, to="invarying")
-        gathered = _strung(blocks, self.spreads, send)  # (N, width)
-        pairs = zip(self.spreads, gathered, strict=True)
+        pairs = zip(self.spreads, self.gather(blocks), strict=True)
         return [spread.layout.joined(parts) for spread, parts in pairs]
+
+    def gather(self, own: Sequence[Array]) -> list[Array]:
+        """What each device has for a leaf, (width,), to that of all, (N, width)."""
+        send = lambda strung: lax.all_gather(strung, self.axis_name, to="invarying")
+        return _strung(own, self.spreads, send)
 
     def collect_rows(self, own: Array) -> Array:
         """What there is for every row, on the last axis, of all rows."""
@@ -139,8 +142,15 @@ class Exchange(NamedTuple):
             draw=lambda index, leaf, make: self._drawn(index, make)
         )
 
-    def of_blocks(self, dtypes: Sequence[Any]) -> Coordinates:
-        """An N-th of the coordinates, padded, is at hand; updates travel in dtypes."""
+    def of_blocks(
+        self,
+        dtypes: Sequence[Any],
+        collect: Callable[[Sequence[Array]], list[Array]] | None = None,
+    ) -> Coordinates:
+        """An N-th of the coordinates, padded, is at hand; updates travel in dtypes.
+
+        Or as ``collect`` sends them, unless they must be exact.
+        """
         axes = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
 
         def unpadded(index: int, block: Array) -> Array:
@@ -152,6 +162,9 @@ class Exchange(NamedTuple):
             return self.own_block(index, self._drawn(index, make))
 
         def whole(blocks: list[Array], exact: bool) -> list[Array]:
+            if collect is not None and not exact:
+                pairs = zip(collect(blocks), blocks, strict=True)
+                return [leaf.astype(block.dtype) for leaf, block in pairs]
             wanted = [block.dtype for block in blocks] if exact else dtypes
             pairs = zip(blocks, wanted, strict=True)
             pairs = zip(
@@ -191,12 +204,12 @@ class Exchange(NamedTuple):
         sizes = lambda leaves: [math.prod(spread.whole) for spread in self.spreads]
         return Coordinates(total, sums, sizes, alike=not cut, counted=counted)
 
-    def _parts(self, index: int, leaf: Array) -> Array:
+    def parts(self, index: int, leaf: Array) -> Array:
         """Rows (L, ...) of one leaf cut into N equal parts, (L, N, width)."""
         cut = self.spreads[index].layout.parts
         return jax.vmap(functools.partial(cut, count=self.num_devices))(leaf)
 
-    def _deal(self, parts: Sequence[Array]) -> list[Array]:
+    def deal_parts(self, parts: Sequence[Array]) -> list[Array]:
         """To every device its part of all rows, (N L, width)."""
 
         def send(strung: Array) -> Array:  # (L, N, W)

@@ -17,6 +17,7 @@ from jax import lax
 
 from consensus_optax._rows.statistics import Statistic, halved, merge_present
 from consensus_optax._rows.verbs import Leaf, Mixed
+from consensus_optax._rules.coordinates import Coordinates
 from consensus_optax._rules.kinds import Columns, Fold, Reads
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Asked, Seen, Source, rescaled
@@ -24,6 +25,7 @@ from consensus_optax._typing import Array
 from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange, narrowed
 from consensus_optax.engines.mesh.factors import as_travelling, bytes_each
+from consensus_optax.engines.mesh.wire import Wire
 from consensus_optax.engines.microbatches.source import Computed
 
 Local = Memory | Computed | Backward
@@ -37,6 +39,7 @@ class Shared(NamedTuple):
       local: a source of this device's rows, in memory or computed a few at a time.
       dtypes: in which updates travel, leaf by leaf, if the rule allows it.
       per_row: which extra arguments have one entry for every row.
+      wire: how rows and update travel.
       seen: all rows; for rows that are computed, once they have been looked at.
     """
 
@@ -44,6 +47,7 @@ class Shared(NamedTuple):
     local: Local
     dtypes: list[Any]
     per_row: tuple[str, ...]
+    wire: Wire
     seen: Seen
 
     @classmethod
@@ -53,12 +57,13 @@ class Shared(NamedTuple):
         local: Local,
         dtypes: list[Any],
         per_row: tuple[str, ...],
+        wire: Wire,
     ) -> Shared:
         """From the rows of each device."""
         seen = local.seen
         roster = seen.roster._replace(coordinates=exchange.of_rows())
         local = local._replace(seen=seen._replace(roster=roster))
-        source = cls(exchange, local, dtypes, per_row, local.seen)
+        source = cls(exchange, local, dtypes, per_row, wire, local.seen)
         if not isinstance(local, Memory):
             return source
         return source._replace(seen=source._of_all(local.seen))
@@ -90,13 +95,14 @@ class Shared(NamedTuple):
         """
         combined = self.local.combine(self.exchange.own_rows(weights))
         dtypes = self._row_dtypes(combined)
-        if exact or all(dtype.itemsize >= 4 for dtype in dtypes):
+        wide = all(dtype.itemsize >= 4 for dtype in dtypes)
+        if exact or (wide and self.wire.update is None):
             return lax.psum(combined, self.exchange.axis_name)
         pairs = zip(combined, dtypes, strict=True)
         dealt = self.exchange.deal([narrowed(x, dtype)[None] for x, dtype in pairs])
         pairs = zip(dealt, combined, strict=True)
         blocks = [block.astype(x.dtype).sum(0) for block, x in pairs]
-        return self.exchange.of_blocks(self.dtypes).whole(blocks, False)
+        return self._of_blocks().whole(blocks, False)
 
     def statistics(self, rule: Fold) -> tuple[list[list[Array]], Source]:
         """Every device folds its rows; what travels is statistics, in float32."""
@@ -147,6 +153,11 @@ class Shared(NamedTuple):
         if not isinstance(local, Memory):
             blocks, local = local.multiplied_out(exchange.deal, signs)
             return Memory(blocks, self._after(local)._in_blocks)
+        if self.wire.codes_rows:
+            own = local.seen.roster
+            leaves, there = local.leaves, own.present
+            blocks = self.wire.deal(leaves, exchange, there, own.step)
+            return Memory(blocks, self._in_blocks)
         count, dtype = exchange.num_devices, self.seen.roster.weights.dtype
         leaves = [as_travelling(leaf, count, signs, dtype) for leaf in local.leaves]
         source = self._replace(exchange=exchange.laid_out(leaves))
@@ -155,9 +166,16 @@ class Shared(NamedTuple):
     @property
     def _in_blocks(self) -> Seen:
         """What is known of all rows, for who has some coordinates of them."""
-        coordinates = self.exchange.of_blocks(self.dtypes)
-        roster = self.seen.roster._replace(coordinates=coordinates)
+        roster = self.seen.roster._replace(coordinates=self._of_blocks())
         return self.seen._replace(roster=roster)
+
+    def _of_blocks(self) -> Coordinates:
+        """Coordinates dealt out, whose updates travel as the wire says."""
+        if self.wire.update is None:
+            return self.exchange.of_blocks(self.dtypes)
+        exchange, step = self.exchange, self.seen.roster.step
+        collect = lambda blocks: self.wire.collect(blocks, exchange, step)
+        return exchange.of_blocks(self.dtypes, collect)
 
     def _after(self, local: Local) -> Shared:
         """The same once the device's own rows have been looked at."""
@@ -189,6 +207,8 @@ class Shared(NamedTuple):
         """
         if not isinstance(self.local, Memory):  # rows would have to be held
             return True
+        if self.wire.codes_rows:
+            return False
         leaves, wide = self._leaves, self.seen.roster.weights.dtype.itemsize
         sizes = [x.dtype.itemsize for x in leaves]
         if all(x.shape[0] == 1 for x in leaves) and max(sizes) < 4:
@@ -203,6 +223,8 @@ class Shared(NamedTuple):
         """
         if not isinstance(self.local, Memory):  # as above
             return True
+        if self.wire.codes_rows:
+            return False
         wide = self.seen.roster.weights.dtype.itemsize * rule.num_arrays
         merged = self._bytes([wide] * len(self._leaves))
         return merged < self._dealt_bytes(rule.reads_signs)
