@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def num_steps(full: int = 300, smoke: int = 100) -> int:
+def num_steps(full: int = 300, smoke: int = 150) -> int:
     """How long to train."""
     return smoke if os.environ.get("CONSENSUS_OPTAX_SMOKE") else full
 

@@ -43,7 +43,7 @@ def main() -> float:
     state = TrainState.create(
         apply_fn=model.apply,
         params=model.init(jax.random.key(0), train[0][:1])["params"],
-        tx=optax.chain(co.sign_consensus(), optax.adam(1e-2)),
+        tx=optax.chain(co.sign_consensus(0.75), optax.adam(1e-2)),
     )
     for batch in batches(train, num_steps()):
         state, loss, accuracy = train_step(state, batch)

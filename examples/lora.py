@@ -35,7 +35,7 @@ def pretrain_step(model, optimizer, batch):
 @nnx.jit
 def adapt_step(model, optimizer, batch):
     """A step of the adapters."""
-    grad_fn = training.nnx_value_and_rows(loss_fn, wrt=nnx.LoRAParam, num_rows=4)
+    grad_fn = training.nnx_value_and_rows(loss_fn, wrt=nnx.LoRAParam, num_rows=2)
     loss, grads = grad_fn(model, batch)
     optimizer.update(model, grads)
     return loss.mean()

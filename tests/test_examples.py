@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py"))
 NEEDS = {"haiku": "haiku"}  # not among what the tests install
-# The noise of DP-SGD costs accuracy: 5 points of (3, 1e-4) here.
+# The noise of DP-SGD costs accuracy: (3, 1e-4) privacy here.
 MARGIN = {"dp_sgd": 0.08}
 
 

@@ -20,6 +20,7 @@ ALL_FILES = [
     *SOURCES,
     *sorted(TESTS.rglob("*.py")),
     *sorted(ROOT.glob("benchmarks/**/*.py")),
+    *sorted(ROOT.glob("examples/**/*.py")),
 ]
 
 # A room (a folder, or a module beside them) imports from floors below its own, and from
@@ -57,6 +58,7 @@ CROSS_CUTTING = {
         "test_several_losses",
     ],
     *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
+    *["test_examples", "test_benchmarks_how_many_rows"],
     *["test_benchmarks_multihost", "test_benchmarks_privacy", "test_multihost"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     *["test_contract_leaves", "test_sources"],

@@ -206,6 +206,13 @@ def arranger(
     return arrange
 
 
+def shared_by_all(args: Sequence[Any], argnums: Argnums) -> tuple[Arranged, list[Any]]:
+    """Arguments of one call, and what they are for it: modules are taken apart."""
+    numbers = positions("argnums", argnums, len(args))
+    own = numbers if isinstance(argnums, Sequence) else numbers[0]
+    return Arranged(tuple(args), (None,) * len(args), 1, own).without_passing(args)
+
+
 def positions(name: str, argnums: Argnums, count: int) -> tuple[int, ...]:
     """Which of ``count`` positional arguments are meant, counted from the first one."""
     found = [number + count * (number < 0) for number in checked_argnums(name, argnums)]

@@ -14,8 +14,8 @@ from consensus_optax._gradients.arguments import (
     Argnums,
     Arranged,
     checked_argnums,
-    positions,
     several_of,
+    shared_by_all,
 )
 from consensus_optax._gradients.contraction import worth
 from consensus_optax._gradients.leaves import is_array
@@ -86,12 +86,10 @@ def of_one_call(argnums: Argnums) -> Callable[[Sequence[Any]], Arranged]:
     checked_argnums("argnums", argnums)
 
     def arrange(args: Sequence[Any]) -> Arranged:
-        numbers = positions("argnums", argnums, len(args))
+        given, arranged = shared_by_all(args, argnums)
+        numbers = several_of(given.argnums)
         rest = [arg for i, arg in enumerate(args) if i not in numbers]
         data = [leaf for leaf in jax.tree.leaves(rest) if is_array(leaf)]
-        own = numbers if isinstance(argnums, Sequence) else numbers[0]
-        whole = Arranged(tuple(args), (None,) * len(args), 1, own)
-        given, arranged = whole.without_passing(args)
         for number in numbers:
             arranged[number] = varying_like(arranged[number], data)
         return given._replace(args=tuple(arranged))

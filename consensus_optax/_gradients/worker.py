@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import lax
 
-from consensus_optax._gradients.arguments import Argnums, Arranged, positions
+from consensus_optax._gradients.arguments import Argnums, several_of, shared_by_all
 from consensus_optax._gradients.per_example import (
     per_example_value_and_grad,
     without_value,
@@ -79,13 +79,10 @@ def worker_value_and_grad(
         )
 
     def value_and_rows(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
-        numbers = positions("argnums", argnums, len(args))
-        one = numbers if isinstance(argnums, Sequence) else numbers[0]
-        whole = Arranged(tuple(args), (None,) * len(args), 1, one)
-        given, own = whole.without_passing(args)
-        for number in numbers:
+        given, own = shared_by_all(args, argnums)
+        for number in several_of(given.argnums):
             own[number] = lax.pcast(arrays_of(own[number]), axis_name, to="varying")
-        inner = jax.value_and_grad(given.of_modules(fun), one, has_aux)
+        inner = jax.value_and_grad(given.of_modules(fun), given.argnums, has_aux)
         value, gradient = inner(*own, **kwargs)
         return value, jax.tree.map(lambda leaf: leaf[None], gradient)
 

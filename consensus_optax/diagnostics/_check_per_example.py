@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consensus_optax._gradients.arguments import positions
+from consensus_optax._gradients.arguments import positions, shared_by_all
 from consensus_optax._gradients.examples import ForgottenAxis
 from consensus_optax._gradients.per_example import per_example_grad
 from consensus_optax._running.reducer import Reducer, rule_of
@@ -72,14 +72,14 @@ def check_per_example(
     if reducer is not None:
         rule_of("reducer", reducer)
     call = (params, *args)
-    arguments = {"has_aux": options.get("has_aux", False)}
-    arguments["argnums"] = options.get("argnums", 0)
+    has_aux = options.get("has_aux", False)
     try:
         rows, doubts = _rows_and_doubts(fun, call, options)
         whole = None
         if options.get("keep_batch_dim", True):
-            whole = jax.grad(fun, **arguments)(*call)
-            whole = whole[0] if arguments["has_aux"] else whole
+            given, own = shared_by_all(call, options.get("argnums", 0))
+            grad = jax.grad(given.of_modules(fun), given.argnums, has_aux)
+            whole = grad(*own)[0] if has_aux else grad(*own)
         traced = _as_traced(call, options)
         random = _draws(fun, traced)
         repeated, _ = _rows_and_doubts(fun, _equal_examples(call, options), options)

@@ -123,6 +123,7 @@ def test_training():
     assert value < loss(MODEL, (X, Y)) / 2
 
 
-def test_explained(capsys):
+def test_explained_and_checked(capsys):
+    assert co.check_per_example(loss, MODEL, (X, Y)) == []
     co.explain(loss, MODEL, (X, Y))
     assert len(capsys.readouterr().out.splitlines()) == 4
