@@ -30,7 +30,7 @@ from consensus_optax._gradients.leaves import (
     taken_apart,
 )
 from consensus_optax._gradients.names import known_as
-from consensus_optax._rows.explicit import along_rows, spec_of
+from consensus_optax._rows.explicit import along_rows, in_groups, spec_of
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array, AxisName
 
@@ -182,7 +182,7 @@ def arranger(
         for position in batched:
             in_axes[position] = 0
             if keep_batch_dim:
-                group = lambda x: x.reshape(count, own, *x.shape[1:])
+                group = lambda x: in_groups(x, count, own)
                 arranged[position] = jax.tree.map(group, args[position])
         if prng_argnum is not None:
             (position,) = several("prng_argnum", prng_argnum)

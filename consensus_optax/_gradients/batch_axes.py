@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax
 from consensus_optax._gradients.arguments import Arranged
 from consensus_optax._gradients.constraints import RowsAxis
 from consensus_optax._gradients.dependence import Tasks, reached, tasks_of
+from consensus_optax._gradients.jaxprs import CALLS, inner_of
 from consensus_optax._gradients.leaves import is_array
 from consensus_optax._rows.explicit import joined
 
@@ -68,8 +69,9 @@ def watched(fun: Callable[..., Any], arranged: Arranged) -> RowsAxis:
             own = own if arranged.in_axes[position] == 0 else Tasks()
             given += [own] * len(jax.tree.leaves(arg))
         value = closed.jaxpr.outvars[0]
-        read = tasks_of(value, reached(closed.jaxpr, given))
-        whole = _of_all_examples(closed.consts, arranged)
+        known = reached(closed.jaxpr, given, inside_calls=True)
+        read = tasks_of(value, known)
+        whole = _of_all_examples(_consts(closed.jaxpr, closed.consts), arranged)
         if not read or (whole and not read & _BATCH):
             raise ValueError(
                 f"`fun` does not read its batch, so all rows are the same. {_ADVICE}"
@@ -90,7 +92,15 @@ _ADVICE = (
 )
 
 
-def _of_all_examples(consts: Sequence[Any], arranged: Arranged) -> bool:
+def _consts(jaxpr: Any, consts: Sequence[Any]) -> Iterator[Any]:
+    """What a program is closed over, its calls too."""
+    yield from consts
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in CALLS:
+            yield from _consts(*inner_of(eqn))
+
+
+def _of_all_examples(consts: Iterable[Any], arranged: Arranged) -> bool:
     """Whether any of these has an entry for every example, and is not known to."""
     leads = lambda leaf: jax.numpy.shape(leaf)[:1] == (arranged.num_examples,)
     return any(map(leads, consts))

@@ -7,16 +7,19 @@ from typing import Any
 
 from jax.extend import core
 
-from consensus_optax._gradients.jaxprs import as_scan
+from consensus_optax._gradients.jaxprs import CALLS, as_scan, inner_of
 
 Tasks = frozenset[int]
 
 
-def reached(jaxpr: Any, given: Sequence[Tasks]) -> dict[Any, Tasks]:
+def reached(
+    jaxpr: Any, given: Sequence[Tasks], inside_calls: bool = False
+) -> dict[Any, Tasks]:
     """For every variable the union of what is given for the inputs it depends on.
 
     Of a scan, turn by turn; through a barrier each value by itself; of any other
-    operation all outputs depend on all inputs.
+    operation, of calls too unless they are looked into, all outputs depend on all
+    inputs.
     """
     known: dict[Any, Tasks] = dict(zip(jaxpr.invars, given, strict=True))
     for eqn in jaxpr.eqns:
@@ -25,6 +28,10 @@ def reached(jaxpr: Any, given: Sequence[Tasks]) -> dict[Any, Tasks]:
             outputs = _of_scan(as_scan(eqn), inputs)
         elif eqn.primitive.name == "optimization_barrier":
             outputs = inputs
+        elif inside_calls and eqn.primitive.name in CALLS:
+            body, _ = inner_of(eqn)
+            within = reached(body, inputs, inside_calls)
+            outputs = [tasks_of(var, within) for var in body.outvars]
         else:
             outputs = [Tasks().union(*inputs)] * len(eqn.outvars)
         known.update(zip(eqn.outvars, outputs, strict=True))

@@ -184,6 +184,16 @@ def apart(array: Array, axis: int, sides: tuple[int, ...]) -> Array:
     return array.reshape(shape, out_sharding=NamedSharding(mesh, spec))
 
 
+def in_groups(array: Any, count: int, size: int) -> Any:
+    """(count size, ...) to (count, size, ...), cut along the groups if these can be."""
+    mesh = explicit_mesh(array)
+    if mesh is not None:
+        cut = math.prod(mesh.shape[name] for name in names_of(spec_of(array)[0]))
+        if count % cut:
+            return apart(array, 0, (count, size))
+    return array.reshape(count, size, *array.shape[1:])
+
+
 def concatenated(x: Array, y: Array) -> Array:
     """The terms T of two factors (..., T, M), in the dtype and the place of the first.
 

@@ -71,15 +71,15 @@ def check_per_example(
     """
     if reducer is not None:
         rule_of("reducer", reducer)
-    call = (params, *args)
     has_aux = options.get("has_aux", False)
     try:
+        given, whole_call = shared_by_all((params, *args), options.get("argnums", 0))
+        fun, call = given.of_modules(fun), tuple(whole_call)
         rows, doubts = _rows_and_doubts(fun, call, options)
         whole = None
         if options.get("keep_batch_dim", True):
-            given, own = shared_by_all(call, options.get("argnums", 0))
-            grad = jax.grad(given.of_modules(fun), given.argnums, has_aux)
-            whole = grad(*own)[0] if has_aux else grad(*own)
+            whole = jax.grad(fun, given.argnums, has_aux)(*call)
+            whole = whole[0] if has_aux else whole
         traced = _as_traced(call, options)
         random = _draws(fun, traced)
         repeated, _ = _rows_and_doubts(fun, _equal_examples(call, options), options)

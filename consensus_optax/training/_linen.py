@@ -31,7 +31,8 @@ def linen_value_and_rows(
     averaged over the rows, of those that are finite; other leaves are as one call
     leaves them, and may not depend on the example. Collections that it lacks
     (``intermediates``) come with an axis of examples or of rows, as aux does. What
-    batch normalization does in rows: :func:`nnx_value_and_rows`.
+    batch normalization does in rows: :func:`nnx_value_and_rows`. Nothing in it is
+    linen's: the state of ``hk.transform_with_state`` is a collection too.
 
     Args:
       fun: ``fun(variables, *args)`` returns (loss, updates), with ``has_aux`` (loss,

@@ -57,6 +57,7 @@ def row_step(
     optimizer: optax.GradientTransformationExtraArgs,
     *,
     group_size: int = 1,
+    num_rows: int | None = None,
     watch: Sequence[str] = (),
 ) -> Step:
     """A step whose optimizer starts with a reducer of per-example gradients.
@@ -65,6 +66,7 @@ def row_step(
       loss: ``loss(params, batch)``, the mean loss of a batch.
       optimizer: ``optax.chain(reducer, ...)``.
       group_size: how many examples of the batch make one row.
+      num_rows: how many rows a batch has, instead.
       watch: names of fields of the optimizer's state to report if it has them,
         e.g. ``"consensus_ratio"``.
 
@@ -82,7 +84,7 @@ def row_step(
       >>> float(fit.params), float(metrics["consensus_ratio"])
       (-2.0, 1.0)
     """
-    grad = per_example_value_and_grad(loss, group_size=group_size)
+    grad = per_example_value_and_grad(loss, group_size=group_size, num_rows=num_rows)
 
     def rows_at(fit: Fit, batch: Any, weights: jax.Array | None) -> Rows:
         losses, rows = grad(fit.params, batch)

@@ -106,8 +106,9 @@ def test_without_a_batch_axis_aux_is_as_it_is():
 
 
 @pytest.mark.parametrize("kind", list(AxisType)[:2])
-@pytest.mark.parametrize("how", [{}, {"num_rows": 2}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"num_rows": 2}, {"num_rows": 3}], ids=str)
 def test_on_a_mesh(kind, how):
+    """Also of rows that the devices cannot share alike."""
     mesh = mesh_of(2, kind=kind)
     place = jax.NamedSharding(mesh, jax.P("data"))
     batch = jax.device_put((X, LABELS), place)

@@ -69,6 +69,16 @@ WRONG = {
         {"prng_argnum": 2},
         loss=lambda w, _, key: jnp.mean((X * jax.random.normal(key, (3,))[None]) @ w),
     ),
+    "batch not read, jitted": Wrong(
+        "`fun` does not read its batch",
+        (W, X),
+        loss=jax.jit(lambda w, _: jnp.mean((X @ w - Y) ** 2)),
+    ),
+    "labels closed over, jitted": Wrong(
+        "`fun` takes a batch of 6 examples",
+        (W, X),
+        loss=jax.jit(lambda w, x: jnp.mean((x @ w - Y) ** 2)),
+    ),
     "labels closed over": Wrong(
         "`fun` takes a batch of 6 examples and, as broadcasting hides, of 1, but none",
         (W, X),

@@ -59,9 +59,10 @@ def test_scan_is_the_steps():
     assert int(scanned.step) == 3
 
 
-def test_groups_make_fewer_rows():
+@pytest.mark.parametrize("how", [{"group_size": 2}, {"num_rows": 2}], ids=str)
+def test_groups_make_fewer_rows(how):
     optimizer = optax.chain(co.mean(), optax.sgd(0.1))
-    step = training.row_step(loss, optimizer, group_size=2)
+    step = training.row_step(loss, optimizer, **how)
     fit, _ = step(start(optimizer), BATCH, None)
     assert int(optax.tree.get(fit.opt_state, "num_present")) == 2
 
