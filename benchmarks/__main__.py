@@ -14,7 +14,7 @@ from benchmarks import _harness, _report
 
 SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
 SCRIPTS += ("long_sequences", "federated", "tasks", "privacy")
-SCRIPTS += ("how_many_rows", "peers")
+SCRIPTS += ("how_many_rows", "loops", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
