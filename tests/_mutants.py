@@ -74,6 +74,7 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "engines/mesh/layout": ("engines/test_sharded_factored.py", *_OF_A_MESH),
     "engines/mesh/specs": (_OF_A_MESH[1], "engines/test_sharded_partial.py"),
     "engines/mesh/exchange": _OF_A_MESH,
+    "training/_state_of_rows": ("training/test_nnx.py", "training/test_linen.py"),
 }
 _FACTORS = "engines/test_sharded_factors.py::test"
 _OF_FACTORS = (

@@ -34,7 +34,8 @@ def output_value_and_grad(
 
     Returns:
       A function of ``fun``'s arguments that gives (outputs, rows), or ((outputs, aux),
-      rows): outputs (B K,), in the order of the rows; leaves of aux with a leading B.
+      rows): outputs (B K,), in the order of the rows; aux as of
+      :func:`per_example_grad`.
 
     Examples:
       >>> import jax.numpy as jnp

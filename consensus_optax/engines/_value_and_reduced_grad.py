@@ -115,10 +115,11 @@ def value_and_reduced_grad(
     Returns:
       A function ``reduced(*args, state, weights=None, extra=None, **kwargs)`` that
       gives (value, update, state), or ((value, aux), update, state): the value is the
-      weighted mean over the rows that are there, aux has a leading axis B. ``state``
-      comes from ``reducer.init(params)``; ``weights`` are those of the reducer's
-      ``update``, ``extra`` a dict of its other keywords, such as ``target``. Rules that
-      read losses find them as ``values``; ``kwargs`` are the loss's.
+      weighted mean over the rows that are there, aux is that of
+      :func:`per_example_grad`. ``state`` comes from ``reducer.init(params)``;
+      ``weights`` are those of the reducer's ``update``, ``extra`` a dict of its other
+      keywords, such as ``target``. Rules that read losses find them as ``values``;
+      ``kwargs`` are the loss's.
 
     Raises:
       ValueError: as :func:`per_example_grad` and the reducer do.

@@ -85,8 +85,7 @@ def nnx_value_and_rows(
     ) -> Any:
         graphdef, params, keys, rest = nnx.split(model, wrt, nnx.RngKey, ...)
         leaves, treedef = jax.tree.flatten(rest)
-        flat, _ = jax.tree_util.tree_flatten_with_path(rest)
-        names = [jax.tree_util.keystr(path) for path, _ in flat]
+        names = _names(rest)
 
         def of_row(params: Any, number: Array, *args: Any) -> Any:
             # New variables: a call that changed those of ``model`` would leak tracers.
@@ -115,6 +114,7 @@ def nnx_value_and_rows(
             axis_name,
             batch_argnums,
             options,
+            counts=_names(nnx.state(model, nnx.RngCount)),
         )
         pairs = zip(names, leaves, strict=True)
         merged = [found.state.get(name, leaf) for name, leaf in pairs]
@@ -122,6 +122,11 @@ def nnx_value_and_rows(
         return ((found.values, found.aux) if has_aux else found.values), found.rows
 
     return value_and_rows
+
+
+def _names(state: Any) -> list[str]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [jax.tree_util.keystr(path) for path, _ in flat]
 
 
 def _folded(key: Array, number: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,7 @@ def rows_with_state(
     axis_name: AxisName | None,
     batch_argnums: Argnums,
     options: dict[str, Any],
+    counts: Collection[str] = (),
 ) -> Rows:
     """Rows of a loss that leaves something behind, which is merged.
 
@@ -60,6 +61,7 @@ def rows_with_state(
       axis_name: mesh axes along which examples differ, inside ``jax.shard_map``.
       batch_argnums: of ``args``.
       options: of :func:`per_example_value_and_grad`.
+      counts: names of integers that are known to be the same after every row.
     """
     batched = positions("batch_argnums", batch_argnums, 1 + len(args))
     numbers = example_numbers([args[i - 1] for i in batched], axis_name)
@@ -75,7 +77,8 @@ def rows_with_state(
     (values, (left, aux)), rows = rows_of(*given)
     kept = {name: left[name] for name in left if name in before}
     size = {key: options[key] for key in ("group_size", "num_rows") if key in options}
-    _check_integers(loss, given, own, kept, size)
+    unsure = {name: left[name] for name in kept if name not in counts}
+    _check_integers(loss, given, own, unsure, size)
     merged = _merged(before, kept, values, weights, axis_name)
     return Rows(values, {**left, **merged}, aux, rows)
 
@@ -137,12 +140,9 @@ def _check_integers(
 ) -> None:
     """Raises if a number that has no mean, such as a count, depends on the row."""
     flat, _ = jax.tree_util.tree_flatten_with_path(left)
-    whole = lambda leaf: (
-        not _is_floating(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    )
-    paths = {i: path for i, (path, leaf) in enumerate(flat) if whole(leaf)}
-    if not paths:
-        return
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    has_mean = lambda leaf: _is_floating(leaf) or is_key(leaf)
+    whole = [i for i, (_, leaf) in enumerate(flat) if not has_mean(leaf)]
     arrange = arranger(
         0,
         batched,
@@ -151,20 +151,26 @@ def _check_integers(
         None,
         num_rows=size.get("num_rows"),
     )
-    arranged = arrange(given)
-    names = set(left)
-    for i, path in paths.items():
 
-        def of_leaf(*args: Any, i: int = i) -> Array:
+    def depend(numbers: Sequence[int]) -> bool:
+        """Whether any of these leaves does, as what is mapped over rows then is."""
+
+        def of_leaves(*args: Any) -> list[Array]:
             _, (state, _) = loss(*args)
-            return jax.tree.leaves({name: state[name] for name in names})[i]
+            leaves = jax.tree.leaves({name: state[name] for name in left})
+            return [leaves[i] for i in numbers]
 
-        function, in_axes, args = arranged.without_shared(of_leaf)
+        function, in_axes, args = arrange(given).without_shared(of_leaves)
         try:
             jax.eval_shape(jax.vmap(function, tuple(in_axes), None), *args)
         except ValueError:
-            raise ValueError(
-                f"What the model keeps must be floating where rows differ in it, to be "
-                f"averaged over them; {leaf_name(path)} is not, and depends on the "
-                "example. Return it as aux, or keep it out of the loss."
-            ) from None
+            return True
+        return False
+
+    if whole and depend(whole):
+        path, _ = next(flat[i] for i in whole if depend([i]))
+        raise ValueError(
+            "What the model keeps must be floating where rows differ in it, to be "
+            f"averaged over them; {leaf_name(path)} is not, and depends on the "
+            "example. Return it as aux, or keep it out of the loss."
+        )
