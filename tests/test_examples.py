@@ -1,12 +1,14 @@
 """The examples: few lines differ from the plain loops, and they train as well."""
 
 import importlib
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.loops import EXAMPLES, NAMES, NEEDS, changed_lines
+from benchmarks._harness import RESULTS
+from benchmarks.loops import EXAMPLES, NAMES, NEEDS, changed_lines, table
 
 # The noise of DP-SGD costs accuracy: (3, 1e-4) privacy here.
 MARGIN = {"dp_sgd": 0.08}
@@ -26,6 +28,15 @@ def test_at_most_five_lines_are_changed(name):
     plain = (EXAMPLES / "plain" / f"{name}.py").read_text(encoding="utf-8")
     if name != "dp_sgd":  # whose batches are drawn by it
         assert "consensus_optax" not in plain
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    text = (RESULTS / "loops.json").read_text(encoding="utf-8")
+    rows = json.loads(text)
+    assert [row["contestant"] for row in rows] == NAMES
+    assert [row["changed_lines"] for row in rows] == list(map(changed_lines, NAMES))
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert table(rows) in readme
 
 
 @pytest.mark.slow

@@ -37,7 +37,10 @@ def wanted(num_rows):
 HOW = [{}, {"group_size": 2}, {"num_rows": 2}, {"num_rows": 1}]
 
 
-@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+RAW = pytest.param(jax.random.PRNGKey, marks=pytest.mark.whole_zoo)
+
+
+@pytest.mark.parametrize("make", [jax.random.key, RAW])
 @pytest.mark.parametrize("how", HOW, ids=str)
 def test_masks_are_the_examples_own(make, how):
     rows = co.per_example_grad(loss, **how)(W, (X, co.example_keys(make(3), X)))
@@ -85,6 +88,7 @@ def test_on_meshes(devices, microbatch_size, num_rows):
     np.testing.assert_array_equal(update, np.median(whole, 0))
 
 
+@pytest.mark.whole_zoo
 @pytest.mark.parametrize("kind", list(AxisType)[:2])
 def test_under_jit_on_a_mesh(kind):
     mesh = mesh_of(2, kind=kind)

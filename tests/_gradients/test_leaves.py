@@ -82,6 +82,7 @@ def test_reduced(how):
     assert_same(update, jax.tree.map(lambda rows: rows.mean(0), by_equinox()))
 
 
+@pytest.mark.whole_zoo
 def test_tasks():
     both = lambda model, batch: jnp.stack([loss(model, batch), 2 * loss(model, batch)])
     rows = co.materialize(co.task_grad(both)(MODEL, (X, Y)))
@@ -106,6 +107,7 @@ def test_of_a_worker(num_rows):
     assert_same(jax.jit(mapped)(params, (X, Y)), by_equinox(3))
 
 
+@pytest.mark.whole_zoo
 def test_training():
     """The loop of Equinox's documentation, one line of which is ours."""
     tx = optax.chain(co.mean(), optax.adam(2e-2))

@@ -86,6 +86,7 @@ def test_rows_and_updates_are_those_of_calls_one_by_one(variables):
     assert_close(merged["intermediates"]["hidden"][0], jnp.concatenate(hidden))
 
 
+@pytest.mark.slow
 def test_a_train_state_with_statistics_keys_and_weights(variables):
     """The loop of Flax's documentation."""
 

@@ -104,6 +104,7 @@ def test_rows_that_are_not_finite_leave_nothing_behind():
     assert_close(fresh.norm.mean[...], make().norm.mean[...])
 
 
+@pytest.mark.slow
 def test_every_example_has_a_mask_of_its_own_whatever_the_others_are():
     class Dropped(nnx.Module):
         def __init__(self):
@@ -149,6 +150,7 @@ def test_on_a_mesh_all_is_as_on_one_device(check_vma):
     assert_close(got, (values, co.materialize(rows), kept))
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_is_not_stacked():
     """LoRA: rows, and nothing else, of the adapters alone."""
 
