@@ -94,8 +94,8 @@ def with_checks(rule, seen):
         case Among():
             return rule._replace(selector=with_checks(rule.selector, seen))
         case After():
-            mix = held_to_its_shapes(rule.mixing.mix, seen)
-            mixing = rule.mixing._replace(mix=mix)
+            mix = held_to_its_shapes(rule.first.mix, seen)
+            mixing = rule.first._replace(mix=mix)
             return After(mixing, with_checks(rule.rule, seen))
         case Weighting():
             return rule._replace(weigh=held_to_its_shapes(rule.weigh, seen))

@@ -25,6 +25,7 @@ from consensus_optax._rules.kinds import (
 )
 from consensus_optax._running.products import read_products, without_overflow
 from consensus_optax._running.source import Source
+from consensus_optax._running.steps import init_step, taken
 from consensus_optax._typing import Array, Marked, Number, Tree
 
 
@@ -32,6 +33,13 @@ class AmongState(NamedTuple):
     """States of a selector and of the rule that its survivors are given to."""
 
     selector_state: Any
+    rule_state: Any
+
+
+class AfterState(NamedTuple):
+    """States of what is done to rows first, and of the rule they are given to then."""
+
+    step_state: Any
     rule_state: Any
 
 
@@ -72,7 +80,10 @@ def init_rule(rule: Rule, params: Tree) -> Any:
         case Among():
             selector = init_rule(rule.selector, params)
             return AmongState(selector, init_rule(rule.rule, params))
-        case After() | Noised():
+        case After():
+            first = init_step(rule.first, params, dtype)
+            return AfterState(first, init_rule(rule.rule, params))
+        case Noised():
             return init_rule(rule.rule, params)
         case Weighting():
             leaves = floating_leaves(params)
@@ -101,15 +112,14 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             outcome, _ = run(rule.rule, source.among(survivors), state.rule_state)
             new = AmongState(selected, outcome.state)
             return outcome._replace(state=new), source
-        case After(mixing=mixing):
-            products, source = read_products(mixing, source)
-            roster = source.seen.roster._replace(scale=source.seen.scale)
-            given, roster = without_overflow(products, roster, mixing.reads)
-            matrix, weights = mixing.mix(given, roster)
-            matrix = jnp.where(roster.present[None, :], matrix, 0)
-            outcome, _ = run(rule.rule, source.mixed(matrix, weights), state)
-            taken = (outcome.accepted[:, None] & (matrix != 0)).any(0)  # (B,)
-            return outcome._replace(accepted=taken), source
+        case After(first=first):
+            changed, source, stepped = taken(first, source, state.step_state)
+            outcome, after = run(rule.rule, changed.source, state.rule_state)
+            outcome = outcome._replace(state=AfterState(stepped, outcome.state))
+            if changed.matrix is None:
+                return outcome, after
+            own = (outcome.accepted[:, None] & (changed.matrix != 0)).any(0)  # (B,)
+            return outcome._replace(accepted=own), source
         case Weighting(remembers=True):
             weights, new, source = _weigh(
                 rule, source, state.rule_state, state.previous
@@ -150,11 +160,9 @@ def resolved(rule: Fold, merged: list[list[Array]], roster: Roster) -> Outcome:
 def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
     """The state with a function of the previous update, where the rule has one."""
     match rule:
-        case Among():
+        case Among() | After():
             inner = map_previous(fun, rule.rule, state.rule_state)
             return state._replace(rule_state=inner)
-        case After():
-            return map_previous(fun, rule.rule, state)
         case Weighting(remembers=True):
             return state._replace(previous=fun(state.previous))
     return state

@@ -30,7 +30,7 @@ def _kind(rule):
         case Among():
             return "among", _kind(rule.selector), _kind(rule.rule)
         case After():
-            return "after", rule.mixing.reads, _kind(rule.rule)
+            return "after", rule.first.reads, _kind(rule.rule)
     return "columns"
 
 
