@@ -22,13 +22,26 @@ from consensus_optax._rules.steps import (
     Scaling,
     Step,
 )
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array, Count, Tree
 
 
 def _no_state(params: Tree, dtype: Any) -> tuple[()]:
     """State of a rule that keeps none."""
     del params, dtype
     return ()
+
+
+class Remembered(NamedTuple):
+    """What a fold keeps from step to step.
+
+    Attributes:
+      count: () int32, steps so far in which there was a row.
+      arrays: by name one array for every floating leaf, like the parameters and zero
+        at first; on a mesh the coordinates at hand.
+    """
+
+    count: Count
+    arrays: dict[str, list[Array]]
 
 
 class Fold(NamedTuple):
@@ -44,6 +57,9 @@ class Fold(NamedTuple):
       matters: optional (*first, roster) to a mask: of the statistics that have a short
         cut for products, in order, where the others can matter. They may be left out
         of a leaf in which they matter nowhere.
+      remembers: names of arrays like the parameters that are kept from step to step.
+        If there are any, ``resolve`` is (merged, roster, remembered) to (update, those
+        arrays by name); a step without a row leaves them as they are.
 
     Examples:
       The largest magnitude that any row asks for, with the sign of the sum:
@@ -60,8 +76,9 @@ class Fold(NamedTuple):
     """
 
     statistics: Sequence[Statistic]
-    resolve: Callable[[list[list[Array]], Roster], list[Array]]
+    resolve: Callable[..., Any]
     matters: Callable[..., Array] | None = None
+    remembers: tuple[str, ...] = ()
 
     @property
     def reads_signs(self) -> bool:
@@ -200,6 +217,7 @@ __all__ = [
     "Noised",
     "Probing",
     "Reads",
+    "Remembered",
     "Remembering",
     "Roster",
     "Rule",

@@ -34,7 +34,13 @@ def check_rule(name: str, rule: Any) -> None:
     match rule:
         case Fold():
             _check_statistics(rule.statistics)
-            _check.function("resolve", rule.resolve, "merged", "roster")
+            names = rule.remembers
+            if not isinstance(names, tuple) or not all(
+                isinstance(x, str) for x in names
+            ):
+                _check.fail("remembers", "a tuple of names", names)
+            more = ("remembered",) if names else ()
+            _check.function("resolve", rule.resolve, "merged", "roster", *more)
             if rule.matters is not None:
                 votes = [s for s in rule.statistics if s.of_products]
                 first = [f"merged_{i}" for i in range(len(votes))]

@@ -19,6 +19,7 @@ from consensus_optax._rules.kinds import (
     Fold,
     Noised,
     Reads,
+    Remembered,
     Roster,
     Rule,
     Weighting,
@@ -26,7 +27,19 @@ from consensus_optax._rules.kinds import (
 from consensus_optax._running.products import read_products, without_overflow
 from consensus_optax._running.source import Source
 from consensus_optax._running.steps import init_step, taken
-from consensus_optax._typing import Array, Marked, Number, Tree
+from consensus_optax._typing import Array, Count, Marked, Number, Tree
+
+
+class FoldState(NamedTuple):
+    """State of a fold that remembers.
+
+    Attributes:
+      count: () int32, steps so far in which there was a row.
+      arrays: by name one array for every floating leaf.
+    """
+
+    count: Count
+    arrays: dict[str, list[Array]]
 
 
 class AmongState(NamedTuple):
@@ -98,6 +111,11 @@ def init_rule(rule: Rule, params: Tree) -> Any:
                 zeros = [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
                 return MemoryState(zeros, state)
             return state
+        case Fold(remembers=names) if names:
+            leaves = floating_leaves(params)
+            zeros = lambda: [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
+            arrays = {name: zeros() for name in names}
+            return FoldState(jnp.zeros((), jnp.int32), arrays)
     return ()
 
 
@@ -146,25 +164,45 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             return outcome._replace(update=update, **always), source
         case Fold():
             merged, source = source.statistics(rule)
-            return resolved(rule, merged, source.seen.roster), source
+            return resolved(rule, merged, source.seen.roster, state), source
         case Columns():
             update, source = source.columns(rule)
             return _settled(update, source.seen.roster), source
 
 
-def resolved(rule: Fold, merged: list[list[Array]], roster: Roster) -> Outcome:
-    """What a fold makes of the merged statistics of all rows."""
-    return _settled(rule.resolve(merged, roster), roster)
+def resolved(
+    rule: Fold, merged: list[list[Array]], roster: Roster, state: Any
+) -> Outcome:
+    """What a fold makes of the merged statistics of all rows, and of what it has kept.
+
+    On a mesh that is whole on every device, as the parameters are, and travels with the
+    update.
+    """
+    if not rule.remembers:
+        return _settled(rule.resolve(merged, roster), roster)
+    some, coordinates = jnp.any(roster.present), roster.coordinates
+    own = {name: coordinates.own(kept) for name, kept in state.arrays.items()}
+    update, new = rule.resolve(merged, roster, Remembered(state.count, own))
+    arrays = {}
+    for name, kept in own.items():
+        pairs = zip(new[name], kept, strict=True)
+        pieces = [jnp.where(some, fresh, old) for fresh, old in pairs]
+        arrays[name] = coordinates.whole(pieces, True)
+    state = FoldState(state.count + some.astype(jnp.int32), arrays)
+    return _settled(update, roster)._replace(state=state)
 
 
 def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
-    """The state with a function of the previous update, where the rule has one."""
+    """The state with a function of what is kept like the parameters, if anything is."""
     match rule:
         case Among() | After():
             inner = map_previous(fun, rule.rule, state.rule_state)
             return state._replace(rule_state=inner)
         case Weighting(remembers=True):
             return state._replace(previous=fun(state.previous))
+        case Fold(remembers=names) if names:
+            arrays = {name: fun(kept) for name, kept in state.arrays.items()}
+            return state._replace(arrays=arrays)
     return state
 
 
