@@ -118,6 +118,11 @@ KINDS = {
     "columns": co.median,
     "memory": heavy_ball,
     "mixing": lambda: co.after(co.nearest_neighbor_mixing(1), co.median()),
+    "moments": co.scale_by_example_moments,
+    "chain": lambda: co.chain(
+        co.clip_examples(2.0), co.probe(reads="norms"), co.scale_by_example_moments()
+    ),
+    "chain of pairs": lambda: co.chain(co.probe(), co.cosine_filter(0.6)),
 }
 
 
