@@ -43,12 +43,18 @@ class Scaling(NamedTuple):
       reads: ``"norms"``, (B,) squared norms, or ``"nothing"``, None.
       degree: as in :class:`Weighting`: -1 where a row's length goes out.
       apart: whether the row itself alone decides its number.
+      text: how it prints.
     """
 
     factors: Callable[[Any, Roster], Array]
     reads: str = "norms"
     degree: int | None = None
     apart: bool = True
+    text: str = "Scaling(...)"
+
+    def __repr__(self) -> str:
+        """The call that made it."""
+        return self.text
 
 
 class Known(NamedTuple):

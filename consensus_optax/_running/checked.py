@@ -89,7 +89,7 @@ def _is_noised(rule: Any) -> bool:
 
 def _found(rule: Any) -> str:
     """What was given in place of a rule, and what to do about it."""
-    if isinstance(rule, Mixing):
+    if isinstance(rule, Mixing | Scaling):
         return "a Mixing: use co.after(mixing, reducer)"
     if isinstance(rule, type):
         return f"the class {rule.__name__}: give an instance of it"

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from consensus_optax._rules.kinds import Mixing
+from consensus_optax._rules.kinds import Mixing, Scaling
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
@@ -39,7 +39,7 @@ def named(factory: Callable[P, Made]) -> Callable[P, Made]:
 
 
 def _with_text(made: Any, text: str) -> Any:
-    if isinstance(made, Mixing):
+    if isinstance(made, Mixing | Scaling):
         return made._replace(text=text)
     made.text = text
     return made

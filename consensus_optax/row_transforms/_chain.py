@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from consensus_optax._rules.kinds import After, Mixing, Step
+from consensus_optax._rules.kinds import After, Mixing, Scaling, Step
 from consensus_optax._rules.steps import is_apart
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -14,7 +14,7 @@ from consensus_optax._running.row_transform import RowTransform
 
 
 @named
-def chain(*parts: RowTransform | Mixing | Reducer) -> Reducer:
+def chain(*parts: RowTransform | Mixing | Scaling | Reducer) -> Reducer:
     r"""Row transformations, then a reducer: one reducer, wherever its rows come from.
 
     .. math:: u = R(T_k(\dots T_1(g)))
@@ -90,7 +90,7 @@ def _step(place: int, part: Any) -> Step:
     """What a part before the last does to rows."""
     if isinstance(part, RowTransform):
         return part.first
-    if isinstance(part, Mixing):
+    if isinstance(part, Mixing | Scaling):
         return part
     hint = ""
     if isinstance(part, optax.GradientTransformation):
@@ -108,5 +108,5 @@ def _step(place: int, part: Any) -> Step:
 
 
 def _found(part: Any) -> str:
-    named = isinstance(part, RowTransform | Mixing | Reducer)
+    named = isinstance(part, RowTransform | Mixing | Scaling | Reducer)
     return repr(part) if named else f"a {type(part).__name__}"
