@@ -230,7 +230,7 @@ def clip_then_reduce():
     assert_close(update, first_update(optax.chain(*parts)))
     with pytest.raises(ValueError, match=r"`co\.chain` of row transformations"):
         co.value_and_reduced_grad(loss, optax.chain(*parts))
-    with pytest.raises(ValueError, match="as `co.on_rows` does"):
+    with pytest.raises(ValueError, match=r"as `co.on_rows` does"):
         co.chain(co.on_rows(optax.clip(1.0)), co.mean())
 
 
