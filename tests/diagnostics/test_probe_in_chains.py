@@ -1,6 +1,7 @@
 """The probe in a chain: what it says does not depend on where rows come from."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -48,20 +49,12 @@ def kept(reads, reducer, way):
 
 
 def cases():
-    quick = [
-        ("gramian", "gramian", "microbatches of 5"),
-        ("norms", "fold", "backward pass on a mesh"),
-    ]
-    for case in [(x, y, z) for x in PROBES for y in REDUCERS for z in SOURCES]:
-        mine = hash_of(case) % 3 == 0
-        if case in quick or mine:
-            marks = () if case in quick else pytest.mark.whole_zoo
-            yield pytest.param(*case, marks=marks)
-
-
-def hash_of(case):
-    """A number that is the same in every run."""
-    return sum(map(ord, "".join(case)))
+    """One now; in CI one of each source for what the probe reads."""
+    for (place, source), reads in itertools.product(enumerate(SOURCES), PROBES):
+        reducer = list(REDUCERS)[place % 2]
+        quick = (reads, source) == ("gramian", "microbatches of 1")
+        marks = () if quick else pytest.mark.whole_zoo
+        yield pytest.param(reads, reducer, source, marks=marks)
 
 
 @pytest.mark.parametrize(("reads", "reducer", "source"), [*cases()])
@@ -136,8 +129,8 @@ def test_a_private_sum_may_be_looked_at():
     private = co.private_sum(1.0, divisor=2, noise_multiplier=0.0, key=key)
     chain, params = co.chain(co.probe(), private), jnp.zeros(2)
     rows = jnp.array([[0.0, 4.0], [0.5, 0.0]])
-    update, state = chain.update(rows, chain.init(params), params)
-    wanted, _ = private.update(rows, private.init(params), params)
+    update, state = jax.jit(chain.update)(rows, chain.init(params), params)
+    wanted, _ = jax.jit(private.update)(rows, private.init(params), params)
     np.testing.assert_array_equal(update, wanted)
     assert optax.tree.get(state, "coherence") == 1
     assert chain.sensitivity == private.sensitivity
