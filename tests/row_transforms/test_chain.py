@@ -30,7 +30,7 @@ REDUCERS = {
     "variance": lambda: co.signal_to_noise(),
     "mean": co.mean,
     "gramian": lambda: co.cosine_filter(0.9),
-    "distances": lambda: co.krum(2),
+    "distances": lambda: co.krum(1),
     "signs": lambda: co.sign_filter(0.55),
     "columns": co.median,
     "among": lambda: co.among(co.cosine_filter(0.9), co.sign_consensus()),
@@ -61,7 +61,10 @@ class InOptax:
     """optax.chain of the same parts, with the face of a reducer."""
 
     def __init__(self, *parts):
-        self.chain = optax.chain(*parts)
+        *first, last = parts
+        if first and isinstance(first[-1], co.Mixing):
+            first, last = first[:-1], co.after(first[-1], last)
+        self.chain = optax.chain(*first, last)
 
     def init(self, params):
         return self._seen(self.chain.init(params))
