@@ -27,6 +27,9 @@ REDUCERS: dict[str, Callable[[], Any]] = {
     "cosine_filter": co.cosine_filter,
     "subspace_weighting": co.subspace_weighting,
     "clip_examples, mean": lambda: optax.chain(co.clip_examples(1.0), co.mean()),
+    # what looking on costs on top of the rule
+    "probe of norms, mean": lambda: co.chain(co.probe(reads="norms"), co.mean()),
+    "probe, cosine_filter": lambda: co.chain(co.probe(), co.cosine_filter()),
 }
 # How rows reach the reducer, and which reducers are measured that way.
 FEW = ("mean", "sign_consensus", "sign_consensus(quorum=0.8)", "cosine_filter")
@@ -40,6 +43,12 @@ VIAS = {
 def plain(work: Workload) -> Step:
     """The floor: gradient of the mean loss."""
     return jax.grad(work.loss)
+
+
+def norms(work: Workload) -> Step:
+    """The norm of every example's gradient, and no gradient."""
+    rows = co.per_example_grad(work.loss)
+    return lambda params, batch: co.diagnostics.row_norms(rows(params, batch))
 
 
 def adam(work: Workload) -> tuple[Step, tuple[Any, ...]]:

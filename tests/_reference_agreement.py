@@ -101,6 +101,23 @@ def sand_mask(k, gamma, tau, rescale):
     return rule
 
 
+def example_moments(variance, eps=1e-8):
+    """Adam's first step, whose bias corrections leave the moments of the rows."""
+
+    def rule(rows, weights):
+        update = []
+        for p in range(len(rows[0])):
+            mean = square = 0.0
+            for g, w in zip(rows, weights, strict=True):
+                mean += w * g[p] / sum(weights)
+                square += w * g[p] * g[p] / sum(weights)
+            moment = mean * mean + variance * (square - mean * mean)
+            update.append(mean / (moment**0.5 + eps))
+        return update
+
+    return rule
+
+
 def signal_to_noise(tau, gate):
     def rule(rows, weights):
         update = []

@@ -223,6 +223,17 @@ def flax_linen():
     assert_close(after, jax.tree.map(lambda p, g: p - g, PARAMS, gradient()))
 
 
+def clip_then_reduce():
+    parts = co.clip_examples(0.1), co.mean()
+    step = co.value_and_reduced_grad(loss, co.chain(*parts), microbatch_size=2)
+    _, update, _ = step(PARAMS, BATCH, state=co.chain(*parts).init(PARAMS))
+    assert_close(update, first_update(optax.chain(*parts)))
+    with pytest.raises(ValueError, match=r"`co\.chain` of row transformations"):
+        co.value_and_reduced_grad(loss, optax.chain(*parts))
+    with pytest.raises(ValueError, match=r"as `co.on_rows` does"):
+        co.chain(co.on_rows(optax.clip(1.0)), co.mean())
+
+
 ORDERS = {
     "clip or normalize each example": clip_or_normalize,
     "scale all rows": scale,
@@ -235,6 +246,7 @@ ORDERS = {
     "accumulate rows over steps": accumulate,
     "average, or skip non-finite updates": average_or_skip,
     "thresholds that change": thresholds,
+    "clip or look, then reduce, with no rows held": clip_then_reduce,
     "groups as rows": groups,
     "padded batches": padded,
     "random keys per example": random_keys,

@@ -18,7 +18,7 @@ from jaxtyping import AbstractArray, jaxtyped
 
 import consensus_optax
 from consensus_optax import _typing
-from consensus_optax._rules.kinds import After, Among, Roster, Weighting
+from consensus_optax._rules.kinds import After, Among, Mixing, Roster, Weighting
 from tests._stacks import B, params
 from tests.engines.test_sources import given_rows
 from tests.zoo import EVERY_FACTORY
@@ -94,9 +94,10 @@ def with_checks(rule, seen):
         case Among():
             return rule._replace(selector=with_checks(rule.selector, seen))
         case After():
-            mix = held_to_its_shapes(rule.mixing.mix, seen)
-            mixing = rule.mixing._replace(mix=mix)
-            return After(mixing, with_checks(rule.rule, seen))
+            name = "mix" if isinstance(rule.first, Mixing) else "factors"
+            held = held_to_its_shapes(getattr(rule.first, name), seen)
+            first = rule.first._replace(**{name: held})
+            return After(first, with_checks(rule.rule, seen))
         case Weighting():
             return rule._replace(weigh=held_to_its_shapes(rule.weigh, seen))
     return rule

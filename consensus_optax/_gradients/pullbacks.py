@@ -51,7 +51,7 @@ class Part(NamedTuple):
     rows: Any
 
 
-class _Program(NamedTuple):
+class Program(NamedTuple):
     """A backward pass of one row, in two halves.
 
     Attributes:
@@ -117,6 +117,25 @@ def parts_of_rows(
     Returns:
       (leaves, structure), for each leaf the type of one row, (1, *shape), and parts.
     """
+    program, given, structure = program_of(pull, cotangent, ones, patches)
+    outs = program.jaxpr.outvars
+    parts = [program.parts(var) for var in outs]
+    found = _evaluated(program, given, [var for each in parts for var in each])
+    queue = iter(found)
+    leaves = [
+        (out.aval, [next(queue) for _ in each])
+        for out, each in zip(outs, parts, strict=True)
+    ]
+    return leaves, structure
+
+
+def program_of(
+    pull: Callable[..., Any],
+    cotangent: Callable[[Sequence[Any]], Any],
+    ones: Sequence[Array],
+    patches: bool,
+) -> tuple[Program, list[Array], Any]:
+    """The program of one row, what it is given, and the structure of what it makes."""
     residuals, treedef = jax.tree.flatten(pull)
     apply = lambda residuals, ones: jax.tree.unflatten(treedef, residuals)(
         cotangent(ones)
@@ -129,16 +148,7 @@ def parts_of_rows(
     given = [jnp.expand_dims(x, 0) for x in (*residuals, *ones)]
     of_rows = jax.vmap(with_products(row) if patches else row)
     whole = jax.make_jaxpr(of_rows)(*given)
-    program = _halved(whole, len(residuals))
-    outs = whole.jaxpr.outvars
-    parts = [program.parts(var) for var in outs]
-    found = _evaluated(program, given, [var for each in parts for var in each])
-    queue = iter(found)
-    leaves = [
-        (out.aval, [next(queue) for _ in each])
-        for out, each in zip(outs, parts, strict=True)
-    ]
-    return leaves, jax.tree.structure(shapes)
+    return _halved(whole, len(residuals)), given, jax.tree.structure(shapes)
 
 
 def opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -178,7 +188,7 @@ class _Stacked(NamedTuple):
     parts: list[Array]
 
 
-def _halved(closed: Any, num_residuals: int) -> _Program:
+def _halved(closed: Any, num_residuals: int) -> Program:
     jaxpr, count = closed.jaxpr, len(closed.jaxpr.invars) - num_residuals
     given = [Tasks()] * num_residuals + [Tasks({task}) for task in range(count)]
     known = reached(jaxpr, given)
@@ -192,10 +202,10 @@ def _halved(closed: Any, num_residuals: int) -> _Program:
             late_vars.update(eqn.outvars)
         else:
             early.append(eqn)
-    return _Program(jaxpr, closed.consts, known, early, late, late_vars, count)
+    return Program(jaxpr, closed.consts, known, early, late, late_vars, count)
 
 
-def _evaluated(program: _Program, given: list[Any], wanted: list[Any]) -> list[Part]:
+def _evaluated(program: Program, given: list[Any], wanted: list[Any]) -> list[Part]:
     """The wanted variables as parts, in their order."""
     of_one = [var for var in wanted if var not in program.late_vars]
     of_all = [var for var in wanted if var in program.late_vars]
@@ -218,7 +228,7 @@ def _evaluated(program: _Program, given: list[Any], wanted: list[Any]) -> list[P
 
 
 def _joined(
-    program: _Program, values: dict[Any, Any], wanted: list[Any]
+    program: Program, values: dict[Any, Any], wanted: list[Any]
 ) -> dict[Any, Any]:
     """The late half for all losses at once, from what was handed over."""
     count = program.num_tasks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -163,10 +163,28 @@ def in_turn(losses: Callable[..., Any], arranged: Arranged) -> Found:
     return values, aux, rows
 
 
-def _of_call(
-    losses: Callable[..., Any], arranged: Arranged, args: Sequence[Any], patches: bool
-) -> Found:
-    """The same of one call."""
+class Pulled(NamedTuple):
+    """Losses of one call, and how their gradients come.
+
+    Attributes:
+      values: the losses.
+      aux: what else the call gave.
+      pull: the pullback.
+      cotangent: of K numbers to what ``pull`` is applied to.
+      ones: K times the number 1.
+    """
+
+    values: Any
+    aux: Any
+    pull: Callable[..., Any]
+    cotangent: Callable[[Sequence[Any]], Any]
+    ones: list[Array]
+
+
+def pulled(
+    losses: Callable[..., Any], arranged: Arranged, args: Sequence[Any]
+) -> Pulled:
+    """The forward pass of one call."""
     numbers = several_of(arranged.argnums)
 
     @known_as(losses, numbers)
@@ -185,6 +203,14 @@ def _of_call(
         scalars = [values[i] for i in range(values.shape[0])]
         cotangent = lambda ones: jnp.stack(list(ones))
     ones = [varying_like(jnp.ones((), x.dtype), x) for x in scalars]
+    return Pulled(values, aux, pull, cotangent, ones)
+
+
+def _of_call(
+    losses: Callable[..., Any], arranged: Arranged, args: Sequence[Any], patches: bool
+) -> Found:
+    """The same of one call."""
+    values, aux, pull, cotangent, ones = pulled(losses, arranged, args)
     leaves, structure = parts_of_rows(pull, cotangent, ones, patches)
     rows = [put_together(parts, len(ones), row) for row, parts in leaves]
     gradients = jax.tree.unflatten(structure, rows)

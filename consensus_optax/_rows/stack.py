@@ -15,7 +15,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import cleared, finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.seal import MISSING
-from consensus_optax._rows.trees import arrays_of, leaf_name, pair
+from consensus_optax._rows.trees import arrays_of, leaf_name, pair, shapes_of
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
 
@@ -29,6 +29,7 @@ class Stack(NamedTuple):
       params: the parameter of each leaf.
       dtype: dtype in which rules decide and sum.
       rebuild: list of updates, one for every leaf, to a tree like the parameters.
+      like: shapes of all parameters, a tree.
     """
 
     leaves: list[Any]
@@ -36,6 +37,7 @@ class Stack(NamedTuple):
     params: list[Any]
     dtype: Any
     rebuild: Callable[[list[Array]], Tree]
+    like: Tree
 
 
 def as_stack(updates: Tree, params: Tree) -> Stack:
@@ -52,7 +54,8 @@ def as_stack(updates: Tree, params: Tree) -> Stack:
             "A reducer needs `params` to tell the example axis from the parameters' "
             "axes; got None. Call `update(rows, state, params)`."
         )
-    paths, rows, given, treedef = pair(updates, arrays_of(params))
+    params = arrays_of(params)
+    paths, rows, given, treedef = pair(updates, params)
     num_rows: int | None = None
     for path, leaf, param in zip(paths, rows, given, strict=True):
         _check_leaf(path, leaf, param)
@@ -74,7 +77,8 @@ def as_stack(updates: Tree, params: Tree) -> Stack:
 
     moving = [i for i, is_floating in enumerate(floating) if is_floating]
     leaves, moved = [_on_device(rows[i]) for i in moving], [given[i] for i in moving]
-    return Stack(leaves, num_rows or 0, moved, verbs.decision_dtype(given), rebuild)
+    dtype, like = verbs.decision_dtype(given), shapes_of(params)
+    return Stack(leaves, num_rows or 0, moved, dtype, rebuild, like)
 
 
 def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:

@@ -208,6 +208,19 @@ def _minmod_of_products(a: Array, d: Array, weights: Array) -> Array:
     return magnitude * jnp.sign(a[0])[:, None] * jnp.sign(d[0])[None, :]
 
 
+def _squares_of_products(a: Array, d: Array, weights: Array) -> Array:
+    """Weighted sum of the squares of products, of factors of about one size.
+
+    Else squares of one would be lost, and of the other too large, of a product that is
+    neither.
+    """
+    size = lambda x: jnp.log2(positive(jnp.abs(x).max(1, keepdims=True)))
+    positive = lambda x: jnp.where(x > 0, x, 1)
+    shift = jnp.exp2(jnp.round((size(d) - size(a)) / 2))  # exact
+    left, right = a * shift, d / shift
+    return _matmul(left * left * weights[:, None], right * right)
+
+
 _nonzero = lambda x: (x != 0).astype(x.dtype)
 _up = lambda x: jnp.maximum(x, 0)
 _down = lambda x: jnp.minimum(x, 0)
@@ -216,6 +229,9 @@ WEIGHTED_SUM = Statistic(
     lambda g, w: w * g,
     jnp.add,
     of_products=lambda a, d, w: _matmul(a * w[:, None], d),
+)
+WEIGHTED_SQUARE = Statistic(
+    lambda g, w: w * (g * g), jnp.add, of_products=_squares_of_products
 )
 MOMENTS = Statistic(
     lambda g, w: (jnp.broadcast_to(w, g.shape), g, jnp.zeros_like(g)), merge_moments

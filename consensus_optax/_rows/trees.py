@@ -33,6 +33,11 @@ def arrays_of(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(as_array, params)
 
 
+def shapes_of(params: Tree) -> Tree:
+    """Shapes and dtypes of parameters, for who need not know their values."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+
+
 def leaf_name(path: Any) -> str:
     """What messages call a leaf."""
     return f"leaf `{jax.tree_util.keystr(path) or '(root)'}`"

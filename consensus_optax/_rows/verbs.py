@@ -62,8 +62,10 @@ def _row_sums(rows: Array, factor: float) -> Array:
     return matrix @ jnp.full(matrix.shape[1], factor, rows.dtype)
 
 
-def scale(leaf: Leaf, factors: Array) -> Leaf:
+def scale(leaf: AnyLeaf, factors: Array) -> Any:
     """Row i times factors[i]; of a product one factor is scaled, whatever its size."""
+    if isinstance(leaf, Mixed):
+        return leaf._replace(matrix=leaf.matrix * factors[:, None])
     if is_outer_product(leaf):
         may = not (leaf.is_look_up or leaf.is_shared)
         side = "left" if may and leaf.left.size <= leaf.right.size else "right"

@@ -6,7 +6,6 @@ rules and n engines are m + n pieces of code.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,66 +13,35 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows.statistics import Statistic
-from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax._rules.coordinates import ALL, Coordinates
-from consensus_optax._typing import (
-    Array,
-    Count,
-    Marked,
-    Number,
-    Order,
-    PerRow,
-    Tree,
+from consensus_optax._rules.roster import WORDS, Reads, Roster
+from consensus_optax._rules.steps import (
+    Known,
+    Mixing,
+    Probing,
+    Remembering,
+    Scaling,
+    Step,
 )
-
-# Keywords of ``update`` that rules of this library read, besides the weights.
-WORDS = ("weights", "values", "span_hessian", "target")
-
-
-class Roster(NamedTuple):
-    """What a rule is told about the rows, besides what it may read of their gradients.
-
-    Attributes:
-      weights: (B,), float32 or float64; 0 = not there. A row with a non-finite entry
-        has weight 0 here, whatever the caller said.
-      step: () int32, number of updates made before this one: schedules, random keys.
-      extra: further keyword arguments of ``update``, unchanged.
-      scale: () what rows were multiplied by ahead of the products that a rule reads,
-        nearly always 1; see :class:`Weighting`.
-      coordinates: sums over all coordinates of a leaf, where not all are at hand.
-      num_leaves: how many leaves decide, each for itself; 1 where all decide together.
-    """
-
-    weights: PerRow
-    step: Count
-    extra: dict[str, Any]
-    coordinates: Coordinates = ALL
-    scale: Number | float = 1.0
-    num_leaves: int = 1
-
-    @property
-    def present(self) -> Marked:
-        """(B,) bool: which rows are there."""
-        return self.weights > 0
-
-    @property
-    def shares(self) -> PerRow:
-        """(B,) weights divided by their sum; all 0 if no row is there."""
-        total = self.weights.sum()
-        return self.weights / positive_or_one(total)
-
-    @property
-    def order(self) -> Order:
-        """(B,) int32: i where row i is there, else the first row that is."""
-        first = jnp.argmax(self.present)
-        indices = jnp.arange(self.weights.shape[0])
-        return jnp.where(self.present, indices, first).astype(jnp.int32)
+from consensus_optax._typing import Array, Count, Tree
 
 
 def _no_state(params: Tree, dtype: Any) -> tuple[()]:
     """State of a rule that keeps none."""
     del params, dtype
     return ()
+
+
+class Remembered(NamedTuple):
+    """What a fold keeps from step to step.
+
+    Attributes:
+      count: () int32, steps so far in which there was a row.
+      arrays: by name one array for every floating leaf, like the parameters and zero
+        at first; on a mesh the coordinates at hand.
+    """
+
+    count: Count
+    arrays: dict[str, list[Array]]
 
 
 class Fold(NamedTuple):
@@ -89,6 +57,9 @@ class Fold(NamedTuple):
       matters: optional (*first, roster) to a mask: of the statistics that have a short
         cut for products, in order, where the others can matter. They may be left out
         of a leaf in which they matter nowhere.
+      remembers: names of arrays like the parameters that are kept from step to step.
+        If there are any, ``resolve`` is (merged, roster, remembered) to (update, those
+        arrays by name); a step without a row leaves them as they are.
 
     Examples:
       The largest magnitude that any row asks for, with the sign of the sum:
@@ -105,8 +76,9 @@ class Fold(NamedTuple):
     """
 
     statistics: Sequence[Statistic]
-    resolve: Callable[[list[list[Array]], Roster], list[Array]]
+    resolve: Callable[..., Any]
     matters: Callable[..., Array] | None = None
+    remembers: tuple[str, ...] = ()
 
     @property
     def reads_signs(self) -> bool:
@@ -138,29 +110,6 @@ class Columns(NamedTuple):
     """
 
     reduce: Callable[[Array, Array], Array]
-
-
-class Reads(enum.StrEnum):
-    """What a weighting or a mixing may read of the rows; compares equal to its word."""
-
-    GRAMIAN = "gramian"
-    CENTERED = "centered"
-    AFFINE = "affine"
-    SIGNS = "signs"
-    NORMS = "norms"
-    NORM_BOUNDS = "norm_bounds"
-    TOWARD = "toward"
-    NOTHING = "nothing"
-
-    @property
-    def pairs(self) -> bool:
-        """Whether products of pairs of rows are read, not of each row alone."""
-        return not self.lengths and self not in (Reads.TOWARD, Reads.NOTHING)
-
-    @property
-    def lengths(self) -> bool:
-        """Whether what is read is the length of each row, or a bound of it."""
-        return self in (Reads.NORMS, Reads.NORM_BOUNDS)
 
 
 class Weighting(NamedTuple):
@@ -227,36 +176,15 @@ class Among(NamedTuple):
     rule: Any
 
 
-class Mixing(NamedTuple):
-    """A linear map of the rows, B to B', decided from inner products.
-
-    Attributes:
-      mix: (products, roster) to (matrix, weights): new row i is sum_j matrix[i, j] g_j,
-        with weight weights[i]; (B', B) and (B',). Columns of absent rows are not read.
-      reads: as in :class:`Weighting`.
-      degree: 0 where the map is the same for rows times any number, or None; as there.
-      text: how it prints.
-    """
-
-    mix: Callable[[Any, Roster], tuple[Array, Array]]
-    reads: str = "gramian"
-    degree: int | None = None
-    text: str = "Mixing(...)"
-
-    def __repr__(self) -> str:
-        """The call that made it."""
-        return self.text
-
-
 class After(NamedTuple):
-    """A rule on mixed rows.
+    """A rule on rows to which something has been done.
 
     Attributes:
-      mixing: what is done to the rows first.
-      rule: what the mixed rows are given to.
+      first: what is done to the rows first, a `Step`.
+      rule: what they are given to then.
     """
 
-    mixing: Mixing
+    first: Step
     rule: Any
 
 
@@ -277,3 +205,23 @@ class Noised(NamedTuple):
 
 
 Rule = Fold | Columns | Weighting | Among | After | Noised
+
+__all__ = [
+    "WORDS",
+    "After",
+    "Among",
+    "Columns",
+    "Fold",
+    "Known",
+    "Mixing",
+    "Noised",
+    "Probing",
+    "Reads",
+    "Remembered",
+    "Remembering",
+    "Roster",
+    "Rule",
+    "Scaling",
+    "Step",
+    "Weighting",
+]

@@ -14,9 +14,13 @@ from consensus_optax._rules.kinds import (
     Fold,
     Mixing,
     Noised,
+    Probing,
     Reads,
+    Remembering,
+    Scaling,
     Weighting,
 )
+from consensus_optax._rules.steps import is_apart
 
 _KINDS = "a Fold, Columns, Weighting, Among or After"
 
@@ -30,7 +34,13 @@ def check_rule(name: str, rule: Any) -> None:
     match rule:
         case Fold():
             _check_statistics(rule.statistics)
-            _check.function("resolve", rule.resolve, "merged", "roster")
+            names = rule.remembers
+            if not isinstance(names, tuple) or not all(
+                isinstance(x, str) for x in names
+            ):
+                _check.fail("remembers", "a tuple of names", names)
+            more = ("remembered",) if names else ()
+            _check.function("resolve", rule.resolve, "merged", "roster", *more)
             if rule.matters is not None:
                 votes = [s for s in rule.statistics if s.of_products]
                 first = [f"merged_{i}" for i in range(len(votes))]
@@ -48,8 +58,10 @@ def check_rule(name: str, rule: Any) -> None:
             _check_selector(rule.selector)
             _check_composed(rule.rule)
         case After():
-            _check_mixing(rule.mixing)
-            _check_composed(rule.rule)
+            _check_step(rule.first)
+            if not is_apart(rule.first):
+                _check_composed(rule.rule)
+            check_rule("rule", rule.rule)
         case Noised():
             check_rule("rule", rule.rule)
             _check.function("add", rule.add, "update", "roster", "state")
@@ -59,7 +71,7 @@ def check_rule(name: str, rule: Any) -> None:
 
 def _check_composed(rule: Any) -> None:
     """Checks what rows are given to that other rows have chosen, or changed."""
-    if isinstance(rule, Noised):
+    if _is_noised(rule):
         raise ValueError(
             "`rule` must add no noise: here each row decides what becomes of others, "
             "which no bound on what one row adds knows of. Clip rows and add noise by "
@@ -68,9 +80,16 @@ def _check_composed(rule: Any) -> None:
     check_rule("rule", rule)
 
 
+def _is_noised(rule: Any) -> bool:
+    """Whether noise is added, perhaps to rows that something is done to first."""
+    return isinstance(rule, Noised) or (
+        isinstance(rule, After) and _is_noised(rule.rule)
+    )
+
+
 def _found(rule: Any) -> str:
     """What was given in place of a rule, and what to do about it."""
-    if isinstance(rule, Mixing):
+    if isinstance(rule, Mixing | Scaling):
         return "a Mixing: use co.after(mixing, reducer)"
     if isinstance(rule, type):
         return f"the class {rule.__name__}: give an instance of it"
@@ -108,7 +127,14 @@ def _check_selector(selector: Any) -> None:
     )
 
 
-def _check_mixing(mixing: Any) -> None:
+def _check_step(step: Any) -> None:
+    """Ours alone have a word for what else is done to rows: `row_transforms`."""
+    if not isinstance(step, Scaling | Probing | Remembering):
+        check_mixing(step)
+
+
+def check_mixing(mixing: Any) -> None:
+    """Checks a mixing, one's own or ours."""
     if not isinstance(mixing, Mixing):
         raise ValueError(
             f"`mixing` must be a linear map of rows (co.Mixing); got a "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows import verbs
+from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.gramians import border, gramian_about, is_table_or_vectors
 from consensus_optax._rows.norm_bounds import squared_norm_bounds
 from consensus_optax._rows.outer_product import is_outer_product
@@ -97,6 +98,16 @@ class Memory(NamedTuple):
         """Nothing is computed."""
         return self._replace(seen=self.seen.among(weights))
 
+    def scaled(self, factors: Array, sound: Array, tested: bool) -> Memory:
+        """Of products one factor is scaled."""
+        factors = jnp.broadcast_to(factors, self.seen.roster.weights.shape)
+        leaves = [verbs.scale(leaf, factors) for leaf in self.leaves]
+        seen = self.seen.without(sound)
+        if not tested:
+            bad = _overflown(leaves, seen.roster.weights.dtype, factors)
+            seen = seen.without(seen.roster.coordinates.total(bad) == 0)
+        return Memory(leaves, seen)
+
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """Leaves that are computed when they are read."""
         order = self.seen.roster.order
@@ -117,6 +128,17 @@ class Memory(NamedTuple):
         if roster.coordinates.alike:
             return pack(self.leaves, roster.weights.dtype)
         return Packed(self.leaves, lambda results: results)
+
+
+def _overflown(leaves: Sequence[AnyLeaf], dtype: Any, factors: Array) -> Array:
+    """Above 0 for rows that are not finite any more, (B,) int32; 0 if none grew."""
+    given: list[Any] = [
+        verbs.as_array(leaf, dtype) if isinstance(leaf, verbs.Mixed) else leaf
+        for leaf in leaves
+    ]
+    look = lambda: (~finite_rows(given, dtype)).astype(jnp.int32)
+    none = varying_like(jnp.zeros(factors.shape, jnp.int32), given, factors)
+    return lax.cond(jnp.any(factors > 1), look, lambda: none)
 
 
 def as_sent(leaf: AnyLeaf, signs: bool, dtype: Any) -> Array:

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from consensus_optax._rules.kinds import Mixing
+from consensus_optax._rules.kinds import Mixing, Scaling
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
@@ -39,7 +39,7 @@ def named(factory: Callable[P, Made]) -> Callable[P, Made]:
 
 
 def _with_text(made: Any, text: str) -> Any:
-    if isinstance(made, Mixing):
+    if isinstance(made, Mixing | Scaling):
         return made._replace(text=text)
     made.text = text
     return made
@@ -49,10 +49,13 @@ def _call(factory: Callable[..., Any], args: Any, kwargs: Any) -> str:
     """Such as ``krum(2, num_selected=3)``: what has a default is named, or left out."""
     signature = inspect.signature(factory)
     given = signature.bind(*args, **kwargs).arguments
-    texts = []
+    texts: list[str] = []
     for name, value in given.items():
-        default = signature.parameters[name].default
-        if default is inspect.Parameter.empty:
+        parameter = signature.parameters[name]
+        default = parameter.default
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            texts += map(_shown, value)
+        elif default is inspect.Parameter.empty:
             texts.append(_shown(value))
         elif not _same(value, default):
             texts.append(f"{name}={_shown(value)}")

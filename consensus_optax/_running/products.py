@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rules.distances import num_present, squared_distances
-from consensus_optax._rules.kinds import Mixing, Reads, Roster, Weighting
+from consensus_optax._rules.kinds import Mixing, Reads, Roster, Scaling, Weighting
 from consensus_optax._running.source import Asked, Source
 from consensus_optax._typing import Array
 
@@ -21,7 +21,7 @@ _COARSE = 30.0
 
 
 def read_products(
-    rule: Weighting | Mixing,
+    rule: Weighting | Mixing | Scaling,
     source: Source,
     per_leaf: bool = False,
     previous: list[Array] | None = None,

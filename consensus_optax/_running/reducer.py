@@ -171,7 +171,8 @@ def reducer(rule: Rule) -> Reducer:
     ) -> tuple[list[Array], ReducerState]:
         weights, num_nonfinite = present_weights(stack, weights)
         stack = without_nans(stack, weights)
-        seen = Seen(Roster(weights, state.step, extra), num_nonfinite)
+        roster = Roster(weights, state.step, extra, like=stack.like)
+        seen = Seen(roster, num_nonfinite)
         outcome, source = run(rule, Memory(stack.leaves, seen), state.rule_state)
         return finished(stack, outcome, source.seen, state)
 
@@ -235,7 +236,8 @@ def rule_of(name: str, given: Any) -> Rule:
     """The rule of an argument that must be a reducer of this library."""
     if not isinstance(given, Reducer):
         raise ValueError(
-            f"`{name}` must be a reducer of this library (not a chain, whose parts "
-            f"cannot be told apart); got {type(given).__name__}"
+            f"`{name}` must be a reducer of this library (not an `optax.chain`, whose "
+            "parts cannot be told apart: `co.chain` of row transformations and a "
+            f"reducer is one); got {type(given).__name__}"
         )
     return given.rule

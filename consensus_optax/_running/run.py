@@ -19,19 +19,40 @@ from consensus_optax._rules.kinds import (
     Fold,
     Noised,
     Reads,
+    Remembered,
     Roster,
     Rule,
     Weighting,
 )
 from consensus_optax._running.products import read_products, without_overflow
 from consensus_optax._running.source import Source
-from consensus_optax._typing import Array, Marked, Number, Tree
+from consensus_optax._running.steps import init_step, taken
+from consensus_optax._typing import Array, Count, Marked, Number, Tree
+
+
+class FoldState(NamedTuple):
+    """State of a fold that remembers.
+
+    Attributes:
+      count: () int32, steps so far in which there was a row.
+      arrays: by name one array for every floating leaf.
+    """
+
+    count: Count
+    arrays: dict[str, list[Array]]
 
 
 class AmongState(NamedTuple):
     """States of a selector and of the rule that its survivors are given to."""
 
     selector_state: Any
+    rule_state: Any
+
+
+class AfterState(NamedTuple):
+    """States of what is done to rows first, and of the rule they are given to then."""
+
+    step_state: Any
     rule_state: Any
 
 
@@ -72,7 +93,10 @@ def init_rule(rule: Rule, params: Tree) -> Any:
         case Among():
             selector = init_rule(rule.selector, params)
             return AmongState(selector, init_rule(rule.rule, params))
-        case After() | Noised():
+        case After():
+            first = init_step(rule.first, params, dtype)
+            return AfterState(first, init_rule(rule.rule, params))
+        case Noised():
             return init_rule(rule.rule, params)
         case Weighting():
             leaves = floating_leaves(params)
@@ -87,6 +111,11 @@ def init_rule(rule: Rule, params: Tree) -> Any:
                 zeros = [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
                 return MemoryState(zeros, state)
             return state
+        case Fold(remembers=names) if names:
+            leaves = floating_leaves(params)
+            zeros = lambda: [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
+            arrays = {name: zeros() for name in names}
+            return FoldState(jnp.zeros((), jnp.int32), arrays)
     return ()
 
 
@@ -101,15 +130,14 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             outcome, _ = run(rule.rule, source.among(survivors), state.rule_state)
             new = AmongState(selected, outcome.state)
             return outcome._replace(state=new), source
-        case After(mixing=mixing):
-            products, source = read_products(mixing, source)
-            roster = source.seen.roster._replace(scale=source.seen.scale)
-            given, roster = without_overflow(products, roster, mixing.reads)
-            matrix, weights = mixing.mix(given, roster)
-            matrix = jnp.where(roster.present[None, :], matrix, 0)
-            outcome, _ = run(rule.rule, source.mixed(matrix, weights), state)
-            taken = (outcome.accepted[:, None] & (matrix != 0)).any(0)  # (B,)
-            return outcome._replace(accepted=taken), source
+        case After(first=first):
+            changed, source, stepped = taken(first, source, state.step_state)
+            outcome, after = run(rule.rule, changed.source, state.rule_state)
+            outcome = outcome._replace(state=AfterState(stepped, outcome.state))
+            if changed.matrix is None:
+                return outcome, after
+            own = (outcome.accepted[:, None] & (changed.matrix != 0)).any(0)  # (B,)
+            return outcome._replace(accepted=own), source
         case Weighting(remembers=True):
             weights, new, source = _weigh(
                 rule, source, state.rule_state, state.previous
@@ -136,27 +164,45 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             return outcome._replace(update=update, **always), source
         case Fold():
             merged, source = source.statistics(rule)
-            return resolved(rule, merged, source.seen.roster), source
+            return resolved(rule, merged, source.seen.roster, state), source
         case Columns():
             update, source = source.columns(rule)
             return _settled(update, source.seen.roster), source
 
 
-def resolved(rule: Fold, merged: list[list[Array]], roster: Roster) -> Outcome:
-    """What a fold makes of the merged statistics of all rows."""
-    return _settled(rule.resolve(merged, roster), roster)
+def resolved(
+    rule: Fold, merged: list[list[Array]], roster: Roster, state: Any
+) -> Outcome:
+    """What a fold makes of the merged statistics of all rows, and of what it has kept.
+
+    On a mesh that is whole on every device, as the parameters are, and travels with the
+    update.
+    """
+    if not rule.remembers:
+        return _settled(rule.resolve(merged, roster), roster)
+    some, coordinates = jnp.any(roster.present), roster.coordinates
+    own = {name: coordinates.own(kept) for name, kept in state.arrays.items()}
+    update, new = rule.resolve(merged, roster, Remembered(state.count, own))
+    arrays = {}
+    for name, kept in own.items():
+        pairs = zip(new[name], kept, strict=True)
+        pieces = [jnp.where(some, fresh, old) for fresh, old in pairs]
+        arrays[name] = coordinates.whole(pieces, True)
+    state = FoldState(state.count + some.astype(jnp.int32), arrays)
+    return _settled(update, roster)._replace(state=state)
 
 
 def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
-    """The state with a function of the previous update, where the rule has one."""
+    """The state with a function of what is kept like the parameters, if anything is."""
     match rule:
-        case Among():
+        case Among() | After():
             inner = map_previous(fun, rule.rule, state.rule_state)
             return state._replace(rule_state=inner)
-        case After():
-            return map_previous(fun, rule.rule, state)
         case Weighting(remembers=True):
             return state._replace(previous=fun(state.previous))
+        case Fold(remembers=names) if names:
+            arrays = {name: fun(kept) for name, kept in state.arrays.items()}
+            return state._replace(arrays=arrays)
     return state
 
 

@@ -33,6 +33,13 @@ class Seen(NamedTuple):
         """The same with other weights."""
         return self._replace(roster=self.roster._replace(weights=weights))
 
+    def without(self, sound: Array) -> Seen:
+        """The same where rows, (B,) or all of them, turn out not to count."""
+        weights = self.roster.weights
+        lost = (weights > 0) & ~sound
+        count = self.num_nonfinite + jnp.sum(lost, dtype=jnp.int32)
+        return self.among(jnp.where(sound, weights, 0))._replace(num_nonfinite=count)
+
 
 class Asked(NamedTuple):
     """Which inner products are asked for.
@@ -139,6 +146,16 @@ class Source(Protocol):
 
     def among(self, weights: Array) -> Source:
         """The same rows with other weights; absent ones stay so."""
+        ...
+
+    def scaled(self, factors: Array, sound: Array, tested: bool) -> Source:
+        """Row i times factors[i]; rows that are not sound are lost, and counted.
+
+        Args:
+          factors: (B,), or () for all rows, finite and not negative.
+          sound: likewise bool.
+          tested: whether a row that is finite is so afterwards, whatever its dtype.
+        """
         ...
 
     def mixed(self, matrix: Array, weights: Array) -> Source:

@@ -5,6 +5,7 @@ Everything here is a pure function that works under ``jit`` (the plots and
 Imports everything below; no rule by name.
 """
 
+from consensus_optax.diagnostics._agreement import leaf_names
 from consensus_optax.diagnostics._check_per_example import check_per_example
 from consensus_optax.diagnostics._coherence import coherence, gradient_diversity
 from consensus_optax.diagnostics._cosines import (
@@ -21,6 +22,7 @@ from consensus_optax.diagnostics._metrics import metrics
 from consensus_optax.diagnostics._noise_scale import NoiseScale, noise_scale
 from consensus_optax.diagnostics._plot import plot_agreement, plot_gramian
 from consensus_optax.diagnostics._probe import ProbeState, probe
+from consensus_optax.diagnostics._row_norms import row_norms
 from consensus_optax.diagnostics._variance import gradient_variance
 
 __all__ = [
@@ -37,11 +39,13 @@ __all__ = [
     "gramian",
     "influence",
     "leaf_agreement",
+    "leaf_names",
     "metrics",
     "noise_scale",
     "plot_agreement",
     "plot_gramian",
     "probe",
+    "row_norms",
     "share_within",
     "under_adam",
 ]

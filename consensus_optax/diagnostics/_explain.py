@@ -9,13 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from consensus_optax._gradients.arguments import Argnums, arranger
+from consensus_optax import _check
+from consensus_optax._gradients.arguments import Argnums, Arranged, arranger
 from consensus_optax._gradients.batch_axes import watched
 from consensus_optax._gradients.contraction import ends_of_rows, unfinished
 from consensus_optax._gradients.leaves import is_array
 from consensus_optax._gradients.per_example import value_and_grad_of_row
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 from consensus_optax._typing import AxisName
+from consensus_optax.diagnostics._explain_tasks import task_arranger, task_rows
 
 Line = tuple[str, str, str]  # path, shape, how it comes
 
@@ -27,10 +29,11 @@ def explain(
     batch_argnums: Argnums = 1,
     has_aux: bool = False,
     keep_batch_dim: bool = True,
-    group_size: int = 1,
+    group_size: int | None = None,
     num_rows: int | None = None,
     prng_argnum: int | None = None,
     spmd_axis_name: AxisName | None = None,
+    tasks: bool = False,
 ) -> None:
     """Prints, for every parameter, how :func:`per_example_grad` gives its rows.
 
@@ -41,6 +44,10 @@ def explain(
     that is how it is on this mesh, and a leaf that is factored on one device alone is
     named.
 
+    Of several losses, as :func:`task_grad` takes them, a line also says which of them
+    have a gradient in the leaf, where not all have: the others' rows are zeros that
+    nobody computes. If they end in different operations, it says who does in which.
+
     Args:
       fun: see :func:`per_example_grad`; so are all keywords.
       *args: its arguments; shapes are enough (``jax.ShapeDtypeStruct``).
@@ -48,10 +55,12 @@ def explain(
       batch_argnums: which arguments have the example axis.
       has_aux: whether ``fun`` returns (value, aux).
       keep_batch_dim: whether ``fun`` sees a batch axis.
-      group_size: how many examples make one row.
-      num_rows: how many rows there are, instead.
+      group_size: how many examples make one row; None for 1, of several losses for
+        the whole batch.
+      num_rows: how many rows there are, instead; of one loss.
       prng_argnum: which argument is a random key.
       spmd_axis_name: mesh axes that cut the rows.
+      tasks: whether ``fun`` returns several losses, as for :func:`task_grad`.
 
     Returns:
       None.
@@ -63,36 +72,62 @@ def explain(
       ...            jnp.ones((8, 64)))
       ['b']  (32,)     array: ends in reduce_sum
       ['w']  (64, 32)  factored: 1 x (64 + 32), saves 61.0 KiB of 64.0 KiB
+      >>> losses = lambda p, x: {"fit": loss(p, x), "l2": jnp.sum(p["b"] ** 2)}
+      >>> co.explain(losses, {"w": jnp.ones((64, 32)), "b": jnp.ones(32)},
+      ...            jnp.ones((8, 64)), tasks=True)
+      rows of 2 losses: ['fit'], ['l2']
+      ['b']  (32,)     array: ends in reduce_sum of ['fit'], mul of ['l2']
+      ['w']  (64, 32)  factored: 8 x (64 + 32), saves 10.0 KiB of 16.0 KiB; ['fit']
     """
-    arrange = arranger(
-        argnums,
-        batch_argnums,
-        keep_batch_dim,
-        group_size,
-        prng_argnum,
-        spmd_axis_name,
-        num_rows=num_rows,
-    )
+    _check.flag("tasks", tasks)
+    said: list[str] = []
+    if tasks:
+        if num_rows is not None:
+            _check.fail("num_rows", "None of several losses", num_rows)
+        arrange = task_arranger(
+            argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum
+        )
+    else:
+        arrange = arranger(
+            argnums,
+            batch_argnums,
+            keep_batch_dim,
+            1 if group_size is None else group_size,
+            prng_argnum,
+            spmd_axis_name,
+            num_rows=num_rows,
+        )
+
+    def rows_and_ends(arranged: Arranged) -> tuple[Any, list[tuple[str, str]]]:
+        """Rows, and for every leaf where it ends and what else there is to say."""
+        if tasks:
+            groups = group_size is not None
+            rows, ends, header = task_rows(fun, arranged, has_aux, groups)
+            said[:] = [header]
+            return rows, ends
+        function, in_axes, traced = value_and_grad_of_row(fun, arranged, has_aux)
+        given = {"rows_axis": watched(fun, arranged)}
+        ends = ends_of_rows(function, in_axes, *traced, **given)
+        rows = unfinished(function, in_axes, *traced, **given)[1]
+        return rows, [(end, "") for end in ends]
 
     def texts_of(*args: Any) -> list[Line]:
-        ends: list[str] = []
+        ends: list[tuple[str, str]] = []
         leaves, treedef = jax.tree.flatten(args)
         shapes = {i: leaf for i, leaf in enumerate(leaves) if _is_shape(leaf)}
 
         def rows_of(shapes: dict[int, Any]) -> Any:
             given = [shapes.get(i, leaf) for i, leaf in enumerate(leaves)]
-            arranged = arrange(jax.tree.unflatten(treedef, given))
-            function, in_axes, traced = value_and_grad_of_row(fun, arranged, has_aux)
-            axis = watched(fun, arranged)
-            ends.extend(ends_of_rows(function, in_axes, *traced, rows_axis=axis))
-            return unfinished(function, in_axes, *traced, rows_axis=axis)[1]
+            rows, found = rows_and_ends(arrange(jax.tree.unflatten(treedef, given)))
+            ends.extend(found)
+            return rows
 
         rows = jax.eval_shape(rows_of, shapes)
         flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)
         name = lambda path: jax.tree_util.keystr(path) or "(root)"
         return [
-            (name(path), str(leaf.shape[1:]), _line(leaf, end))
-            for (path, leaf), end in zip(flat, ends, strict=True)
+            (name(path), str(leaf.shape[1:]), _line(leaf, end) + note)
+            for (path, leaf), (end, note) in zip(flat, ends, strict=True)
         ]
 
     lines = texts_of(*args)
@@ -101,6 +136,8 @@ def explain(
         sizes = ", ".join(f"{name}: {size}" for name, size in mesh.shape.items())
         print(f"on this mesh ({sizes}):")  # noqa: T201
         lines = _compared(lines, _off_mesh(texts_of, args))
+    for line in said:
+        print(line)  # noqa: T201
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for path, shape, text in lines:
         print(f"{path:{widths[0]}}  {shape:{widths[1]}}  {text}")  # noqa: T201

@@ -101,6 +101,7 @@ def _found(node: Any, path: Path, of_rule: bool) -> Iterator[tuple[Path, str, An
         )
     if isinstance(node, ProbeState):
         yield from _of_probe(node, path)
+        return
     for key, child in _children(node):
         name = _text(key)
         if ours and _is_number(child):
@@ -112,12 +113,16 @@ def _found(node: Any, path: Path, of_rule: bool) -> Iterator[tuple[Path, str, An
 
 
 def _of_probe(state: ProbeState, path: Path) -> Iterator[tuple[Path, str, Any]]:
-    """What the probe says leaf by leaf, or in a vector."""
-    for key, value in jax.tree_util.tree_leaves_with_path(state.leaf_coherence):
-        leaf = jax.tree_util.keystr(key, simple=True, separator="/")
-        yield path, f"leaf_coherence/{leaf}".rstrip("/"), value
-    for i, percent in enumerate(_QUANTILES):
-        yield path, f"cosine_quantiles/{percent}", state.cosine_quantiles[i]
+    """What the probe says of all leaves, of each, and of groups of them."""
+    for name, given in state._asdict().items():
+        if name == "cosine_quantiles":
+            if given is not None:
+                for i, percent in enumerate(_QUANTILES):
+                    yield path, f"{name}/{percent}", given[i]
+        elif name not in _LEFT_OUT:
+            for key, value in jax.tree_util.tree_leaves_with_path(given):
+                leaf = jax.tree_util.keystr(key, simple=True, separator="/")
+                yield path, f"{name}/{leaf}".rstrip("/"), value
 
 
 def _children(node: Any) -> list[tuple[Any, Any]]:

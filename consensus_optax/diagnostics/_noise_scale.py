@@ -67,17 +67,25 @@ def noise_scale(
       [3.0, 2.0, 0.6666666865348816]
     """
     gramian, weights = present(gramian, weights)
-    count = jnp.sum(weights > 0).astype(gramian.dtype)
-    total = weights.sum()
-    shares = weights / positive_or_one(total)
+    shares = weights / positive_or_one(weights.sum())
     product = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
     of_mean = product(product(shares, gramian), shares)
-    of_rows = product(shares, gramian.diagonal())
+    return estimates(of_mean, gramian.diagonal(), weights, group_size)
+
+
+def estimates(
+    of_mean: Array, squares: Array, weights: Array, group_size: int
+) -> NoiseScale:
+    """The same of the squared norms of the weighted mean and of the rows."""
+    count = jnp.sum(weights > 0).astype(squares.dtype)
+    total = weights.sum()
+    shares = weights / positive_or_one(total)
+    of_rows = jnp.matmul(shares, squares, precision=lax.Precision.HIGHEST)
     several = count > 1
     others = jnp.where(several, count - 1, 1)
     squared = (count * of_mean - of_rows) / others
     trace = group_size * total * (of_rows - of_mean) / others
-    nan = jnp.asarray(jnp.nan, gramian.dtype)
+    nan = jnp.asarray(jnp.nan, squares.dtype)
     squared, trace = jnp.where(several, squared, nan), jnp.where(several, trace, nan)
     return NoiseScale(squared, trace, ratio(trace, squared))
 

@@ -253,7 +253,8 @@ def _update(
 
     local = stack._replace(leaves=leaves, num_rows=leaves[0].shape[0])
     weights, num_bad = present_weights(local, weights, everywhere)
-    seen = Seen(Roster(weights, state.step, {**extra, **named}), num_bad)
+    roster = Roster(weights, state.step, {**extra, **named}, like=stack.like)
+    seen = Seen(roster, num_bad)
     leaves = wire.factored(leaves, exchange, weights > 0, state.step)
     dtypes = [update_dtype(param.dtype, wire.dtype) for param in stack.params]
     source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named), wire)

@@ -11,12 +11,14 @@ from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import as_stack, present_weights, without_nans
 from consensus_optax._rules.kinds import (
+    After,
     Columns,
     Fold,
     Noised,
     Reads,
     Roster,
     Rule,
+    Scaling,
     Weighting,
 )
 from consensus_optax._running.memory import Memory
@@ -153,7 +155,7 @@ def _single_rows(rule: Rule) -> str:
         case Fold():
             adds = all(statistic.merge is jnp.add for statistic in rule.statistics)
             return "" if adds else "merges rows otherwise than by adding them"
-        case Noised():
+        case Noised() | After(first=Scaling(apart=True)):
             return _single_rows(rule.rule)
         case Weighting(remembers=True):
             return "remembers updates that rows are compared with"
@@ -222,6 +224,10 @@ class Summed(NamedTuple):
     def among(self, weights: Array) -> Summed:
         """Not to be had."""
         raise NotImplementedError(weights)
+
+    def scaled(self, factors: Array, sound: Array, tested: bool) -> Summed:
+        """Each client scales its own row."""
+        return self._replace(rows=self.rows.scaled(factors, sound, tested))
 
     def mixed(self, matrix: Array, weights: Array) -> Summed:
         """Not to be had."""

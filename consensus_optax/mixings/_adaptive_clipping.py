@@ -6,13 +6,13 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rules.distances import rows_and_bad
-from consensus_optax._rules.kinds import Mixing, Reads, Roster
+from consensus_optax._rules.kinds import Roster, Scaling
 from consensus_optax._running.named import named
-from consensus_optax._typing import PerNewRow, PerRow, RowMap
+from consensus_optax._typing import PerRow
 
 
 @named
-def adaptive_clipping(num_byzantine: int) -> Mixing:
+def adaptive_clipping(num_byzantine: int) -> Scaling:
     r"""Adaptive robust clipping (ARC): the k longest rows become as long as the next.
 
     Also known as: ARC, adaptive robust clipping.
@@ -35,7 +35,8 @@ def adaptive_clipping(num_byzantine: int) -> Mixing:
       num_byzantine: f, the largest number of arbitrary rows.
 
     Returns:
-      A :class:`Mixing`, for ``co.after``.
+      What scales rows, for ``co.after`` and ``co.chain``: they stay factored, and none
+      is held for it.
 
     Raises:
       ValueError: ``num_byzantine`` is no count; when traced, n > 2f does not hold: the
@@ -55,14 +56,13 @@ def adaptive_clipping(num_byzantine: int) -> Mixing:
     """
     _check.count("num_byzantine", num_byzantine, minimum=0)
 
-    def mix(squared_norms: PerRow, roster: Roster) -> tuple[RowMap, PerNewRow]:
+    def factors(squared_norms: PerRow, roster: Roster) -> PerRow:
         n, bad = rows_and_bad(roster.present, num_byzantine)
         clipped = 2 * bad * (n - bad) // jnp.maximum(n, 1)
         norms = jnp.sqrt(squared_norms)
         ascending = jnp.sort(jnp.where(roster.present, norms, jnp.inf))
         limit = ascending[jnp.clip(n - 1 - clipped, 0, norms.shape[0] - 1)]
         longer = norms > limit
-        factors = jnp.where(longer, limit / jnp.where(longer, norms, 1), 1)
-        return jnp.diag(factors), roster.weights
+        return jnp.where(longer, limit / jnp.where(longer, norms, 1), 1)
 
-    return Mixing(mix, reads=Reads.NORMS, degree=0)
+    return Scaling(factors, degree=0, apart=False)

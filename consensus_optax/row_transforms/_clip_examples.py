@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import optax
 
 from consensus_optax import _check
-from consensus_optax._typing import Array, Threshold
-from consensus_optax.row_transforms._row_scaling import row_scaling
+from consensus_optax._rules.kinds import Roster, Scaling
+from consensus_optax._running.named import named
+from consensus_optax._running.row_transform import RowTransform, row_transform
+from consensus_optax._typing import PerRow, Threshold
 
 
-def clip_examples(max_norm: Threshold) -> optax.GradientTransformationExtraArgs:
+@named
+def clip_examples(max_norm: Threshold) -> RowTransform:
     r"""Scales every row down to a norm of at most ``max_norm``, over the whole model.
 
     Also known as: per-example clipping.
@@ -32,7 +34,8 @@ def clip_examples(max_norm: Threshold) -> optax.GradientTransformationExtraArgs:
 
     Returns:
       An example transformation, (B, \*shape) to (B, \*shape), ahead of a reducer in
-      ``optax.chain``. State: ``scaled_share``, the share of rows made shorter.
+      ``optax.chain``, or in :func:`chain`, which needs no rows in memory. State:
+      ``scaled_share``, the share of the rows there that were made shorter.
 
     Raises:
       ValueError: ``max_norm`` is negative.
@@ -49,9 +52,10 @@ def clip_examples(max_norm: Threshold) -> optax.GradientTransformationExtraArgs:
     """
     _check.interval("max_norm", max_norm, 0)
 
-    def factor(norms: Array, step: Array) -> Array:
-        limit = _check.value_at(max_norm, step, norms.dtype)
+    def factors(squared_norms: PerRow, roster: Roster) -> PerRow:
+        norms = jnp.sqrt(squared_norms)
+        limit = _check.value_at(max_norm, roster.step, norms.dtype)
         longer = norms > limit
         return jnp.where(longer, limit / jnp.where(longer, norms, 1), 1)
 
-    return row_scaling(factor)
+    return row_transform(Scaling(factors))

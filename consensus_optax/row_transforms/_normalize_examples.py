@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import optax
 
 from consensus_optax._rules.arithmetic import positive_or_one
-from consensus_optax.row_transforms._row_scaling import row_scaling
+from consensus_optax._rules.kinds import Roster, Scaling
+from consensus_optax._running.named import named
+from consensus_optax._running.row_transform import RowTransform, row_transform
+from consensus_optax._typing import PerRow
 
 
-def normalize_examples() -> optax.GradientTransformationExtraArgs:
+@named
+def normalize_examples() -> RowTransform:
     r"""Scales every row to norm 1 over the whole model, so that each has one vote.
 
     Also known as: per-example normalization.
@@ -19,11 +22,12 @@ def normalize_examples() -> optax.GradientTransformationExtraArgs:
     Guarantees: every row has norm 1 (to rounding) or is zero; outer products stay
     factored.
     Edge cases: a zero row stays zero. A row whose norm is not finite becomes nan as a
-    whole, so that the reducer excludes and counts it.
+    whole, so that the reducer excludes and counts it. Rows of any finite size have
+    norms where half of them, or all, have squares that are no floats.
 
     Returns:
       An example transformation, (B, \*shape) to (B, \*shape), ahead of a reducer in
-      ``optax.chain``.
+      ``optax.chain``, or in :func:`chain`, which needs no rows in memory.
 
     Cost: the rows' norms; arrays are read twice and written once, of factored rows
     one factor is.
@@ -35,6 +39,9 @@ def normalize_examples() -> optax.GradientTransformationExtraArgs:
       >>> rule.update(rows, rule.init(params), params)[0].tolist()
       [0.5, 0.5]
     """
-    return row_scaling(
-        lambda norms, step: jnp.where(norms > 0, 1 / positive_or_one(norms), 1)
-    )
+
+    def factors(squared_norms: PerRow, roster: Roster) -> PerRow:
+        del roster
+        return 1 / positive_or_one(jnp.sqrt(squared_norms))
+
+    return row_transform(Scaling(factors, degree=-1))

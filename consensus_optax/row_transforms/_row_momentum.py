@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import optax
-
 from consensus_optax import _check
 from consensus_optax._rows import verbs
-from consensus_optax._typing import Array, Count, Threshold, Tree
+from consensus_optax._rules.kinds import Remembering, Roster
+from consensus_optax._running.named import named
+from consensus_optax._running.row_transform import RowTransform, row_transform
+from consensus_optax._running.run import floating_leaves
+from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.row_transforms._row_memory import no_memory_yet, remembered
 
 
@@ -17,17 +18,14 @@ class RowMomentumState(NamedTuple):
     r"""State of :func:`row_momentum`, which has an example axis.
 
     Attributes:
-      step: () int32, updates made so far.
       momentum: (num_rows, \*shape) for every floating leaf, float32 at least.
     """
 
-    step: Count
-    momentum: Tree
+    momentum: list[Array]
 
 
-def row_momentum(
-    decay: Threshold, num_rows: int
-) -> optax.GradientTransformationExtraArgs:
+@named
+def row_momentum(decay: Threshold, num_rows: int) -> RowTransform:
     r"""Worker momentum: every row is replaced by the moving average of its own past.
 
     Also known as: worker momentum.
@@ -51,11 +49,12 @@ def row_momentum(
       num_rows: B. The state holds that many copies of the parameters.
 
     Returns:
-      An example transformation, ahead of a reducer in ``optax.chain``.
+      An example transformation, ahead of a reducer in ``optax.chain``, or in
+      :func:`chain` of rows that are in memory.
 
     Raises:
       ValueError: a static argument is out of range; when traced, a stack of another
-        number of rows.
+        number of rows, or in :func:`chain` rows that are not in memory.
 
     Cost: B arrays like the parameters kept; outer products are multiplied out.
 
@@ -75,31 +74,23 @@ def row_momentum(
     _check.interval("decay", decay, 0, 1, open_high=True)
     _check.count("num_rows", num_rows)
 
-    def init(params: Tree) -> RowMomentumState:
-        start = jnp.zeros((), jnp.int32)
-        return RowMomentumState(start, no_memory_yet(num_rows, params))
+    def init(params: Tree, dtype: Any) -> RowMomentumState:
+        del dtype
+        return RowMomentumState(no_memory_yet(num_rows, floating_leaves(params)))
 
-    def update(
-        updates: Tree,
-        state: Any,
-        params: Tree | None = None,
-        *,
-        weights: Array | None = None,
-        clients: Array | None = None,
-        **extra: Any,
-    ) -> tuple[Tree, RowMomentumState]:
-        del extra
-
+    def replace(
+        leaves: list[Any], roster: Roster, state: RowMomentumState
+    ) -> tuple[list[Any], RowMomentumState]:
         def average(leaf: Any, old: Array, number: int) -> tuple[Array, Array]:
             del number
-            beta = _check.value_at(decay, state.step, old.dtype)
+            beta = _check.value_at(decay, roster.step, old.dtype)
             new = beta * old + (1 - beta) * verbs.as_array(leaf, old.dtype)
             return new.astype(leaf.dtype), new
 
+        clients = roster.extra.get("clients")
         rows, momentum = remembered(
-            average, updates, state.momentum, params, weights, clients
+            average, leaves, state.momentum, None, roster.weights, clients
         )
-        step = jnp.asarray(optax.safe_increment(state.step))
-        return rows, RowMomentumState(step, momentum)
+        return rows, RowMomentumState(momentum)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return row_transform(Remembering(replace, init, "row_momentum"))

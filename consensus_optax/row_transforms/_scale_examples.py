@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
-import optax
-
 from consensus_optax import _check
-from consensus_optax._rows.stack import as_rows
-from consensus_optax._typing import Count, Threshold, Tree
-from consensus_optax.row_transforms._row_scaling import scaled, without_broken
+from consensus_optax._rules.kinds import Reads, Roster, Scaling
+from consensus_optax._running.named import named
+from consensus_optax._running.row_transform import RowTransform, row_transform
+from consensus_optax._typing import Number, Threshold
 
 
-class ScaleExamplesState(NamedTuple):
-    """State of :func:`scale_examples`.
-
-    Attributes:
-      step: () int32, updates made so far.
-    """
-
-    step: Count
-
-
-def scale_examples(factor: Threshold) -> optax.GradientTransformationExtraArgs:
+@named
+def scale_examples(factor: Threshold) -> RowTransform:
     r"""Multiplies every row by one number, as ``optax.scale`` does an update.
 
     .. math:: g_i \leftarrow c\, g_i
@@ -41,7 +28,7 @@ def scale_examples(factor: Threshold) -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A row transformation, (B, \*shape) to (B, \*shape), ahead of a reducer in
-      ``optax.chain``.
+      ``optax.chain``, or in :func:`chain`, which needs no rows in memory.
 
     Raises:
       ValueError: ``factor`` is no number; when traced, as the reducer does.
@@ -57,21 +44,8 @@ def scale_examples(factor: Threshold) -> optax.GradientTransformationExtraArgs:
     """
     _check.interval("factor", factor)
 
-    def init(params: Tree) -> ScaleExamplesState:
-        del params
-        return ScaleExamplesState(jnp.zeros((), jnp.int32))
+    def factors(products: None, roster: Roster) -> Number:
+        del products
+        return _check.value_at(factor, roster.step, roster.weights.dtype)
 
-    def update(
-        updates: Tree, state: Any, params: Tree | None = None, **extra: Any
-    ) -> tuple[Tree, ScaleExamplesState]:
-        del extra
-        rows, dtype = as_rows(updates, params)
-        if rows:
-            number = _check.value_at(factor, state.step, dtype)
-            updates, _, sound = without_broken(updates, rows, dtype)
-            updates = scaled(updates, jnp.broadcast_to(number, sound.shape), sound)
-        return updates, ScaleExamplesState(
-            jnp.asarray(optax.safe_increment(state.step))
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return row_transform(Scaling(factors, reads=Reads.NOTHING))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from consensus_optax._rules.kinds import After, Mixing
+from consensus_optax._rules.kinds import After, Mixing, Scaling
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer, rule_of
 
 
 @named
-def after(mixing: Mixing, rule: Reducer) -> Reducer:
+def after(mixing: Mixing | Scaling, rule: Reducer) -> Reducer:
     """Mixes the rows first and gives the mixed rows to a rule.
 
     Guarantees: equals ``rule`` on the stack of mixed rows. A weighting never forms
@@ -26,7 +26,8 @@ def after(mixing: Mixing, rule: Reducer) -> Reducer:
     Raises:
       ValueError: an argument is of the wrong kind.
 
-    Cost: that of the rule; for folds and columns each leaf is multiplied out.
+    Cost: that of the rule; for folds and columns each leaf is multiplied out, unless
+    rows are only scaled, as by :func:`adaptive_clipping`.
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co

@@ -209,3 +209,43 @@ def test_a_loss_of_one_example_that_takes_no_batch():
     found = check_per_example(one, jnp.ones(6), BATCH[0], keep_batch_dim=False)
     assert len(found) == 1
     assert "a term of the parameters alone" in found[0]
+
+
+def two_losses(weights, batch):
+    """A fit, and a sum over examples of a head of its own."""
+    x, _ = batch
+    features = x @ weights["trunk"]
+    return {
+        "fit": jnp.mean((features @ weights["head"]) ** 2),
+        "side": jnp.sum((features @ weights["side"]) ** 2),
+        "still": jnp.mean(x**2),
+    }
+
+
+def test_several_losses_are_told_apart():
+    normal = lambda *shape: jnp.asarray(np.random.default_rng(4).normal(size=shape))
+    weights = {
+        "trunk": normal(3, 4),
+        "head": normal(4),
+        "side": normal(4),
+        "nobody": normal(2),
+    }
+    weights = jax.tree.map(lambda x: x.astype(jnp.float32), weights)
+    batch = normal(5, 3).astype(jnp.float32), jnp.zeros(5)
+    found = check_per_example(two_losses, weights, batch, tasks=True)
+    assert [finding.split(":")[0] for finding in found] == [
+        "Loss ['side']",
+        "Loss ['still'] has no gradient",
+        "Exactly zero in all rows",
+    ]
+    assert "the sum of the rows" in found[0]
+    assert "['nobody']. Does any loss" in found[2]
+    fits = lambda w, batch: jnp.stack([jnp.mean((batch[0] @ w) ** 2)] * 2)
+    assert check_per_example(fits, weights["trunk"], batch, tasks=True) == []
+
+
+def test_one_loss_is_not_several():
+    found = check_per_example(
+        lambda w, x: jnp.mean(x @ w), jnp.ones(6), BATCH[0], tasks=True
+    )
+    assert "Several losses are needed" in found[0]

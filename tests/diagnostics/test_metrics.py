@@ -44,10 +44,12 @@ def opposed():
 
 NOW = {"sign_consensus()", "mean()", "median()", "per_leaf(cosine_filter())"}
 MARKS = {True: (), False: pytest.mark.whole_zoo}
-ROWS = [pytest.param(row, id=str(row), marks=MARKS[str(row) in NOW]) for row in ZOO]
+EVERY_RULE = [
+    pytest.param(row, id=str(row), marks=MARKS[str(row) in NOW]) for row in ZOO
+]
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", EVERY_RULE)
 def test_every_rule(row):
     rule = row.make(4)
     step = jax.jit(lambda rows: co.metrics(after_a_step(rule, rows)))

@@ -25,6 +25,7 @@ def some_rows(seed, count=5):
 def test_shows_what_the_functions_say_of_the_first_step():
     rows, probe = some_rows(0), co.probe(group_size=4)
     out, state = jax.jit(probe.update)(rows, probe.init(PARAMS))
+    state = state.rule_state
     jax.tree.map(np.testing.assert_array_equal, out, rows)
     gramian = diagnostics.gramian(rows)
     estimate = diagnostics.noise_scale(gramian, group_size=4)
@@ -50,6 +51,7 @@ def test_smooths_numerator_and_denominator_apart():
         found = diagnostics.noise_scale(diagnostics.gramian(rows))
         sums = decay * sums + (1 - decay) * np.array(found[:2])
         mass = decay * mass + 1 - decay
+    state = state.rule_state
     np.testing.assert_allclose(state.gradient_squared, sums[0] / mass, rtol=1e-4)
     np.testing.assert_allclose(state.noise_trace, sums[1] / mass, rtol=1e-4)
     np.testing.assert_allclose(state.noise_scale, sums[1] / sums[0], rtol=1e-4)
@@ -110,3 +112,50 @@ def test_state_may_be_donated():
     for _ in range(2):
         _, state = update(rows, state)
     assert int(state.step) == 2
+
+
+def test_norms_tell_coherence_and_noise_of_all_and_of_groups():
+    groups = {"w": "kernel", "b": "bias", "count": "bias"}
+    full, norms = co.probe(groups=groups), co.probe(reads="norms", groups=groups)
+    rows, weights = some_rows(0), jnp.array([1.0, 0, 2, 0.5, 1])
+    state = full.update(rows, full.init(PARAMS), weights=weights)[1].rule_state
+    other = norms.update(rows, norms.init(PARAMS), weights=weights)[1].rule_state
+    assert other.conflicting_share is other.group_conflicting_share is None
+    told = other._asdict()
+    for name, value in state._asdict().items():
+        if told[name] is not None:  # sums of 8 products in another order
+            jax.tree.map(
+                lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+                value,
+                told[name],
+            )
+    kernel = diagnostics.gramian(rows["w"])
+    wanted = diagnostics.conflicting_share(kernel, weights)
+    np.testing.assert_allclose(state.group_conflicting_share["kernel"], wanted)
+    wanted = diagnostics.noise_scale(kernel, weights).noise_scale
+    np.testing.assert_allclose(state.group_noise_scale["kernel"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(state.group_coherence["bias"], state.leaf_coherence["b"])
+
+
+def test_every_leaf_is_a_group_and_others_may_be_left_out():
+    moving = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+    probe = co.probe(groups=diagnostics.leaf_names, mask=moving)
+    rows = some_rows(0)
+    state = probe.update(rows, probe.init(PARAMS))[1].rule_state
+    assert list(state.group_coherence) == ["['w']"]
+    alone = co.probe().update(rows["w"], co.probe().init(PARAMS["w"]))[1].rule_state
+    assert state.coherence == alone.coherence
+    assert state.leaf_coherence["b"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reads": "norm"}, "Did you mean 'norms'"),
+        ({"groups": {"w": "a"}}, "`groups` must be a tree like the parameters"),
+        ({"mask": False}, "`mask` must have a leaf to look at; got none"),
+    ],
+)
+def test_says_what_is_wrong_with_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        co.probe(**options).init(PARAMS)

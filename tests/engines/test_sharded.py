@@ -118,6 +118,13 @@ KINDS = {
     "columns": co.median,
     "memory": heavy_ball,
     "mixing": lambda: co.after(co.nearest_neighbor_mixing(1), co.median()),
+    "moments": co.scale_by_example_moments,
+}
+CHAINS = {
+    "chain": lambda: co.chain(
+        co.clip_examples(2.0), co.probe(reads="norms"), co.scale_by_example_moments()
+    ),
+    "chain of pairs": lambda: co.chain(co.probe(), co.cosine_filter(0.6)),
 }
 
 
@@ -128,13 +135,16 @@ def assert_same(got, wanted, rtol=2e-6):
         np.testing.assert_allclose(x, y, rtol=0, atol=rtol * scale)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+in_ci = lambda names: [pytest.param(x, marks=pytest.mark.whole_zoo) for x in names]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *in_ci(CHAINS)])
 def test_two_mesh_axes_and_the_state(kind):
     """The first axis is the slowest; state and update are those of one device."""
     rows, weights = stack(8)
     rows, weights = tree(rows), jnp.asarray(weights)
     mesh = mesh_of(2, 2, names=("replica", "data"))
-    reducer = KINDS[kind]()
+    reducer = {**KINDS, **CHAINS}[kind]()
     got = on_mesh(reducer, mesh, rows, weights)
     assert_same(got, in_memory(reducer, rows, weights))
 

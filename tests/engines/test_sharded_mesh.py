@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from benchmarks._traffic import collectives
 from consensus_optax._running.run import map_previous
-from tests.engines.test_sharded import KINDS, assert_same, mesh_of
+from tests.engines.test_sharded import CHAINS, KINDS, assert_same, mesh_of
 
 pytestmark = pytest.mark.slow
 
@@ -42,11 +42,12 @@ def put(tree, specs, mesh):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *CHAINS])
 def test_parameters_cut_along_another_axis(kind, check_vma):
     if not check_vma and kind not in ("random", "memory", "combination"):
         return  # the others run the same code
-    reducer, mesh = KINDS[kind](), mesh_of(2, 2, names=("data", "model"))
+    reducer = {**KINDS, **CHAINS}[kind]()
+    mesh = mesh_of(2, 2, names=("data", "model"))
     across = co.sharded(reducer, "data", param_specs=SPECS)
     state = reducer.init(PARAMS)
     of_state = jax.tree.map(lambda _: P(), state)

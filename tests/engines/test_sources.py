@@ -25,6 +25,7 @@ SIZES = (1e-18, 1e-30, 1e25)
 # Squares of these have a digit, or overflow: who takes them as they are differs.
 NO_SQUARES = ("of size 1e-18", "of size 1e+25")
 SQUARES = ("sand_mask", "signal_to_noise", "subspace_weighting")
+SQUARES += ("scale_by_example_moments",)
 
 
 def loss(weights, batch):

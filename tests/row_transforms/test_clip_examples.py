@@ -25,7 +25,7 @@ def test_longer_rows_are_shortened_and_others_unchanged():
     result, state = scaled(co.clip_examples(1.0), rows, params)
     np.testing.assert_allclose(result["a"][:, 0], [0.6, 0.3, 0], rtol=1e-6)  # 1 / 5
     np.testing.assert_allclose(result["b"], [0.8, 0.4, 0], rtol=1e-6)  # as above
-    assert state.scaled_share == pytest.approx(1 / 3)
+    assert state.rule_state.scaled_share == pytest.approx(1 / 3)
 
 
 def test_a_limit_of_zero_leaves_nothing():
@@ -44,7 +44,7 @@ def test_factored_rows_stay_factored():
     np.testing.assert_allclose(  # a scaled bfloat16 array is a bfloat16 array
         norms(co.materialize(result)), wanted, rtol=2e-3
     )
-    assert state.scaled_share == 0.5
+    assert state.rule_state.scaled_share == 0.5
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])

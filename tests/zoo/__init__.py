@@ -24,13 +24,13 @@ def _kind(rule):
     match rule:
         case Fold(statistics=s):
             signs = all(statistic.of_signs for statistic in s)
-            return "fold", len(s), signs, rule.matters is None
+            return "fold", len(s), signs, rule.matters is None, bool(rule.remembers)
         case Weighting():
             return "weighting", rule.reads, rule.per_leaf, rule.remembers
         case Among():
             return "among", _kind(rule.selector), _kind(rule.rule)
         case After():
-            return "after", rule.mixing.reads, _kind(rule.rule)
+            return "after", rule.first.reads, _kind(rule.rule)
     return "columns"
 
 

@@ -93,5 +93,5 @@ def _degree(rule):
         case Among():
             return _degree(rule.selector)
         case After():
-            return 0 if {rule.mixing.degree, _degree(rule.rule)} == {0} else None
+            return 0 if {rule.first.degree, _degree(rule.rule)} == {0} else None
     return rule.degree if isinstance(rule, Weighting) else None

@@ -3,6 +3,7 @@
 import consensus_optax as co
 from tests import _laws as laws
 from tests._reference import and_mask, by_leaf, consensus_training
+from tests._reference_agreement import example_moments
 from tests.zoo._row import Row
 
 ALWAYS = (
@@ -68,5 +69,21 @@ FOLDS = [
         rtol=5e-6,  # exp of means of logs near 23, each rounded to 1e-6
         empty=CONTRADICTIONS,
         thresholds=("quorum",),
+    ),
+    Row(  # the first step, as references are of one; 1 - b2 has all digits
+        co.scale_by_example_moments,
+        by_leaf(example_moments(1.0)),
+        (laws.order_is_irrelevant, laws.weights_are_counts),
+        options={"b1": 0.5, "b2": 0.75},
+        empty=("zero",),
+        thresholds=("b1", "b2", "variance"),
+    ),
+    Row(
+        co.scale_by_example_moments,
+        by_leaf(example_moments(0.25)),
+        (laws.order_is_irrelevant, laws.weights_are_counts),
+        options={"b1": 0.5, "b2": 0.75, "variance": 0.25},
+        empty=("zero",),
+        thresholds=("b1", "b2", "variance"),
     ),
 ]

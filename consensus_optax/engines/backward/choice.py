@@ -10,7 +10,17 @@ import jax
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.explicit import explicit_mesh
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rules.kinds import Among, Columns, Fold, Reads, Rule, Weighting
+from consensus_optax._rules.kinds import (
+    After,
+    Among,
+    Columns,
+    Fold,
+    Probing,
+    Reads,
+    Rule,
+    Scaling,
+    Weighting,
+)
 from consensus_optax.engines.backward.passes import Batch
 
 # A step with Adam has as much for parameters, gradients and two moments.
@@ -57,6 +67,9 @@ def _reads_in_passes(rule: Rule, on_mesh: bool) -> bool:
         case Among():
             several = rule.selector, rule.rule
             return all(_reads_in_passes(each, on_mesh) for each in several)
+        case After(first=Scaling() | Probing() as first):
+            in_passes = not on_mesh or not Reads(first.reads).pairs
+            return in_passes and _reads_in_passes(rule.rule, on_mesh)
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from consensus_optax._gradients.arguments import Arranged
 from consensus_optax._gradients.claims import Claim, Reduced
 from consensus_optax._gradients.per_example import value_and_reduced
+from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.verbs import Leaf, decision_dtype
@@ -52,6 +54,7 @@ class Batch(NamedTuple):
       arranged: its arguments, of all rows.
       params: the argument or arguments that are differentiated.
       dealing: where rows lie, if each is computed by one of many devices.
+      scalings: (B,) each, what rows are multiplied by, one after the other.
     """
 
     fun: Callable[..., Any]
@@ -59,6 +62,7 @@ class Batch(NamedTuple):
     arranged: Arranged
     params: Tree
     dealing: Dealing | None = None
+    scalings: tuple[Array, ...] = ()
 
     @property
     def dtype(self) -> Any:
@@ -68,6 +72,10 @@ class Batch(NamedTuple):
     def losses(self, value: Any) -> Array:
         """The losses in what the function returned for every row."""
         return value[0] if self.has_aux else value
+
+    def scaled(self, rows: Leaf) -> Any:
+        """Rows as they are looked at."""
+        return functools.reduce(verbs.scale, self.scalings, rows)
 
     def read(
         self,
@@ -88,6 +96,8 @@ class Batch(NamedTuple):
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
             if self.dealing is not None and is_outer_product(rows):
                 rows = rows.materialize()  # each on its own device
+            if self.scalings:
+                rows = self.scaled(_as_decided(rows, claim.dtype))
             whole = _as_decided(rows, claim.dtype)
             bad = (~finite_rows([whole], self.dtype)).astype(jnp.int32)
             if self.dealing is None or not together:
@@ -105,7 +115,7 @@ class Batch(NamedTuple):
             self.fun, self.arranged, self.has_aux, reduce, likes
         )
         made = {i: x for i, x in enumerate(leaves) if isinstance(x, Reduced)}
-        rest: Any = {i: x for i, x in enumerate(leaves) if i not in made}
+        rest: Any = {i: self.scaled(x) for i, x in enumerate(leaves) if i not in made}
         finite = jnp.ones(roster.weights.shape, bool)
         if rest:
             finite = finite_rows(list(rest.values()), self.dtype)

@@ -14,6 +14,7 @@ from consensus_optax._gradients.claims import Claim
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack
+from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
@@ -51,7 +52,7 @@ class Backward(NamedTuple):
         cls, batch: Batch, weights: Array, step: Array, extra: dict[str, Any]
     ) -> Backward:
         """The source before anything has been computed; weights may be wrong, < 0."""
-        roster = Roster(weights, step, extra)
+        roster = Roster(weights, step, extra, like=shapes_of(batch.params))
         return cls(batch, Seen(roster, jnp.zeros((), jnp.int32)))
 
     @property
@@ -162,6 +163,13 @@ class Backward(NamedTuple):
         """Nothing is computed yet."""
         return self._replace(seen=self.seen.among(weights))
 
+    def scaled(self, factors: Array, sound: Array, tested: bool) -> Backward:
+        """Nothing is computed yet."""
+        seen = self.seen.without(sound)
+        given = jnp.broadcast_to(factors, seen.roster.weights.shape)
+        batch = self.batch._replace(scalings=(*self.batch.scalings, given))
+        return Backward(batch, seen, self.known and tested)
+
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """As for columns."""
         return self._held().mixed(matrix, weights)
@@ -193,9 +201,10 @@ class Backward(NamedTuple):
         batch = self.batch
         value, rows = value_and_rows(batch.fun, batch.arranged, batch.has_aux)
         stack = as_stack(rows, batch.params)
-        finite = finite_rows(stack.leaves, stack.dtype)
+        leaves = list(map(batch.scaled, stack.leaves))
+        finite = finite_rows(leaves, stack.dtype)
         told = self._sound(Found(value, finite, {}, {}))
-        return Memory(stack.leaves, self._told(*told).seen)
+        return Memory(leaves, self._told(*told).seen)
 
     def _sound(self, found: Found) -> tuple[Array, Array, Any]:
         """What a pass tells: weights of sound rows, how many are not, values."""
@@ -204,6 +213,7 @@ class Backward(NamedTuple):
             return given, self.seen.num_nonfinite, found.value
         sound = found.finite & (given > 0)
         num_wrong = jnp.sum((given != 0) & ~sound, dtype=jnp.int32)
+        num_wrong += self.seen.num_nonfinite
         return jnp.where(sound, given, 0), num_wrong, found.value
 
     def _told(self, weights: Array, num_nonfinite: Array, value: Any) -> Backward:

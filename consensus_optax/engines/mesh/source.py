@@ -143,6 +143,15 @@ class Shared(NamedTuple):
         local = self.local.among(self.exchange.own_rows(weights))
         return self._replace(local=local, seen=self.seen.among(weights))
 
+    def scaled(self, factors: Array, sound: Array, tested: bool) -> Shared:
+        """Every device scales its own rows."""
+        own = lambda x: x if x.ndim == 0 else self.exchange.own_rows(x)
+        local = self.local.scaled(own(factors), own(sound), tested)
+        seen = self.seen.without(sound)
+        if isinstance(local, Memory) and not tested:
+            seen = self._of_all(local.seen)
+        return self._replace(local=local, seen=seen)
+
     def mixed(self, matrix: Array, weights: Array) -> Source:
         """Rows are mixed where all of them are."""
         return self._dealt().mixed(matrix, weights)

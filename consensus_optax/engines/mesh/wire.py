@@ -21,6 +21,7 @@ from consensus_optax._rules.kinds import (
     Among,
     Columns,
     Fold,
+    Mixing,
     Noised,
     Reads,
     Rule,
@@ -202,8 +203,11 @@ def _compares_coordinates(rule: Rule) -> bool:
     match rule:
         case Fold() | Columns():
             return True
-        case Among(selector=first) | After(mixing=first):
+        case Among(selector=first):
             return first.reads == Reads.SIGNS or _compares_coordinates(rule.rule)
+        case After(first=first):
+            of_signs = isinstance(first, Mixing) and first.reads == Reads.SIGNS
+            return of_signs or _compares_coordinates(rule.rule)
         case Noised():
             return _compares_coordinates(rule.rule)
     return rule.reads == Reads.SIGNS

@@ -64,6 +64,7 @@ class Microbatches(NamedTuple):
       weights: (B,) 0 for rows that are not there, negative for those that cannot
         count, as far as is known.
       indices: (k, m) which rows make a microbatch; B and above is padding.
+      scalings: (B,) each, what rows are multiplied by, one after the other.
     """
 
     fun: Callable[..., Any]
@@ -74,6 +75,7 @@ class Microbatches(NamedTuple):
     params: Tree
     weights: Array
     indices: Array
+    scalings: tuple[Array, ...] = ()
 
     def losses(self, value: Any) -> Array:
         """The losses in what the function returned for every row."""
@@ -86,15 +88,23 @@ class Microbatches(NamedTuple):
         there = taken < num_rows
         safe = jnp.where(there, taken, 0)
         value, rows = self._value_and_rows(safe)
-        stack = as_stack(rows, self.params)
+        stack = self._scaled(as_stack(rows, self.params), safe)
         weights = jnp.where(there, self.weights[safe], 0)
         weights, num_nonfinite = present_weights(stack, weights)
         return Block(index, stack, weights, num_nonfinite, value)
 
     def row(self, index: Array) -> list[Array]:
         """Gradients of one row, floating leaves in its own dtypes."""
-        leaves = as_stack(self._value_and_rows(index[None])[1], self.params)
-        return [verbs.as_array(leaf, leaf.dtype)[0] for leaf in leaves.leaves]
+        rows = as_stack(self._value_and_rows(index[None])[1], self.params)
+        leaves = self._scaled(rows, index[None]).leaves
+        return [verbs.as_array(leaf, leaf.dtype)[0] for leaf in leaves]
+
+    def _scaled(self, stack: Stack, indices: Array) -> Stack:
+        """The rows with these indices, as they are looked at."""
+        leaves = stack.leaves
+        for factors in self.scalings:
+            leaves = [verbs.scale(leaf, factors[indices]) for leaf in leaves]
+        return stack._replace(leaves=leaves)
 
     def _value_and_rows(self, indices: Array) -> tuple[Any, Any]:
         """Values and gradients of the rows with these indices."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import merge_leaves
+from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.memory import (
     Memory,
@@ -54,7 +55,8 @@ class Computed(NamedTuple):
         extra: dict[str, Any],
     ) -> Computed:
         """The source before anything has been computed."""
-        roster = Roster(microbatches.weights, step, extra)
+        like = shapes_of(microbatches.params)
+        roster = Roster(microbatches.weights, step, extra, like=like)
         return cls(microbatches, Seen(roster, jnp.zeros((), jnp.int32)))
 
     @property
@@ -177,6 +179,15 @@ class Computed(NamedTuple):
         micro = self.microbatches._replace(weights=weights)
         return Computed(micro, self.seen.among(weights))
 
+    def scaled(self, factors: Array, sound: Array, tested: bool) -> Computed:
+        """Nothing is computed yet; every look tests what it sees."""
+        del tested
+        seen = self.seen.without(sound)
+        weights = seen.roster.weights
+        scalings = *self.microbatches.scalings, jnp.broadcast_to(factors, weights.shape)
+        micro = self.microbatches._replace(weights=weights, scalings=scalings)
+        return Computed(micro, seen)
+
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """Rows are held, in one pass."""
         return self._held().mixed(matrix, weights)
@@ -208,7 +219,7 @@ class Computed(NamedTuple):
         roster = self.seen.roster._replace(weights=weights, extra=extra)
         return Computed(
             micro._replace(weights=weights),
-            Seen(roster, kept[1].sum(dtype=jnp.int32), value),
+            Seen(roster, self.seen.num_nonfinite + kept[1].sum(dtype=jnp.int32), value),
         )
 
 

@@ -76,7 +76,7 @@ def reduced(
         merged: Merged, weights: Array, state: Any, extra: dict[str, Any]
     ) -> tuple[list[Array], ReducerState]:
         roster = Roster(weights, state.step, extra)
-        outcome = resolved(rule, merged.statistics, roster)
+        outcome = resolved(rule, merged.statistics, roster, state.rule_state)
         return finished(stack, outcome, Seen(roster, merged.num_nonfinite), state)
 
     specs = Explicit.of(stack.params).specs, Explicit.of(state).specs

@@ -107,6 +107,11 @@ def test_a_fold_sends_each_row_once():
             id="among",
             marks=pytest.mark.whole_zoo,
         ),
+        pytest.param(
+            co.chain(co.clip_examples(0.05), co.probe(reads="norms"), co.mean()),
+            id="chain",
+            marks=pytest.mark.whole_zoo,
+        ),
     ],
 )
 def test_the_answer_is_that_of_one_device(reducer):

@@ -1,0 +1,80 @@
+"""What rules are told of the rows, and what they may ask to read of them."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.coordinates import ALL, Coordinates
+from consensus_optax._typing import Count, Marked, Number, Order, PerRow, Tree
+
+# Keywords of ``update`` that rules of this library read, besides the weights.
+WORDS = ("weights", "values", "span_hessian", "target")
+
+
+class Roster(NamedTuple):
+    """What a rule is told about the rows, besides what it may read of their gradients.
+
+    Attributes:
+      weights: (B,), float32 or float64; 0 = not there. A row with a non-finite entry
+        has weight 0 here, whatever the caller said.
+      step: () int32, number of updates made before this one: schedules, random keys.
+      extra: further keyword arguments of ``update``, unchanged.
+      scale: () what rows were multiplied by ahead of the products that a rule reads,
+        nearly always 1; see :class:`Weighting`.
+      coordinates: sums over all coordinates of a leaf, where not all are at hand.
+      num_leaves: how many leaves decide, each for itself; 1 where all decide together.
+      like: shapes of the parameters that rows are gradients of, a tree.
+    """
+
+    weights: PerRow
+    step: Count
+    extra: dict[str, Any]
+    coordinates: Coordinates = ALL
+    scale: Number | float = 1.0
+    num_leaves: int = 1
+    like: Tree = None
+
+    @property
+    def present(self) -> Marked:
+        """(B,) bool: which rows are there."""
+        return self.weights > 0
+
+    @property
+    def shares(self) -> PerRow:
+        """(B,) weights divided by their sum; all 0 if no row is there."""
+        total = self.weights.sum()
+        return self.weights / positive_or_one(total)
+
+    @property
+    def order(self) -> Order:
+        """(B,) int32: i where row i is there, else the first row that is."""
+        first = jnp.argmax(self.present)
+        indices = jnp.arange(self.weights.shape[0])
+        return jnp.where(self.present, indices, first).astype(jnp.int32)
+
+
+class Reads(enum.StrEnum):
+    """What a weighting or a mixing may read of the rows; compares equal to its word."""
+
+    GRAMIAN = "gramian"
+    CENTERED = "centered"
+    AFFINE = "affine"
+    SIGNS = "signs"
+    NORMS = "norms"
+    NORM_BOUNDS = "norm_bounds"
+    TOWARD = "toward"
+    NOTHING = "nothing"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether products of pairs of rows are read, not of each row alone."""
+        return not self.lengths and self not in (Reads.TOWARD, Reads.NOTHING)
+
+    @property
+    def lengths(self) -> bool:
+        """Whether what is read is the length of each row, or a bound of it."""
+        return self in (Reads.NORMS, Reads.NORM_BOUNDS)
