@@ -68,7 +68,7 @@ CROSS_CUTTING = {
     "test_pitfalls",
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_attacks", "test_byzfl", "test_selection", "test_server_optimizers"],
-    *["test_private_rounds", "test_main_federated"],
+    *["test_private_rounds", "test_main_federated", "test_benchmarks_clients"],
 }
 
 
