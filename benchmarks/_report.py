@@ -28,6 +28,8 @@ TABLES = {
     "long_sequences": "Long sequences",
     "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",
+    "breakdown": "Accuracy against the share of attackers",
+    "clients": "Rounds of many clients",
 }
 _COLORS = {"ours": "#1f77b4", "jax": "#7f7f7f", "torch": "#d62728"}
 

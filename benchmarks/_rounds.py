@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax import lax
 
 import consensus_optax as co
 from consensus_optax import attacks, tasks, training
+from consensus_optax.comparison import ClientTask, shakespeare_clients
 
-CONTEXT, PREDICTED = 6, 32  # characters before the first prediction, and predictions
 LOCAL_RATE, MOMENTUM = 1.0, 0.9
 
 # The published z of `a_little_is_enough` is 0.05 for 3 of 30, which changes nothing, as
@@ -67,59 +66,17 @@ SMOKE = Setting(num_clients=6, num_byzantine=1, num_steps=1, num_windows=1, widt
 SMOKE = SMOKE._replace(rounds=2, programs=1, seeds=2, test_windows=1)
 
 
-class Problem(NamedTuple):
-    """Functions of the parameters, and the data."""
-
-    roles: tasks.Roles
-    params: Callable[[int], Any]  # by seed
-    loss: Callable[[Any, Any], jax.Array]
-    draw: Callable[..., Any]
-    scores: Callable[[Any], tuple[jax.Array, jax.Array]]
-
-
-def problem(roles: tasks.Roles, setting: Setting) -> Problem:
+def problem(roles: tasks.Roles, setting: Setting) -> ClientTask:
     """The model, what its clients minimize, and how it does on the kept text."""
-    make = lambda seed: training.CharacterMLP(
-        len(roles.vocabulary),
-        context=CONTEXT,
-        features=8,
-        width=setting.width,
-        rngs=nnx.Rngs(seed),
-    )
-    apply, _ = training.functional(make(0))
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        ids, targets = batch
-        return tasks.example_losses(apply(params, ids), targets).mean()
-
-    def draw(key: jax.Array, text: Any, count: Any, num_windows: int) -> Any:
-        length = CONTEXT + PREDICTED
-        ids = tasks.draw_windows(
-            key, text, count, num_windows=num_windows, length=length
-        )
-        return ids, ids[:, CONTEXT:]
-
-    keys = jax.random.split(jax.random.key(0), len(roles.names))
-    of_all = jax.vmap(functools.partial(draw, num_windows=setting.test_windows))
-    test = of_all(keys, *map(jnp.asarray, roles.test))  # (roles, test_windows, ...)
-    ids, targets = (x.reshape(-1, x.shape[-1]) for x in test)
-
-    @jax.jit
-    def scores(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits = apply(params, ids)
-        right = jnp.argmax(logits, -1) == targets
-        return jnp.mean(right), tasks.example_losses(logits, targets).mean()
-
-    return Problem(
+    return shakespeare_clients(
         roles,
-        lambda seed: training.functional(make(seed))[1],
-        loss,
-        functools.partial(draw, num_windows=setting.num_windows),
-        scores,
+        width=setting.width,
+        num_windows=setting.num_windows,
+        test_windows=setting.test_windows,
     )
 
 
-def trainer(work: Problem, rule: Any, setting: Setting) -> Callable[..., Any]:
+def trainer(work: ClientTask, rule: Any, setting: Setting) -> Callable[..., Any]:
     """One program for every rate, attack and seed of a rule: some rounds of it."""
     f = setting.num_byzantine
 
@@ -140,7 +97,7 @@ def trainer(work: Problem, rule: Any, setting: Setting) -> Callable[..., Any]:
         def poisoned(number: jax.Array) -> tuple[Any, jax.Array]:
             (ids, targets), weights = batch_at(number)
             last = targets[-f:]
-            flipped = attacks.label_flip(last, len(work.roles.vocabulary))
+            flipped = attacks.label_flip(last, work.num_classes)
             last = jnp.where(attack == ATTACKS.index("label flip"), flipped, last)
             return (ids, targets.at[-f:].set(last)), weights
 
@@ -170,7 +127,13 @@ def trainer(work: Problem, rule: Any, setting: Setting) -> Callable[..., Any]:
             work.params(seed), optax.chain(rule, optax.sgd(rate, momentum=MOMENTUM))
         )
         chosen = jnp.asarray(ATTACKS.index(attack))
-        arguments = jnp.float32(rate), chosen, jax.random.key(seed), *work.roles.train
+        arguments = (
+            jnp.float32(rate),
+            chosen,
+            jax.random.key(seed),
+            work.data,
+            work.counts,
+        )
         losses = np.zeros(1)
         for _ in range(programs):
             fit, losses = jitted(fit, *arguments)

@@ -96,8 +96,8 @@ def shakespeare(setting: Setting) -> Problem:
     )
     roles = tasks.shakespeare()
     work = _rounds.problem(roles, sizes)
-    accuracy = lambda params: work.scores(params)[0]
-    return Problem(work.params, work.loss, work.draw, *roles.train, accuracy)
+    accuracy = jax.jit(lambda params: work.scores(params)["test_accuracy"])
+    return Problem(work.params, work.loss, work.draw, work.data, work.counts, accuracy)
 
 
 TASKS = {"digits": digits, "shakespeare": shakespeare}

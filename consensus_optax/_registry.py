@@ -5,7 +5,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -110,31 +110,94 @@ def parse_rules(text: str) -> dict[str, Any]:
         return {name: factory() for name, factory in factories().items()}
     if not text.strip():
         raise ValueError("no rules given")
+    return {ast.unparse(node): _build(node) for node in _listed(text, "rules")}
+
+
+def parse_calls(text: str, known: Mapping[str, Factory], kind: str) -> dict[str, Any]:
+    """Makes other things than rules from such a list, of names that are given.
+
+    Args:
+      text: names, with literal arguments where wanted.
+      known: what each name makes.
+      kind: what they are called in errors, such as ``"attack"``.
+
+    Returns:
+      What was written to what it means, in the order written.
+
+    Raises:
+      ValueError: the text cannot be read, or names nothing that is known.
+
+    Examples:
+      >>> parse_calls("double(2), double(4)", {"double": lambda x: 2 * x}, "number")
+      {'double(2)': 4, 'double(4)': 8}
+    """
+    found = {}
+    for node in _listed(text, f"{kind}s"):
+        name, args, kwargs = _called(node, kind)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else "known: "
+            hint += "" if close else ", ".join(known)
+            raise ValueError(f"unknown {kind} {name!r}; {hint}")
+        found[ast.unparse(node)] = _made(node, kind, known[name], args, kwargs)
+    return found
+
+
+def compressors() -> dict[str, Factory]:
+    """What ``--compress`` may name: those of ``co.compressors``, if there are any.
+
+    Returns:
+      Name to factory.
+
+    Examples:
+      >>> isinstance(compressors(), dict)
+      True
+    """
+    room = getattr(co, "compressors", None)
+    found = {name: getattr(room, name) for name in getattr(room, "__all__", ())}
+    return {name: made for name, made in found.items() if inspect.isfunction(made)}
+
+
+def _listed(text: str, called: str) -> list[ast.expr]:
+    """The parts of a comma list of names and calls."""
     try:
         tree = ast.parse(f"({text.strip()},)", mode="eval").body
     except SyntaxError:
-        raise ValueError(f"cannot read the rules {text!r}") from None
-    assert isinstance(tree, ast.Tuple)
-    return {ast.unparse(node): _build(node) for node in tree.elts}
+        raise ValueError(f"cannot read the {called} {text!r}") from None
+    if not isinstance(tree, ast.Tuple) or not text.strip():
+        raise ValueError(f"no {called} given")
+    return tree.elts
 
 
 def _build(node: ast.expr) -> Any:
     """The reducer that a name or a call stands for."""
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-    if not isinstance(call.func, ast.Name) or None in keywords:
-        raise ValueError(f"cannot read the rule {ast.unparse(node)!r}")
-    factory = _find(call.func.id)
-    args = [_argument(arg) for arg in call.args]
-    kwargs = {str(name): _argument(value) for name, value in keywords.items()}
-    try:
-        inspect.signature(factory).bind(*args, **kwargs)
-        rule = factory(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"rule {ast.unparse(node)!r}: {error}") from None
+    name, args, kwargs = _called(node, "rule")
+    rule = _made(node, "rule", _find(name), args, kwargs)
     if not isinstance(rule, co.Reducer):
         raise ValueError(f"{ast.unparse(node)!r} is not a reducer")
     return rule
+
+
+def _called(node: ast.expr, kind: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """The name of a call and its arguments; a name alone is a call without any."""
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    if not isinstance(call.func, ast.Name) or None in keywords:
+        raise ValueError(f"cannot read the {kind} {ast.unparse(node)!r}")
+    args = [_argument(arg) for arg in call.args]
+    kwargs = {str(name): _argument(value) for name, value in keywords.items()}
+    return call.func.id, args, kwargs
+
+
+def _made(
+    node: ast.expr, kind: str, factory: Factory, args: list[Any], kwargs: dict[str, Any]
+) -> Any:
+    """What a factory makes of arguments, or one clear error."""
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+        return factory(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{kind} {ast.unparse(node)!r}: {error}") from None
 
 
 def _argument(node: ast.expr) -> Any:

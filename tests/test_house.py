@@ -36,6 +36,7 @@ FLOORS = {
     **dict.fromkeys(["diagnostics", "attacks"], 5),
     **dict.fromkeys(["training", "tasks", "privacy", "federated"], 6),
     **dict.fromkeys(["__init__", "_registry", "comparison", "__main__"], 7),
+    **dict.fromkeys(["_command_line", "_federated_command"], 7),
 }
 # What would be allowed by its floor and is not.
 APART = {("_running", "_gradients")}
@@ -67,7 +68,7 @@ CROSS_CUTTING = {
     "test_pitfalls",
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_attacks", "test_byzfl", "test_selection", "test_server_optimizers"],
-    "test_private_rounds",
+    *["test_private_rounds", "test_main_federated", "test_benchmarks_clients"],
 }
 
 

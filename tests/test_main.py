@@ -49,7 +49,7 @@ def test_compare_writes_table_plot_and_json(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
-    advance = cli._Progress._advance
+    advance = cli.Progress._advance
     calls = []
 
     def press_ctrl_c(self, name, steps):
@@ -60,7 +60,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
             # the background of a script, which starts it with SIGINT ignored
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._Progress, "_advance", press_ctrl_c)
+    monkeypatch.setattr(cli.Progress, "_advance", press_ctrl_c)
     monkeypatch.setattr("consensus_optax.comparison._run.Lab", QuickLab)
     assert small(tmp_path, "--steps", 40) == cli.INTERRUPTED == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
@@ -77,7 +77,7 @@ def test_ctrl_c_before_anything(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._Progress, "_advance", interrupt)
+    monkeypatch.setattr(cli.Progress, "_advance", interrupt)
     assert small(tmp_path, "--steps", 40) == 130
     assert list(tmp_path.iterdir()) == []
     assert "before anything was finished" in capsys.readouterr().err

@@ -26,9 +26,17 @@ from consensus_optax.attacks._label_flip import label_flip
 from consensus_optax.attacks._mimic import mimic
 from consensus_optax.attacks._sign_flip import sign_flip
 from consensus_optax.attacks._silence import silence
-from consensus_optax.attacks._strongest import Strongest, search_strength, strongest
+from consensus_optax.attacks._strongest import (
+    GRID,
+    SHORT_GRID,
+    Strongest,
+    search_strength,
+    strongest,
+)
 
 __all__ = [
+    "GRID",
+    "SHORT_GRID",
     "Strongest",
     "a_little_is_enough",
     "back_door",

@@ -20,6 +20,8 @@ from consensus_optax.attacks._join import join
 Attack = Callable[..., Tree]
 
 GRID = (0.0, *np.geomspace(0.05, 50, 16).round(4).tolist())
+# fewer, for training, where each round searches anew
+SHORT_GRID = (0.0, *np.geomspace(0.1, 30, 8).round(4).tolist())
 _GOLDEN = (3 - 5**0.5) / 2
 
 

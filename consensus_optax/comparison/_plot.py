@@ -1,5 +1,6 @@
 """A comparison as a picture."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +31,48 @@ def plot(result: Comparison) -> Figure:
       >>> len(plot(result).axes)
       3
     """
-    unit = result.task.unit
+    unit, rules = result.task.unit, result.rules or result.curves
     panels = {
         "train_accuracy": f"train {unit} accuracy",
         "test_accuracy": f"test {unit} accuracy",
         "consensus_ratio": "consensus ratio",
     }
-    rules = result.rules or result.curves
-    below = len(rules) // 6 if len(rules) > _IN_A_PANEL else 0  # lines of a legend
+    curves = {name: curves.metrics for name, curves in rules.items()}
+    trivial = result.task.trivial, float(result.task.trivial_accuracy.mean())
+    return panels_of(result.steps, curves, panels, trivial, "step")
+
+
+def panels_of(
+    steps: np.ndarray,
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+    panels: Mapping[str, str],
+    trivial: tuple[str, float],
+    unit: str,
+) -> Figure:
+    """A panel for each metric, a curve in it for each name.
+
+    Args:
+      steps: (E,) where it was looked at.
+      curves: by name and metric, (E, K, S).
+      panels: metrics and their titles.
+      trivial: what needs no learning, and its test accuracy.
+      unit: of ``steps``.
+
+    Returns:
+      A figure; bands are one standard error wide on either side.
+    """
+    below = len(curves) // 6 if len(curves) > _IN_A_PANEL else 0  # lines of a legend
     figure = Figure(figsize=(11, 3.4 + 0.25 * below), layout="constrained")
     for axes, (metric, title) in zip(
         figure.subplots(1, len(panels)), panels.items(), strict=True
     ):
-        for index, (name, curves) in enumerate(rules.items()):
-            points = [estimate(values) for values in curves.metrics[metric]]
+        for index, (name, metrics) in enumerate(curves.items()):
+            points = [estimate(values) for values in metrics[metric]]
             mean, stderr = np.array(points).T
             style = _STYLES[index // 10 % len(_STYLES)]  # after ten colours
-            (line,) = axes.plot(result.steps, mean, style, label=name, linewidth=1.5)
+            (line,) = axes.plot(steps, mean, style, label=name, linewidth=1.5)
             axes.fill_between(
-                result.steps,
+                steps,
                 mean - stderr,
                 mean + stderr,
                 color=line.get_color(),
@@ -56,17 +80,15 @@ def plot(result: Comparison) -> Figure:
                 linewidth=0,
             )
         if metric == "test_accuracy":
-            trivial = float(result.task.trivial_accuracy.mean())
-            axes.axhline(
-                trivial, color="grey", linestyle=":", label=result.task.trivial
-            )
+            what, accuracy = trivial
+            axes.axhline(accuracy, color="grey", linestyle=":", label=what)
             if below:
                 lines = axes.get_legend_handles_labels()
                 figure.legend(*lines, loc="outside lower center", ncols=6, fontsize=8)
             else:
                 axes.legend(fontsize=8)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step")
+        axes.set_xlabel(unit)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -79,7 +101,8 @@ def save_plot(result: Comparison, path: Path) -> None:
       path: the file.
 
     Examples:
-      >>> from pathlib import Path
+      >>> from collections.abc import Mapping
+    from pathlib import Path
       >>> import consensus_optax as co
       >>> from consensus_optax import comparison, tasks
       >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}

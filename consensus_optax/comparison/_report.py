@@ -1,23 +1,20 @@
 """A comparison as a table and as JSON."""
 
-import json
-import math
-import os
-import platform
-import re
-from importlib import metadata
 from typing import Any
 
-import jax
 import numpy as np
 
-import consensus_optax as co
+from consensus_optax.comparison._format import (
+    aligned,
+    environment,
+    json_text,
+    plus_minus,
+)
 from consensus_optax.comparison._result import (
     METRICS,
     PLAIN,
     Comparison,
     Curves,
-    Estimate,
     difference,
     estimate,
     final,
@@ -25,8 +22,6 @@ from consensus_optax.comparison._result import (
     seed_estimate,
     solved_grids,
 )
-
-PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 
 def table(result: Comparison) -> str:
@@ -63,14 +58,21 @@ def table(result: Comparison) -> str:
             )
         )
         gain = difference(curves, result.curves[PLAIN], "test_accuracy")
-        line = [name, _pm(loss, 3), _pm(train, 2, 100), _pm(test, 2, 100)]
-        line += ["-" if name == PLAIN else _pm(gain, 2, 100, sign=True)]
-        line += [_pm(solved_grids(curves, _num_test(result)), 1)] if pixels else []
-        line += [_pm(ratio, 1, 100), f"{100 * _steps_taken(curves):.0f}"]
+        line = [
+            name,
+            plus_minus(loss, 3),
+            plus_minus(train, 2, 100),
+            plus_minus(test, 2, 100),
+        ]
+        line += ["-" if name == PLAIN else plus_minus(gain, 2, 100, sign=True)]
+        line += (
+            [plus_minus(solved_grids(curves, _num_test(result)), 1)] if pixels else []
+        )
+        line += [plus_minus(ratio, 1, 100), f"{100 * _steps_taken(curves):.0f}"]
         line += [f"{1e3 * np.median(curves.seconds):.1f}"]
         line += [f"{relative_cost(curves, result.curves[PLAIN]):.2f}"]
         lines.append(line)
-    return _aligned([head, *lines]) + "\n\n" + caption(result)
+    return aligned([head, *lines]) + "\n\n" + caption(result)
 
 
 def caption(result: Comparison) -> str:
@@ -159,24 +161,13 @@ def to_json(result: Comparison) -> str:
             "trivial": {"what": task.trivial, "test_accuracy": task.trivial_accuracy},
         },
         "settings": result.settings,
-        "versions": {
-            "consensus_optax": co.__version__,
-            **{name: metadata.version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-        },
-        "device": {
-            "platform": jax.devices()[0].platform,
-            "kind": jax.devices()[0].device_kind,
-            "cpus": os.cpu_count(),
-        },
+        **environment(),
         "interrupted": result.interrupted,
         "failed": result.failed,
         "steps": result.steps,
         "rules": {name: _rule(result, name) for name in result.curves},
     }
-    text = json.dumps(_plain(report), indent=1) + "\n"
-    one_line = lambda numbers: " ".join(numbers[0].split())
-    return re.sub(r"\[[^][{}]*]", one_line, text)  # lists of numbers on one line each
+    return json_text(report)
 
 
 def _rule(result: Comparison, name: str) -> dict[str, Any]:
@@ -222,35 +213,3 @@ def _longest_wait(curves: Curves) -> int:
     """Most steps in a row in which a model had no consensus."""
     waited = curves.every_step.get("steps_without_consensus")
     return 0 if waited is None else int(np.max(waited))
-
-
-def _pm(value: Estimate, digits: int, scale: float = 1, sign: bool = False) -> str:
-    mean = f"{scale * value.mean:{'+' if sign else ''}.{digits}f}"
-    if math.isnan(value.stderr):
-        return mean
-    return f"{mean} ± {scale * value.stderr:.{digits}f}"
-
-
-def _aligned(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    head, *body = [
-        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        for line in lines
-    ]
-    rule = ["-" * width for width in widths]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body])
-
-
-def _plain(value: Any) -> Any:
-    """To what JSON knows: lists for arrays, five digits, null for nan."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    return value

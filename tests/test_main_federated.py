@@ -1,0 +1,132 @@
+"""The command for federated rounds: what it writes, what it says, how it ends."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from consensus_optax import __main__ as cli
+from consensus_optax import tasks
+from consensus_optax.comparison import _federate
+
+pytest.importorskip("sklearn", reason='needs pip install "consensus_optax[demo]"')
+
+FILES = ["curves.png", "results.json", "table.md"]
+SMALL = [
+    "--rounds",
+    2,
+    "--seeds",
+    2,
+    "--clients",
+    6,
+    "--sampled",
+    5,
+    "--local-steps",
+    1,
+]
+
+
+def federated(*args):
+    return cli.main(["federated", *map(str, args)])
+
+
+@pytest.mark.slow
+def test_writes_table_plot_and_json(tmp_path, capsys):
+    """Every attack on the mean; and a rule that asks for more rows than there are."""
+    attacks = (
+        "none,label_flip,back_door,silence(0.9),sign_flip(2.0),ipm,alie,gaussian,mimic,"
+        "infinite,strongest_alie,strongest_ipm"
+    )
+    options = ["--rule", "mean,krum(3)", "--attack", attacks]
+    options += ["--byzantine", 1, "--split", "shards(1)", "--out", tmp_path / "out"]
+    assert federated(*SMALL, *options) == 0
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    report = json.loads((out / "results.json").read_text())
+    # krum(3) needs 9 rows: left out whatever the attack, and says so
+    assert len(report["failed"]) == 12
+    assert all("krum(3)" in name for name in report["failed"])
+    assert len(report["contestants"]) == 12
+    assert report["settings"]["split"] == "shards(1)"
+    assert sum(report["task"]["counts"]) == 1437
+    assert report["rounds"] == [0, 1, 2]
+    ends = {
+        name: found["final_of_each_seed"]["test_loss"]
+        for name, found in report["contestants"].items()
+    }
+    # no two attacks do the same to the mean, but for those that it leaves out
+    means = [tuple(x) for name, x in ends.items() if name.startswith("mean")]
+    assert len(set(means)) == 12
+    table = (out / "table.md").read_text()
+    assert "| mean / strongest_ipm " in table
+    assert "fooled %" in table
+    assert table in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_shakespeare(tmp_path, monkeypatch):
+    texts = tasks.Texts(np.zeros((5, 60), np.uint8), np.full(5, 60, np.int32))
+    roles = tasks.Roles(tuple("abcde"), "xyz", texts, texts)
+    monkeypatch.setattr(tasks, "shakespeare", lambda: roles)
+    options = ["--task", "shakespeare", "--sampled", 3, "--byzantine", 1, "--rounds", 1]
+    options += ["--seeds", 1, "--attacks", "none,back_door", "--out", tmp_path]
+    assert federated(*options) == 0
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert list(report["contestants"]) == ["mean", "median"]
+    assert "pictures" in report["failed"]["mean / back_door"]
+
+
+def quick(task, contestant, **settings):
+    """Stands in for a program: its optimizer and what runs it."""
+    return optax.sgd(1.0), lambda fit, length, seeds: (fit, jnp.zeros(seeds.shape))
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
+    advance, calls = cli.Progress._advance, []
+
+    def press_ctrl_c(self, name, steps):
+        advance(self, name, steps)
+        calls.append((name, steps))
+        if name == "median" and steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Progress, "_advance", press_ctrl_c)
+    monkeypatch.setattr(_federate, "_program", quick)
+    code = federated(*SMALL, "--byzantine", 0, "--out", tmp_path)
+    assert code == cli.INTERRUPTED
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert list(report["contestants"]) == ["mean"]
+    assert report["interrupted"] is True
+    assert "kept what was finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--task", "chess"], "unknown task 'chess'; known: digits, shakespeare"),
+        (["--rules", "magic"], "unknown rule 'magic'"),
+        (["--attacks", "mimick"], "unknown attack 'mimick'; did you mean 'mimic'?"),
+        (["--attacks", "alie(1, 2)"], "attack 'alie(1, 2)': too many positional"),
+        (["--split", "halves"], "unknown split 'halves'; known: even, dirichlet"),
+        (["--split", "even,even()"], "--split takes one split"),
+        (["--split", "dirichlet(-1)"], "`concentration` must be in (0, inf]; got -1"),
+        (["--compress", "zip"], "unknown compressor 'zip'"),
+        (["--sampled", 5, "--byzantine", 5], "must increase; got 5, 5 and 40"),
+        (["--clients", 5, "--sampled", 7], "must increase; got 4, 7 and 5"),
+        (["--byzantine", -1], "argument --byzantine: must be 0 or more; got -1"),
+        (["--task", "shakespeare", "--split", "even"], "belong to --task digits"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_exit_code_2(args, message, capsys):
+    assert federated(*args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("consensus_optax: error: ")
+    assert message in line
+
+
+def test_list_names_attacks(capsys):
+    assert federated("--list") == 0
+    assert "  strongest_alie " in capsys.readouterr().out
