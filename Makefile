@@ -2,6 +2,7 @@
 #   make demo                      train on ARC tasks, print the table, draw the curves
 #   make test                      the test suite
 #   make test PYTHON=python3.12    the same with another interpreter, side by side
+#   make fuzz                      2000 random combinations, each right or an error
 #   make mutants                   what the tests do not see, if it is changed
 #   make aot-cuda, make aot-tpu    what an H100, a TPU would run, compiled without one
 # ARGS adds options: make test ARGS="-k sign", make demo ARGS="--steps 50 --seeds 3".
@@ -18,13 +19,13 @@ COMPILED := $(CURDIR)/$(VENV)/compiled-$(shell uname -n)
 
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint format types doctest notebooks bench mutants clean
+.PHONY: help demo test lint format types doctest notebooks bench fuzz mutants clean
 .PHONY: aot-cuda aot-tpu
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: demo test lint format types doctest notebooks bench mutants aot-cuda aot-tpu clean"
+	@echo "Targets: demo test lint format types doctest notebooks bench fuzz mutants aot-cuda aot-tpu clean"
 
 demo: $(INSTALLED)demo
 	$(BIN)/python -m consensus_optax compare --task arc \
@@ -62,6 +63,9 @@ notebooks: $(INSTALLED)dev
 
 bench: $(INSTALLED)dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(INSTALLED)test
+	$(BIN)/python -m tests._fuzz $(ARGS)
 
 # In an environment of its own: `cosmic-ray` and what it brings along serve nothing else.
 mutants:

@@ -57,6 +57,7 @@ CROSS_CUTTING = {
         "test_laws",
         "test_values",
         "test_several_losses",
+        "test_fuzz",
     ],
     *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
     *["test_examples", "test_benchmarks_how_many_rows"],

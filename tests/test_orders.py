@@ -115,6 +115,40 @@ def freeze():
             first_update(optax.chain(theirs, co.guard()))
 
 
+def train_a_head():
+    train = optax.chain(co.mean(), optax.adamw(1e-3, weight_decay=0.1))
+    updates = first_update(co.freeze(train, {"a": True, "b": False}))
+    assert not jnp.any(updates["a"])
+    assert jnp.all(updates["b"] != 0)
+    stopped = lambda p, x: loss(p | {"a": jax.lax.stop_gradient(p["a"])}, x)
+    rows = co.per_example_grad(stopped)(PARAMS, BATCH)
+    assert jnp.all(first_update(train, rows)["a"] != 0)  # it decays
+
+
+def train_adapters():
+    base, tx = PARAMS["a"], optax.chain(co.mean(), optax.sgd(1.0))
+    adapters = {"down": jnp.ones((16, 2)), "up": jnp.full((2, 12), 0.1)}
+
+    def apart(adapters, base, x):
+        return loss({"a": base + adapters["down"] @ adapters["up"], "b": 0.0}, x)
+
+    rows = co.per_example_grad(apart, batch_argnums=2)(adapters, base, BATCH)
+    updates, _ = tx.update(rows, tx.init(adapters), adapters)
+    wanted = optax.tree.scale(-1.0, jax.grad(apart)(adapters, base, BATCH))
+    assert_close(updates, wanted)
+    both = {"base": base, "lora": adapters}
+    rows = co.per_example_grad(lambda p, x: apart(p["lora"], p["base"], x))(both, BATCH)
+    frozen = co.freeze(tx, {"base": True, "lora": False})
+    updates, _ = frozen.update(rows, frozen.init(both), both)
+    assert_close(updates, {"base": jnp.zeros((16, 12)), "lora": wanted})
+    masked = optax.masked(tx, {"base": False, "lora": True})
+    updates, _ = masked.update(rows, masked.init(both), both)
+    assert updates["base"].shape == (4, 16, 12)
+    told = optax.chain(masked, co.guard())
+    with pytest.raises(ValueError, match=r"`\['base'\]` is .*reducer missing"):
+        told.update(rows, told.init(both), both)
+
+
 def be_told():
     tx = optax.chain(co.mean(), optax.adam(1e-3), co.guard())
     assert has_parameter_shapes(first_update(tx))
@@ -242,6 +276,8 @@ ORDERS = {
     "no step without consensus": no_step_without_consensus,
     "different rules for different parameters": different_rules,
     "freeze parameters": freeze,
+    "train a head alone": train_a_head,
+    "train adapters alone (LoRA)": train_adapters,
     "be told of rows that nothing reduced": be_told,
     "accumulate rows over steps": accumulate,
     "average, or skip non-finite updates": average_or_skip,

@@ -17,8 +17,8 @@ from consensus_optax.diagnostics._probe import ProbeState
 
 _PACKAGE = __name__.partition(".")[0]
 _NAMES = {"consensus_ready": "ready", "num_accepted": "accepted"}
-# Counts and masses that only the state itself needs; a filter's count is the reducer's.
-_LEFT_OUT = {"step", "mass", "accepted"}
+# What only the state itself needs, and a filter's count, which the reducer has too.
+_LEFT_OUT = {"step", "mass", "accepted", "merged", "kept"}
 _QUANTILES = (0, 25, 50, 75, 100)
 
 Path = tuple[Any, ...]
@@ -104,12 +104,13 @@ def _found(node: Any, path: Path, of_rule: bool) -> Iterator[tuple[Path, str, An
         return
     for key, child in _children(node):
         name = _text(key)
-        if ours and _is_number(child):
-            if name not in _LEFT_OUT:
-                yield path, _NAMES.get(name, name), child
-        elif not hasattr(child, "dtype"):
+        if ours and name in _LEFT_OUT:
+            continue
+        if not hasattr(child, "dtype"):
             inside = isinstance(node, ReducerState) and name == "rule_state"
             yield from _found(child, (*path, key), of_rule or inside)
+        elif ours and _is_number(child):
+            yield path, _NAMES.get(name, name), child
 
 
 def _of_probe(state: ProbeState, path: Path) -> Iterator[tuple[Path, str, Any]]:

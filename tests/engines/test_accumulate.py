@@ -12,30 +12,31 @@ import consensus_optax as co
 from consensus_optax._rules.kinds import Fold
 from tests._laws import close
 from tests._stacks import ALL, NAMES, B, matrix, params, tree
-from tests.zoo import ZOO
+from tests._stacks import P as P_ALL
+from tests.zoo import FACTORIES
 
 K = 3
 SPLIT = B // K
 PARAMS = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
 
 
-def batches(rows, weights, values):
-    """A stack in K batches."""
-    cut = lambda x, i: jax.tree.map(lambda x: x[i * SPLIT : (i + 1) * SPLIT], x)
-    return [tuple(cut(x, i) for x in (rows, weights, values)) for i in range(K)]
-
-
 def both_ways(reducer):
-    """(waiting updates, last update, state) of K batches, and of all rows at once."""
-    waits, parameters = co.accumulate(reducer, K), params()
+    """(updates of K steps, state), and what the reducer makes of all rows at once."""
+    parameters = params()
+    like = jax.eval_shape(lambda: tree(np.zeros((SPLIT, P_ALL))))
+    waits = co.accumulate(reducer, K, like=like)
 
     def run(rows, weights):
         values = jnp.arange(B, 0, -1.0)
-        state, updates = waits.init(parameters), []
-        for own, counts, losses in batches(rows, weights, values):
+
+        def step(state, batch):
+            own, counts, losses = batch
             extra = {"weights": counts, "values": losses}
-            update, state = waits.update(own, state, parameters, **extra)
-            updates.append(update)
+            return waits.update(own, state, parameters, **extra)[::-1]
+
+        apart = lambda x: x.reshape(K, SPLIT, *x.shape[1:])
+        batches = jax.tree.map(apart, (rows, weights, values))
+        state, updates = jax.lax.scan(step, waits.init(parameters), batches)
         wanted = reducer.update(
             rows, reducer.init(parameters), parameters, weights=weights, values=values
         )
@@ -46,7 +47,10 @@ def both_ways(reducer):
 
 WHOLE = [(), pytest.mark.whole_zoo]
 NOW = {"sign_consensus()", "krum(num_byzantine=0)", "median()"}  # one of each kind
-ROWS = [pytest.param(row, id=str(row), marks=WHOLE[str(row) not in NOW]) for row in ZOO]
+ROWS = [
+    pytest.param(row, id=str(row), marks=WHOLE[str(row) not in NOW])
+    for row in FACTORIES
+]
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -55,8 +59,9 @@ def test_equals_the_reducer_on_all_rows(row):
     updates, state, (wanted, reducer_state) = program(
         tree(ALL.rows), jnp.asarray(ALL.weights, jnp.float32)
     )
-    *waiting, last = (matrix(update, batch_ndim=1) for update in updates)
-    assert not np.any(waiting)
+    each = matrix(updates, batch_ndim=2)  # (S, K, P)
+    last = each[:, -1]
+    assert not np.any(each[:, :-1])
     wanted = matrix(wanted, batch_ndim=1)
     known = np.array([name not in row.rounding for name in NAMES])[:, None]
     close(np.where(known, last, 0), np.where(known, wanted, 0), row.tolerance)

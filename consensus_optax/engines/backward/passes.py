@@ -94,8 +94,8 @@ class Batch(NamedTuple):
         """
 
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
-            if self.dealing is not None and is_outer_product(rows):
-                rows = rows.materialize()  # each on its own device
+            if is_outer_product(rows) and (self.dealing is not None or not rows.size):
+                rows = rows.materialize()  # each on its own device, or of no entries
             if self.scalings:
                 rows = self.scaled(_as_decided(rows, claim.dtype))
             whole = _as_decided(rows, claim.dtype)
