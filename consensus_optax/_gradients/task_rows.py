@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from consensus_optax._gradients.pullbacks import parts_of_rows
 from consensus_optax._gradients.several import put_together
 from consensus_optax._rows.explicit import joined
 from consensus_optax._rows.outer_product import is_outer_product, materialize
+from consensus_optax._rows.sums import with_held
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._typing import Array
@@ -122,17 +122,16 @@ def of_groups(losses: Callable[..., Any], arranged: Arranged) -> Found:
 
 
 def _taken_apart(leaf: Any) -> list[Array]:
-    return [leaf.left, leaf.right] if is_outer_product(leaf) else [leaf]
+    return leaf.held if is_outer_product(leaf) else [leaf]
 
 
 def _of_every_group(leaf: Any, factors: Sequence[Array]) -> Any:
     """Rows (G K, ...) of a leaf of one group, from its arrays of all groups."""
     if not is_outer_product(leaf):
         return joined(factors[0], 0, 2)
-    left, right = factors
-    left = jnp.broadcast_to(left, (*right.shape[:2], *left.shape[2:]))
-    sides = [joined(factor, 0, 2) for factor in (left, right)]
-    return worth(dataclasses.replace(leaf, left=sides[0], right=sides[1]))
+    sides = factors[-1].shape[:2]  # G and K
+    whole = [jnp.broadcast_to(x, (*sides, *x.shape[2:])) for x in factors]
+    return worth(with_held(leaf, [joined(factor, 0, 2) for factor in whole]))
 
 
 def in_turn(losses: Callable[..., Any], arranged: Arranged) -> Found:
