@@ -198,11 +198,31 @@ def tied() -> Model:
     return Model(loss, params, tokens(7), {"['words']"})
 
 
+def tables_of_pairs() -> Model:
+    """Two indices and three, one of them beyond the table; the first lines of one."""
+    params = {
+        "pairs": array(0, 5, 7, 12),
+        "triples": array(1, 3, 4, 5, 6),
+        "clipped": array(2, 5, 7, 12),
+        "places": array(3, 64, 4, 3),
+    }
+
+    def loss(p, x):
+        i, j, k = jnp.argsort(x, 1)[:, :9].reshape(-1, 3, 3).transpose(2, 0, 1) % 7
+        y = p["pairs"].at[i - 1, j].get(mode="fill", fill_value=0)
+        z = p["clipped"].at[i, j].get(mode="clip")
+        triple = p["triples"][i % 3, j % 4, k % 5]
+        y = jnp.tanh(y + z + p["places"][2:5].reshape(1, 3, 12))
+        return square(y) + square(triple)
+
+    return Model(loss, params, array(5, ROWS, WIDTH), set(map("['{}']".format, params)))
+
+
 USED_OTHERWISE = {
     model.__name__: model
     for model in (
         *(look_up_by_vmap, times_a_number, cut_up, cut_up_in_layers),
         *(gates, experts, one_of_several, scaled_along_an_axis),
-        *(penalized, penalized_layers, tied),
+        *(penalized, penalized_layers, tied, tables_of_pairs),
     )
 }

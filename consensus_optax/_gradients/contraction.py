@@ -55,7 +55,7 @@ from consensus_optax._gradients.moves import (
     weighed,
 )
 from consensus_optax._gradients.names import known_as
-from consensus_optax._gradients.products import look_up, product
+from consensus_optax._gradients.products import first_lines, look_up, product
 from consensus_optax._gradients.scans import lift, rewrite
 from consensus_optax._gradients.sources import CUTS, MOVES, SCALINGS
 from consensus_optax._rows.layers import placed
@@ -243,6 +243,8 @@ def keep(eqn: Any, scope: Scope) -> list[Any] | None:
         return scaled(eqn, values) or (weighed(eqn, scope) if name == "mul" else None)
     if name == "reduce_sum":
         return summed_up(eqn, values[0])
+    if name == "pad" and not (is_kept(values[0]) or isinstance(values[0], Reduced)):
+        return first_lines(eqn, scope.number(eqn.invars[0]))
     if name in CUTS:
         return cut_apart(eqn, values[0])
     if name in (*MOVES, "copy"):

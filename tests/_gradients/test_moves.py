@@ -39,6 +39,21 @@ def test_explain_says_why_products_are_arrays(capsys):
     assert "ends in \n" not in said
 
 
+def test_explain_says_where_other_arrays_end(capsys):
+    params = {"normed": array(0, WIDTH, 32), "either": array(1, 32, WIDTH)}
+
+    def loss(p, x):
+        length = jnp.linalg.norm(p["normed"], axis=0, keepdims=True)
+        x = jnp.tanh(x @ (p["normed"] / length))
+        one, other = lambda w: x @ w, lambda w: jnp.tanh(x @ w)
+        return square(jax.lax.cond(x.sum() > 0, one, other, p["either"]))
+
+    co.explain(loss, params, array(4, ROWS, WIDTH))
+    said = capsys.readouterr().out
+    assert "array: ends in select_n" in said
+    assert "dot_general + mul, a sum of which not all are products" in said
+
+
 @pytest.mark.parametrize("mode", ["clip", "fill"])
 def test_windows_that_begin_elsewhere(mode):
     """Clipped, every start in a line is its first entry; filled, it is outside."""
