@@ -1,7 +1,7 @@
 """Everything in turn, then the table and the plot: ``python -m benchmarks``.
 
 Every script has a process of its own, so that none inherits another's memory or
-threads, and torch is in none but the last. Options are passed on to all.
+threads, and torch is in none but the last three. Options are passed on to all.
 """
 
 from __future__ import annotations
