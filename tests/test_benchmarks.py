@@ -17,7 +17,6 @@ from benchmarks import (
     _steps,
     _task_workloads,
     _workloads,
-    gauss_newton,
     long_sequences,
     memory,
     peers,
@@ -136,17 +135,6 @@ def test_smoke_run_of_scans_has_every_model_both_ways(tmp_path, capsys):
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| layers | transformer | lstm |" in text
     assert "wrote 21 rows" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_smoke_run_of_gauss_newton_compares_equals(tmp_path):
-    gauss_newton.main(["--smoke", "--out", str(tmp_path)])
-    rows = _harness.read("gauss_newton", tmp_path)
-    assert len(rows) == len(gauss_newton.SMOKE_SIZES) * (1 + len(gauss_newton.STEPS))
-    # a solution of 8 equations in float32, whose condition is at most 1e4
-    assert all(row["apart"] < 1e-3 for row in rows)
-    text = (tmp_path / "gauss_newton.md").read_text(encoding="utf-8")
-    assert "| B = 4 | B = 8 |" in text
 
 
 @pytest.mark.slow
