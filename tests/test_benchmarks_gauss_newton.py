@@ -1,8 +1,15 @@
 """The benchmark of second order in the span, at tiny sizes."""
 
+import jax
 import pytest
 
 from benchmarks import _harness, gauss_newton
+
+
+@pytest.fixture(autouse=True)
+def _as_users_do():
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.mark.slow
