@@ -132,3 +132,22 @@ def test_explain_names_what_rows_share(capsys):
     co.explain(model.loss, model.params, model.batch)
     said = capsys.readouterr().out
     assert "factored: 3 x (16 + 64) and an array that all rows share" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [penalized, tied])
+def test_rows_of_several_steps(make):
+    """Kept for later they are those of arrays."""
+    model, rule = make(), co.accumulate(co.cosine_filter(0.5), 2)
+    other = model.batch[::-1]
+
+    def run(materialize):
+        find = co.per_example_grad(model.loss, materialize=materialize)
+        state = rule.init(model.params)
+        for batch in (model.batch, other):
+            rows = find(model.params, batch)
+            update, state = rule.update(rows, state, model.params)
+        return update
+
+    found, expected = jax.jit(lambda: (run(False), run(True)))()
+    check(found, expected)
