@@ -1,7 +1,7 @@
 """Everything in turn, then the table and the plot: ``python -m benchmarks``.
 
 Every script has a process of its own, so that none inherits another's memory or
-threads, and torch is in none but the last. Options are passed on to all.
+threads, and torch is in none but the last three. Options are passed on to all.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from benchmarks import _harness, _report
 
 SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
-SCRIPTS += ("long_sequences", "federated", "tasks", "privacy")
-SCRIPTS += ("how_many_rows", "loops", "peers")
+SCRIPTS += ("long_sequences", "federated", "gauss_newton", "how_many_rows", "tasks")
+SCRIPTS += ("privacy", "loops", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

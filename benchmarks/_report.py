@@ -25,6 +25,7 @@ TABLES = {
     "scans": "Layers and steps inside `lax.scan`",
     "tasks": "Several losses",
     "memory": "Memory",
+    "gauss_newton": "Second order in the span",
     "long_sequences": "Long sequences",
     "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",

@@ -2,8 +2,9 @@
 
     python -m benchmarks.privacy --workload mlp
 
-Steps of `private_sum` beside what exists for it, as ratios to the plain step; and
-DP-SGD on the digits to one epsilon. What is not installed is skipped with a message.
+Steps of `private_sum` beside what exists for it, as ratios to the plain step, torch's
+to torch's; and DP-SGD on the digits to one epsilon. What is not installed is skipped
+with a message.
 """
 
 from __future__ import annotations
@@ -79,11 +80,15 @@ def _with_their_noise(clipped_grad: Any, work: Workload, size: int | None) -> St
 
 
 def contestants(work: Workload) -> Iterator[Contestant]:
-    """The plain step, and private ones."""
+    """The plain step, and private ones; torch's last."""
     given = (work.params, work.batch)
     yield compiled("plain", _steps.plain(work), *given, compiles=2, side="jax")
     for name, side, step in steps(work):
         yield compiled(name, step, *given, side=side)
+    if installed("torch") and installed("opacus"):
+        theirs = importlib.import_module("benchmarks._torch_private")
+        for name, run in theirs.steps(work, CLIP, NOISE):
+            yield Contestant(name, run, {"side": "torch"}, baseline="torch: plain")
 
 
 def speed(work: Workload, repeats: int, seconds: float) -> list[Row]:
@@ -146,7 +151,9 @@ def table(rows: Sequence[Row]) -> str:
         if row["workload"] == "digits":
             text = f"{100 * row['mean']:.1f} ± {100 * row['standard_error']:.1f}"
         else:
-            text = f"×{row['ratio']:.3g}, {row['temp_above_plain_in_params']:+.2g} P"
+            memory = row.get("temp_above_plain_in_params")  # torch does not plan it
+            more = "" if memory is None else f", {memory:+.2g} P"
+            text = f"×{row['ratio']:.3g}{more}"
         cells.setdefault(name, {})[row["workload"]] = text
     for name, own in cells.items():
         texts = [own.get(work, "-") for work in (*_workloads.NAMES, "digits")]
@@ -168,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in names:
         work = _workloads.workload(name, args.smoke)
         rows += speed(work, args.repeats, args.seconds)
-    present = [x for x in ("jax_privacy", "dp-accounting") if has(x)]
+    peers = ("jax_privacy", "dp-accounting", "torch", "opacus")
+    present = [x for x in peers if has(x)]
     _harness.write("privacy", rows, _harness.environment(*present), args.out)
     (args.out / "privacy.md").write_text(table(rows) + "\n", encoding="utf-8")
 

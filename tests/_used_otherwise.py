@@ -4,7 +4,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tests._models import LENGTH, ROWS, WIDTH, WORDS, Model, array, square, tokens
+from tests._models import (
+    LENGTH,
+    ROWS,
+    WIDTH,
+    WORDS,
+    Model,
+    array,
+    square,
+    tokens,
+    transformer,
+)
 from tests._scanned_models import DEPTH
 
 
@@ -116,20 +126,103 @@ def experts() -> Model:
 
 
 def one_of_several() -> Model:
-    """One layer of a stack, as unrolled layers are read; columns that are scaled."""
-    params = {"columns": array(0, WIDTH, 32), "one": array(1, DEPTH, 32, WIDTH)}
+    """One layer of a stack, as unrolled layers are read."""
+    params = {"one": array(1, DEPTH, WIDTH, 24)}
+    loss = lambda p, x: square(x @ p["one"][1])
+    return Model(loss, params, array(2, ROWS, WIDTH), {"['one']"})
+
+
+def scaled_along_an_axis() -> Model:
+    """Columns and lines times constants or what is learned too; a learned number."""
+    params = {
+        "columns": array(0, WIDTH, 32),
+        "lines": array(1, 32, WIDTH),
+        "heads": array(2, WIDTH, 4, 8),
+        "whole": array(3, 32, 12),
+        "words": array(4, WORDS, 12),
+        "layers": array(5, DEPTH, 12, 12),
+        "s": array(6, 32),
+        "t": array(7, 32),
+        "of heads": array(8, 4),
+        "number": jnp.float32(0.7),
+        "of words": array(10, 12),
+    }
 
     def loss(p, x):
-        x = jnp.tanh(x @ (p["columns"] * jnp.arange(32.0)[None]))
-        return square(x @ p["one"][1])
+        words = jnp.argsort(x[:, :LENGTH])
+        x = jnp.tanh(x @ (p["columns"] * (p["s"] * jnp.arange(32.0))[None]))
+        x = x @ (p["lines"] / (2 + jnp.tanh(p["t"]))[:, None])
+        x = jnp.einsum("bd,dhk->bhk", x, p["heads"] * p["of heads"][None, :, None])
+        x = jnp.tanh(x.reshape(-1, 32)) @ (p["number"] * p["whole"])
+        x = x * (p["words"] * p["of words"][None])[words].sum(1)
+        layer = lambda x, w: (jnp.tanh(x @ (w * jnp.arange(12.0)[None])), None)
+        return square(lax.scan(layer, x, p["layers"])[0])
 
-    return Model(loss, params, array(2, ROWS, WIDTH), {"['one']"})
+    names = "columns", "lines", "heads", "whole", "words", "layers"
+    factored = set(map("['{}']".format, names))
+    return Model(loss, params, array(11, ROWS, WIDTH), factored)
+
+
+def _with_penalty(model: Model, factored: set[str]) -> Model:
+    """The same with half the squares of all parameters."""
+    squares = lambda p: sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(p))
+    loss = lambda p, x: model.loss(p, x) + 1e-2 * squares(p)
+    return model._replace(loss=loss, factored=factored)
+
+
+def penalized() -> Model:
+    """A penalty is the same array in every row; a tied table is in it as well."""
+    return _with_penalty(transformer(), transformer().factored)
+
+
+def penalized_layers() -> Model:
+    """The same of layers in a scan."""
+    params = {"layers": array(0, DEPTH, WIDTH, WIDTH), "out": array(1, WIDTH, 24)}
+
+    def loss(p, x):
+        x, _ = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["layers"])
+        return square(x @ p["out"])
+
+    model = Model(loss, params, array(2, ROWS, WIDTH), {"['layers']", "['out']"})
+    return _with_penalty(model, model.factored)
+
+
+def tied() -> Model:
+    """A table that is looked up and multiplied by, for as long as it is smaller."""
+    params = {"words": array(0, WORDS, WIDTH)}
+
+    def loss(p, batch):
+        x = p["words"][batch.repeat(2, 1)]  # 6 terms of 16 + 40, and 6 of 16
+        return -jax.nn.log_softmax(jnp.tanh(x) @ p["words"].T)[..., 1].mean()
+
+    return Model(loss, params, tokens(7), {"['words']"})
+
+
+def tables_of_pairs() -> Model:
+    """Two indices and three, one of them beyond the table; the first lines of one."""
+    params = {
+        "pairs": array(0, 5, 7, 12),
+        "triples": array(1, 3, 4, 5, 6),
+        "clipped": array(2, 5, 7, 12),
+        "places": array(3, 64, 4, 3),
+    }
+
+    def loss(p, x):
+        i, j, k = jnp.argsort(x, 1)[:, :9].reshape(-1, 3, 3).transpose(2, 0, 1) % 7
+        y = p["pairs"].at[i - 1, j].get(mode="fill", fill_value=0)
+        z = p["clipped"].at[i, j].get(mode="clip")
+        triple = p["triples"][i % 3, j % 4, k % 5]
+        y = jnp.tanh(y + z + p["places"][2:5].reshape(1, 3, 12))
+        return square(y) + square(triple)
+
+    return Model(loss, params, array(5, ROWS, WIDTH), set(map("['{}']".format, params)))
 
 
 USED_OTHERWISE = {
     model.__name__: model
     for model in (
         *(look_up_by_vmap, times_a_number, cut_up, cut_up_in_layers),
-        *(gates, experts, one_of_several),
+        *(gates, experts, one_of_several, scaled_along_an_axis),
+        *(penalized, penalized_layers, tied, tables_of_pairs),
     )
 }

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.outer_product import is_outer_product
 
 _SAME = ("pvary", "sharding_constraint", "copy", "convert_element_type")
 
@@ -145,7 +145,7 @@ class Claims(NamedTuple):
         if claim is None or claim.axis or isinstance(value, Reduced):
             return value
         large = last and value.size >= _SMALL * value.shape[0]
-        if large or isinstance(value, OuterProduct):
+        if large or is_outer_product(value):
             return self.reduce(claim, value)
         return value
 

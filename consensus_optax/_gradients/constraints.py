@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -45,7 +46,19 @@ def moved_to_rows(jaxpr: Any, rows_axis: RowsAxis) -> Any:
     names = rows_axis.names
     for eqn in () if names else constraints:
         names = tuple(dict.fromkeys((*names, *_of_rows(eqn, rows_axis.group_size))))
-    return _rewritten(jaxpr, names) if names and constraints else jaxpr
+    told = any(_is_told(eqn) for eqn in constraints)
+    return _rewritten(jaxpr, names) if told or (names and constraints) else jaxpr
+
+
+def _is_told(eqn: Any) -> bool:
+    """Whether the type of the array says already what is asked for: on explicit axes.
+
+    There a constraint checks the loss as it is traced, and ``jax.vmap`` has no rule.
+    """
+    sharding = eqn.params["sharding"]
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return False
+    return all(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
 
 
 def _of_rows(eqn: Any, group_size: int | None) -> Iterator[str]:
@@ -67,7 +80,11 @@ def _rewritten(jaxpr: Any, names: tuple[str, ...]) -> Any:
     def of_eqn(eqn: Any) -> Any:
         sharding = eqn.params.get("sharding")
         if eqn.primitive.name == _CONSTRAINT and isinstance(sharding, NamedSharding):
-            (one,) = jax.make_jaxpr(_constraint(eqn, names))(eqn.invars[0].aval).eqns
+            told = _is_told(eqn)
+            if not (told or names):
+                return eqn
+            other = jnp.copy if told else _constraint(eqn, names)
+            (one,) = jax.make_jaxpr(other)(eqn.invars[0].aval).eqns
             return eqn.replace(primitive=one.primitive, params=one.params)
         return eqn.replace(params=_with_inner(eqn.params, within))
 

@@ -49,10 +49,13 @@ from consensus_optax._gradients.moves import (
     moved,
     put_together,
     scaled,
+    summed_up,
     total,
+    total_with_shared,
+    weighed,
 )
 from consensus_optax._gradients.names import known_as
-from consensus_optax._gradients.products import look_up, product
+from consensus_optax._gradients.products import first_lines, look_up, product
 from consensus_optax._gradients.scans import lift, rewrite
 from consensus_optax._gradients.sources import CUTS, MOVES, SCALINGS
 from consensus_optax._rows.layers import placed
@@ -215,7 +218,7 @@ def _evaluated(
 
 def worth(leaf: Any) -> Any:
     """An outer product, unless its factors are larger than what they multiply to."""
-    if is_outer_product(leaf) and leaf.left.size + leaf.right.size >= leaf.size:
+    if is_outer_product(leaf) and sum(x.size for x in leaf.held) >= leaf.size:
         return leaf.materialize()
     return leaf
 
@@ -233,11 +236,15 @@ def keep(eqn: Any, scope: Scope) -> list[Any] | None:
     if isinstance(values[0], Reduced):
         return [values[0].moved(eqn)]
     if name == "add_any":
-        return total(*values)
+        return total(*values) or total_with_shared(eqn, scope)
     if name == "concatenate":
         return put_together(eqn, values)
     if name in SCALINGS:
-        return scaled(eqn, values)
+        return scaled(eqn, values) or (weighed(eqn, scope) if name == "mul" else None)
+    if name == "reduce_sum":
+        return summed_up(eqn, values[0])
+    if name == "pad" and not (is_kept(values[0]) or isinstance(values[0], Reduced)):
+        return first_lines(eqn, scope.number(eqn.invars[0]))
     if name in CUTS:
         return cut_apart(eqn, values[0])
     if name in (*MOVES, "copy"):

@@ -34,7 +34,8 @@ def as_product(eqn: Any, image: Array, kernel: Array) -> Array | None:
     shape = eqn.outvars[0].aval.shape
     positions = [shape[axis] for axis in axes]
     groups = params["feature_group_count"] * params["batch_group_count"]
-    if groups > 1 or not 0 < math.prod(positions) <= _MOST_POSITIONS:
+    few = 0 < math.prod(positions) <= _MOST_POSITIONS
+    if groups > 1 or not (few or _are_tiles(params, positions)):
         return None
     patches = _patches(params, image, kernel.shape, positions)  # (T, M)
     out, in_, *space = params["dimension_numbers"].rhs_spec
@@ -65,6 +66,8 @@ def _patches(
     ):
         edges[axis] = (low, high, dilation - 1)
     padded = lax.pad(image, jnp.zeros((), image.dtype), edges)
+    if _are_tiles(params, positions):
+        return _tiles(padded.transpose(feature, *axes, batch), sides, positions)
 
     def patch(position: tuple[int, ...]) -> Array:
         low, high, step = [0] * image.ndim, list(padded.shape), [1] * image.ndim
@@ -85,3 +88,20 @@ def _patches(
     each = [patch(position) for position in itertools.product(*map(range, positions))]
     terms = joined(jnp.stack(each, -2), 0, 1 + len(sides))
     return joined(terms, 1, 3)
+
+
+def _are_tiles(params: Any, positions: list[int]) -> bool:
+    """Whether the true kernel is moved by its own length: patches do not overlap."""
+    alone = all(stride == 1 for stride in params["window_strides"])
+    return alone and list(params["rhs_dilation"]) == positions and 0 not in positions
+
+
+def _tiles(image: Array, sides: list[int], positions: list[int]) -> Array:
+    """Patches that do not overlap, (T, M): every axis of the image cut in two."""
+    count = len(sides)
+    for axis in reversed(range(count)):
+        image = apart(image, 1 + axis, (sides[axis], positions[axis]))
+    order = (*range(1, 2 * count, 2), *range(2, 2 * count + 1, 2))
+    image = image.transpose(0, *order, 1 + 2 * count)
+    terms = joined(image, 0, 1 + count)
+    return joined(terms, 1, 2 + count)

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.explicit import apart, joined
+from consensus_optax._rows.explicit import apart, joined, spec_of
 from consensus_optax._rows.outer_product import OuterProduct
 from consensus_optax._typing import Array
 
@@ -63,6 +63,25 @@ def strung(leaves: Sequence[OuterProduct], axis: int) -> list[OuterProduct] | No
         return _on_axis(leaves[i], axis, lambda x, at: _pad(x, at, *edges))
 
     return _all([padded(i) for i in range(len(leaves))])
+
+
+def along_axis(
+    leaf: OuterProduct, numbers: Array, axis: int, first: int
+) -> OuterProduct | None:
+    """Rows times numbers that differ along one axis, and may from row to row.
+
+    ``first``: as in :func:`cut`.
+    """
+    if any(entry is not None for entry in spec_of(numbers)):
+        return None
+    rows = numbers.shape[0] if first == 1 else 1
+
+    def times(view: Array, at: int) -> Array:
+        shape = [1] * view.ndim
+        shape[0], shape[at] = rows, numbers.shape[axis]
+        return view.astype(leaf.dtype) * numbers.reshape(shape)
+
+    return _on_axis(leaf, axis - first, times)
 
 
 def _all(leaves: list[OuterProduct | None]) -> list[OuterProduct] | None:

@@ -11,9 +11,11 @@ from jax.extend import core
 
 from consensus_optax._gradients.claims import NOBODY, Claims, Reduced
 from consensus_optax._gradients.schedule import schedule, waiting
-from consensus_optax._gradients.sources import PLACES, sources
+from consensus_optax._gradients.shared import shared_arrays
+from consensus_optax._gradients.sources import PLACES, before_sum, sources
 from consensus_optax._rows.layers import LayersFirst, placed
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.weighed import Weighed
 
 Read = Callable[[Any], Any]
 
@@ -35,6 +37,7 @@ class Scope(NamedTuple):
       zeros: variables that are known to hold zeros.
       marked: variables that may be kept as products.
       claims: on those that may be reduced.
+      shared: variables that repeat another one for every row.
     """
 
     read: Read
@@ -42,6 +45,7 @@ class Scope(NamedTuple):
     zeros: set[Any]
     marked: set[Any]
     claims: Claims
+    shared: dict[Any, tuple[Any, int]]
 
 
 Keep = Callable[[Any, Scope], list[Any] | None]
@@ -101,7 +105,7 @@ def as_scan(eqn: Any) -> Scan:
 
 def is_kept(value: Any) -> bool:
     """Whether a value has not been multiplied out."""
-    return isinstance(value, OuterProduct | LayersFirst)
+    return is_outer_product(value) or isinstance(value, LayersFirst)
 
 
 def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
@@ -115,7 +119,7 @@ def walk_back(jaxpr: Any, wanted: Sequence[Any]) -> set[Any]:
         if var not in producers:
             continue
         eqn = producers[var]
-        stack.extend(operands_on_the_way(eqn, var))
+        stack.extend(operands_on_the_way(eqn, var) or before_sum(eqn, producers))
     return marked
 
 
@@ -150,12 +154,14 @@ def evaluate(
 
     def number(var: Any) -> Any:
         """A value as an array; one that was kept as a product is multiplied once."""
-        if not isinstance(var, core.Literal) and is_kept(values[var]):
-            values[var] = placed(values[var], var.aval.sharding.spec).materialize()
+        value = read(var)
+        if is_kept(value) or isinstance(value, Weighed):
+            values[var] = placed(value, var.aval.sharding.spec).materialize()
         return read(var)
 
     claims = claims.handed_back(jaxpr)
-    scope = Scope(read, number, zeros_of(jaxpr, zeros or ()), marked, claims)
+    known = zeros_of(jaxpr, zeros or ())
+    scope = Scope(read, number, known, marked, claims, shared_arrays(jaxpr))
     plan = schedule(jaxpr, claims)
     for eqn in plan.eqns:
         outs = None
@@ -174,7 +180,8 @@ def evaluate(
             waits = claims.waits and isinstance(made, Reduced) and operand is not None
             if waits and not is_kept(values[operand]):
                 values[operand] = waiting(values[operand], made)
-    return [read(var) for var in jaxpr.outvars]
+    given = lambda var: (number if isinstance(read(var), Weighed) else read)(var)
+    return list(map(given, jaxpr.outvars))
 
 
 def evaluate_one(jaxpr: Any, eqn: Any, number: Read) -> list[Any]:

@@ -34,7 +34,7 @@ from consensus_optax._gradients.jaxprs import (
     walk_back,
     zeros_of,
 )
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.outer_product import OuterProduct
 from consensus_optax._rows.views import shared_left
 from consensus_optax._typing import Array
 
@@ -262,7 +262,7 @@ def _joined(
         return out if axis is None else out.squeeze(1)
 
     def rebuilt(leaf: Any) -> Any:
-        if not is_outer_product(leaf):
+        if not isinstance(leaf, OuterProduct):
             return _each(of_all(), count)
         leaf = dataclasses.replace(leaf, left=of_all(), right=of_all())
         if leaf.right.shape[0] < leaf.left.shape[0]:

@@ -27,8 +27,10 @@ from consensus_optax._gradients.jaxprs import (
     is_kept,
     walk_back,
 )
+from consensus_optax._rows.addition import one_product
 from consensus_optax._rows.layers import LayersFirst, joined_layers, joined_terms
 from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.sums import SumOfProducts
 
 
 def lift(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
@@ -153,9 +155,17 @@ def _turn(
     whole = lambda out: out.materialize() if is_kept(out) else out
     pairs = list(zip(scan.body.outvars, outs, strict=True))
     return [
-        claims.settled(var, out, last=True) if i in wanted else whole(out)
+        claims.settled(var, _as_one(out), last=True) if i in wanted else whole(out)
         for i, (var, out) in enumerate(pairs)
     ]
+
+
+def _as_one(out: Any) -> Any:
+    """One product, or an array: a scan hands on what rows share once for each."""
+    if not isinstance(out, SumOfProducts):
+        return out
+    one = one_product(out)
+    return out.materialize() if one is None else one
 
 
 def _is_worth(leaf: Any, length: int, joins: bool) -> bool:

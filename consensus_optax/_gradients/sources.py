@@ -29,18 +29,50 @@ def sources(eqn: Any) -> Sequence[Any]:
         return operands[:1] if zero else ()
     if name in ("mul", "div"):
         pairs = zip(operands, reversed(operands), strict=True)
-        found = [x for x, y in pairs if _is_number_of_each_row(y, x)]
+        found = [x for x, y in pairs if _scales(y, x)]
         return found if name == "mul" else [x for x in found if x is operands[0]]
     return operands[:1] if name in (*MOVES, *CUTS, "copy", "neg") else ()
 
 
-def _is_number_of_each_row(var: Any, rows: Any) -> bool:
-    """Whether an operand is one number, or one for every row of the other."""
+def _scales(var: Any, rows: Any) -> bool:
+    """Whether an operand is a number, or one for each row, or for all along one axis.
+
+    Or for each place of one axis of each row: what one factor can be multiplied by.
+    """
     shape, whole = var.aval.shape, rows.aval.shape
     if len(whole) < 2 or not shape:
         return len(whole) > 1
-    same = len(shape) == len(whole) and shape[0] == whole[0]
-    return same and math.prod(shape) == shape[0] < math.prod(whole)
+    if len(shape) != len(whole) or shape[0] not in (1, whole[0]):
+        return False
+    along = [axis for axis in range(1, len(shape)) if shape[axis] > 1]
+    return len(along) < 2 and math.prod(shape) < math.prod(whole)
+
+
+def before_sum(eqn: Any, producers: dict[Any, Any]) -> Sequence[Any]:
+    """What a sum of rows times one array goes back to: that product, and the rows."""
+    if eqn.primitive.name != "reduce_sum" or eqn.invars[0] not in producers:
+        return ()
+    operand = eqn.invars[0]
+    if operand.aval.size == eqn.outvars[0].aval.size:  # over axes of length 1
+        return (operand,)
+    product = producers[operand]
+    if product.primitive.name != "mul":
+        return ()
+    made = lambda var: None if isinstance(var, core.Literal) else producers.get(var)
+    for rows, other in (product.invars, product.invars[::-1]):
+        if _repeats(made(other)) and not _repeats(made(rows)):
+            return (operand, rows)
+    return ()
+
+
+def _repeats(eqn: Any) -> bool:
+    """Whether this gives an array a leading axis of rows."""
+    if eqn is None or eqn.primitive.name != "broadcast_in_dim":
+        return False
+    (out,), (array, *_) = eqn.outvars, eqn.invars
+    kept = tuple(eqn.params["broadcast_dimensions"])
+    ranks = len(array.aval.shape), len(out.aval.shape)
+    return ranks[0] + 1 == ranks[1] and kept == tuple(range(1, ranks[1]))
 
 
 def described(eqn: Any) -> str:

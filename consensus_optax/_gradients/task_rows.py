@@ -23,7 +23,13 @@ from consensus_optax._gradients.names import kind_of, known_as
 from consensus_optax._gradients.pullbacks import parts_of_rows
 from consensus_optax._gradients.several import put_together
 from consensus_optax._rows.explicit import joined
-from consensus_optax._rows.outer_product import is_outer_product, materialize
+from consensus_optax._rows.layers import joined_terms
+from consensus_optax._rows.outer_product import (
+    OuterProduct,
+    is_outer_product,
+    materialize,
+)
+from consensus_optax._rows.sums import each_part, with_held
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._typing import Array
@@ -120,47 +126,74 @@ def of_groups(losses: Callable[..., Any], arranged: Arranged) -> Found:
 
 
 def _taken_apart(leaf: Any) -> list[Array]:
-    return [leaf.left, leaf.right] if is_outer_product(leaf) else [leaf]
+    return leaf.held if is_outer_product(leaf) else [leaf]
 
 
 def _of_every_group(leaf: Any, factors: Sequence[Array]) -> Any:
     """Rows (G K, ...) of a leaf of one group, from its arrays of all groups."""
     if not is_outer_product(leaf):
         return joined(factors[0], 0, 2)
-    left, right = factors
-    left = jnp.broadcast_to(left, (*right.shape[:2], *left.shape[2:]))
-    sides = [joined(factor, 0, 2) for factor in (left, right)]
-    return worth(dataclasses.replace(leaf, left=sides[0], right=sides[1]))
+    sides = factors[-1].shape[:2]  # G and K
+    whole = [jnp.broadcast_to(x, (*sides, *x.shape[2:])) for x in factors]
+    return worth(with_held(leaf, [joined(factor, 0, 2) for factor in whole]))
 
 
 def in_turn(losses: Callable[..., Any], arranged: Arranged) -> Found:
-    """K rows, means of those of microbatches, one after the other."""
+    """K rows, means of those of microbatches, one after the other.
+
+    Products stay so where the terms of all microbatches are smaller than the rows.
+    """
     count = arranged.num_rows
     batched = [i for i, axis in enumerate(arranged.in_axes) if axis == 0]
     data = [arranged.args[i] for i in batched]
+    seen: list[Any] = []
 
-    def of_one(given: Sequence[Any]) -> Found:
+    def of_one(given: Sequence[Any]) -> tuple[Any, list[Any], Any]:
+        """What adds up, what is stacked of products, and aux."""
         args = list(arranged.args)
         for i, arg in zip(batched, given, strict=True):
             args[i] = arg
         values, aux, rows = _of_call(losses, arranged, args, patches=False)
-        return values, aux, materialize(rows)
+        leaves, treedef = jax.tree.flatten(rows, is_leaf=is_outer_product)
+        kept = [leaf if _stays(leaf, count) else None for leaf in leaves]
+        seen[:] = [kept, treedef]
+        pairs = zip(leaves, kept, strict=True)
+        added = [None if own is not None else materialize(x) for x, own in pairs]
+        return (values, added), [x.held for x in kept if x is not None], aux
 
     def wide(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(decision_dtype(x)), tree)
 
     def add(sums: Any, given: Sequence[Any]) -> tuple[Any, Any]:
-        values, aux, rows = of_one(given)
-        return jax.tree.map(jnp.add, sums, wide((values, rows))), aux
+        found, held, aux = of_one(given)
+        return jax.tree.map(jnp.add, sums, wide(found)), (held, aux)
 
-    values, _, rows = jax.eval_shape(of_one, jax.tree.map(lambda x: x[0], data))
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, decision_dtype(x)), (values, rows)
-    )
-    sums, aux = lax.scan(add, arranged.varying(zeros), data)
+    likes, *_ = jax.eval_shape(of_one, jax.tree.map(lambda x: x[0], data))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, decision_dtype(x)), likes)
+    sums, (held, aux) = lax.scan(add, arranged.varying(zeros), data)
     mean = lambda total, like: (total / count).astype(like.dtype)
-    values, rows = jax.tree.map(mean, sums, (values, rows))
-    return values, aux, rows
+    values, added = jax.tree.map(mean, sums, likes)
+    (kept, treedef), queue = seen, iter(held)
+    leaves = [
+        array if leaf is None else _mean_of(with_held(leaf, next(queue)), count)
+        for leaf, array in zip(kept, added, strict=True)
+    ]
+    return values, aux, treedef.unflatten(leaves)
+
+
+def _stays(leaf: Any, count: int) -> bool:
+    """Whether terms of so many microbatches are smaller than what they multiply to."""
+    return is_outer_product(leaf) and count * sum(x.size for x in leaf.held) < leaf.size
+
+
+def _mean_of(stacked: Any, count: int) -> Any:
+    """The mean of products whose factors lead with the axis of microbatches."""
+
+    def of_part(part: OuterProduct) -> OuterProduct:
+        right = part.right.astype(decision_dtype(part.right)) / count
+        return joined_terms(dataclasses.replace(part, right=right))
+
+    return each_part(of_part, stacked)
 
 
 class Pulled(NamedTuple):

@@ -137,7 +137,8 @@ def task_grad(
         loss of every ``group_size`` examples, K B of one example each; row i K + k is
         loss k of group i. Losses and aux then lead with the axis of groups.
       microbatch_size: examples computed at a time: rows are means over microbatches,
-        added in float32 at least and multiplied out. It divides the number of examples.
+        added in float32 at least; products stay so where the factors of all are smaller
+        than the rows. It divides the number of examples.
         The losses must be means over the batch, for these means to be theirs; of a sum
         they are smaller by the number of microbatches. Aux has a leading axis of these.
       prng_argnum: with ``group_size`` or ``microbatch_size`` the argument that is a

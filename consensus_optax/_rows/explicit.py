@@ -22,9 +22,10 @@ from consensus_optax._typing import Array
 _EXPLAINED = (
     "This was raised with arrays along explicit mesh axes {}, where JAX may need to be "
     "told how a result is cut (`out_sharding=`, `jax.sharding.reshard`). The loss sees "
-    "the examples of one row, so in it an axis that cuts the batch cuts nothing: name "
-    "other axes alone. `jax.sharding.auto_axes`, or a mesh with `AxisType.Auto`, "
-    "leaves it to the compiler."
+    "the examples of one row, so in it an axis that cuts the batch cuts nothing: where "
+    "it says `P('data', None, 'model')` of a batch cut along 'data', let it say "
+    "`P(None, None, 'model')`; rows stay cut along 'data'. `jax.sharding.auto_axes`, "
+    "or a mesh with `AxisType.Auto`, leaves it to the compiler."
 )
 
 

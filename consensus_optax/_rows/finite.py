@@ -12,11 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.explicit import of_each_row
-from consensus_optax._rows.outer_product import OuterProduct, contract, is_outer_product
+from consensus_optax._rows.outer_product import (
+    Factored,
+    OuterProduct,
+    contract,
+    is_outer_product,
+)
+from consensus_optax._rows.sums import each_part, parts_of, total_of, with_held
 from consensus_optax._typing import Array
 
 
-def finite_rows(leaves: Sequence[Array | OuterProduct], dtype: Any) -> Array:
+def finite_rows(leaves: Sequence[Array | Factored], dtype: Any) -> Array:
     """Which rows have no inf or nan in any leaf, (B,) bool.
 
     Of an array 0 * x is nan just for the non-finite x, so one product with a vector of
@@ -25,7 +31,7 @@ def finite_rows(leaves: Sequence[Array | OuterProduct], dtype: Any) -> Array:
     program, that is it. Of products see :func:`_finite_products`.
     """
 
-    def of_leaves(leaves: Sequence[Array | OuterProduct]) -> Array:
+    def of_leaves(leaves: Sequence[Array | Factored]) -> Array:
         products = [leaf for leaf in leaves if is_outer_product(leaf)]
         arrays = [leaf for leaf in leaves if not is_outer_product(leaf)]
         found = [_finite_array(leaf, dtype) for leaf in arrays]
@@ -38,8 +44,7 @@ def finite_rows(leaves: Sequence[Array | OuterProduct], dtype: Any) -> Array:
 def cleared(leaf: Any, there: Array) -> Any:
     """A leaf with zeros in the rows that are not there; others than rows pass."""
     if is_outer_product(leaf):
-        left, right = (_or(x, there, 0) for x in (leaf.left, leaf.right))
-        return dataclasses.replace(leaf, left=left, right=right)
+        return with_held(leaf, [_or(factor, there, 0) for factor in leaf.held])
     return _or(leaf, there, 0) if _moves(leaf) else leaf
 
 
@@ -50,7 +55,8 @@ def spoiled(leaf: Any, sound: Array) -> Any:
     """
     mark = jnp.inf if jax.debug_nans.value else jnp.nan
     if is_outer_product(leaf):
-        return dataclasses.replace(leaf, right=_or(leaf.right, sound, mark))
+        of_part = lambda x: dataclasses.replace(x, right=_or(x.right, sound, mark))
+        return each_part(of_part, leaf)
     return _or(leaf, sound, mark) if _moves(leaf) else leaf
 
 
@@ -73,7 +79,7 @@ def _finite_array(rows: Array, dtype: Any) -> Array:
     return jnp.isfinite(flat @ jnp.zeros(flat.shape[1], dtype))
 
 
-def _finite_products(leaves: Sequence[OuterProduct], dtype: Any) -> Array:
+def _finite_products(leaves: Sequence[Factored], dtype: Any) -> Array:
     """Which rows have finite factors and a finite product in every leaf, (B,) bool.
 
     By Cauchy and Schwarz no entry of a row exceeds the product of its factors' norms.
@@ -88,7 +94,7 @@ def _finite_products(leaves: Sequence[OuterProduct], dtype: Any) -> Array:
     return lax.cond(jnp.all(sound), lambda: sound, look)
 
 
-def _is_bounded(leaf: OuterProduct, dtype: Any) -> Array:
+def _is_bounded(leaf: Factored, dtype: Any) -> Array:
     """Which rows cannot but be finite, (B,) bool."""
     if jax.debug_nans.value:  # 0 times inf would stop the program
         return jnp.zeros(leaf.shape[0], bool)
@@ -97,36 +103,50 @@ def _is_bounded(leaf: OuterProduct, dtype: Any) -> Array:
         flat = factor.reshape(factor.shape[0], -1).astype(dtype)
         return jnp.sqrt(jnp.einsum("bk,bk->b", flat, flat))
 
-    # a term of a look-up is added to one line of the table
-    left = leaf.sides[0] if leaf.is_look_up else norms(leaf.left)
+    def of_part(part: OuterProduct) -> Array:
+        # a term of a look-up is added to one line of the table
+        left = part.sides[0] if part.is_look_up else norms(part.left)
+        return left * norms(part.right)
+
     # half, since norms are rounded; less than a bound of nan is none
-    return left * norms(leaf.right) < 0.5 * jnp.asarray(_largest(leaf), dtype)
+    return total_of(of_part, leaf) < 0.5 * jnp.asarray(_largest(leaf), dtype)
 
 
-def _largest(leaf: OuterProduct) -> Any:
+def _largest(leaf: Factored) -> Any:
     return jnp.finfo(leaf.dtype).max
 
 
-def _are_finite(leaves: Sequence[OuterProduct]) -> Array:
+def _are_finite(leaves: Sequence[Factored]) -> Array:
     """The same of factors and products as they are, (B,) bool."""
 
-    def one(leaf: OuterProduct, left: Array, right: Array) -> Array:
-        if right.ndim == 3:  # of layers
-            each = lambda factors: one(leaf, *factors)
-            return lax.map(each, (left, right)).all()
-        there = [jnp.isfinite(x) for x in (left, right)]
-        factors = [jnp.where(*x, 0) for x in zip(there, (left, right), strict=True)]
-        product = contract(leaf, *factors).astype(leaf.dtype)
+    def one(leaf: Factored, held: Sequence[Array]) -> Array:
+        if held[1].ndim == 3:  # of layers
+            each = lambda held: one(leaf, held)
+            return lax.map(each, held).all()
+        there = [jnp.isfinite(x) for x in held]
+        factors = [jnp.where(*x, 0) for x in zip(there, held, strict=True)]
+        pairs = zip(parts_of(leaf), factors[::2], factors[1::2], strict=True)
+        products = [contract(*each).reshape(-1) for each in pairs]
+        product = functools.reduce(jnp.add, products).astype(leaf.dtype)
         parts = [x.all() for x in (*there, jnp.isfinite(product))]
         return functools.reduce(jnp.logical_and, parts)
 
-    def row(own: list[tuple[Array, ...]]) -> Array:
-        factors = [
-            (leaf.left[0], *each) if leaf.is_shared else each
-            for leaf, each in zip(leaves, own, strict=True)
-        ]
-        pairs = zip(leaves, factors, strict=True)
-        return functools.reduce(jnp.logical_and, (one(x, *y) for x, y in pairs))
+    def row(own: list[list[Array]]) -> Array:
+        found = []
+        for leaf, given in zip(leaves, own, strict=True):
+            queue = iter(given)
+            of_row = zip(leaf.held, _are_shared(leaf), strict=True)
+            held = [x[0] if shared else next(queue) for x, shared in of_row]
+            found.append(one(leaf, held))
+        return functools.reduce(jnp.logical_and, found)
 
-    of_row = lambda leaf: (leaf.right,) if leaf.is_shared else (leaf.left, leaf.right)
+    def of_row(leaf: Factored) -> list[Array]:
+        pairs = zip(leaf.held, _are_shared(leaf), strict=True)
+        return [factor for factor, shared in pairs if not shared]
+
     return lax.map(row, list(map(of_row, leaves)))
+
+
+def _are_shared(leaf: Factored) -> list[bool]:
+    """Which of the factors that are held all rows share."""
+    return [x for part in parts_of(leaf) for x in (part.is_shared, False)]

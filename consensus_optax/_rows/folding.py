@@ -12,13 +12,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.outer_product import OuterProduct, contract, over_rows
+from consensus_optax._rows.outer_product import (
+    Factored,
+    OuterProduct,
+    contract,
+    over_rows,
+)
 from consensus_optax._rows.statistics import (
     Statistic,
     agreed_in_sign,
@@ -26,9 +31,13 @@ from consensus_optax._rows.statistics import (
     halved,
     minmod,
 )
+from consensus_optax._rows.sums import each_part, total_of, with_held
 from consensus_optax._rows.varying import varying_like
-from consensus_optax._rows.views import row_matrix
+from consensus_optax._rows.views import in_lines, row_matrix
 from consensus_optax._typing import Array
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 # Rows merged per turn on a CPU, so that the carry is read and written once for all: on
 # two cores 4 reach memory bandwidth. Rows that are matrix products of their own have to
@@ -54,21 +63,21 @@ def fold_array(
 
 
 def fold_products(
-    leaf: OuterProduct,
+    leaf: Factored,
     statistics: Statistics,
     weights: Array,
     order: Array,
     matters: Callable[..., Array] | None,
 ) -> tuple[Any, ...]:
     """The same of products, (M, N) each; see `verbs.fold`."""
-    with_factors = lambda *both: dataclasses.replace(leaf, left=both[0], right=both[1])
+    rows = lambda *held: with_held(leaf, held)
     # branches have one type, also of statistics of weights alone
-    given = (statistics, varying_like(weights, leaf.left, leaf.right), order)
+    given = (statistics, varying_like(weights, *leaf.held), order)
     return lax.platform_dependent(
-        *(leaf.left, leaf.right),
-        cpu=lambda *both: products_in_turn(with_factors(*both), *given, matters),
-        tpu=lambda *both: products_if_needed(with_factors(*both), *given, matters),
-        default=lambda *both: products_at_once(with_factors(*both), *given),
+        *leaf.held,
+        cpu=lambda *held: products_in_turn(rows(*held), *given, matters),
+        tpu=lambda *held: products_if_needed(rows(*held), *given, matters),
+        default=lambda *held: products_at_once(rows(*held), *given),
     )
 
 
@@ -91,7 +100,7 @@ def array_at_once(
 
 
 def products_in_turn(
-    leaf: OuterProduct,
+    leaf: Factored,
     statistics: Statistics,
     weights: Array,
     order: Array,
@@ -120,7 +129,7 @@ def products_in_turn(
 
 
 def products_at_once(
-    leaf: OuterProduct, statistics: Statistics, weights: Array, order: Array
+    leaf: Factored, statistics: Statistics, weights: Array, order: Array
 ) -> tuple[Any, ...]:
     """Blocks of rows multiplied out, as many as fit; products of vectors are fused.
 
@@ -130,34 +139,39 @@ def products_at_once(
     return _at_once(_in_order(leaf, order), statistics, weights)
 
 
-def _in_order(leaf: OuterProduct, order: Array) -> OuterProduct:
+def _in_order(leaf: Factored, order: Array) -> Factored:
     """Row ``order[i]`` in place of row i.
 
     Without the barrier XLA looks rows up anew for every entry that it multiplies out.
     """
-    left = leaf.left if leaf.is_shared else leaf.left[order]
-    left, right = lax.optimization_barrier((left, leaf.right[order]))
-    return dataclasses.replace(leaf, left=left, right=right)
+
+    def of_part(part: OuterProduct) -> OuterProduct:
+        left = part.left if part.is_shared else part.left[order]
+        left, right = lax.optimization_barrier((left, part.right[order]))
+        return dataclasses.replace(part, left=left, right=right)
+
+    return each_part(of_part, leaf)
 
 
-def _at_once(
-    leaf: OuterProduct, statistics: Statistics, weights: Array
-) -> tuple[Any, ...]:
+def _at_once(leaf: Factored, statistics: Statistics, weights: Array) -> tuple[Any, ...]:
     """The same of rows in their order."""
     count, (_, m, n) = weights.shape[0], leaf.sides
     is_sum = lambda s: _of_vectors(leaf) and s.of_products and not s.stays_zero
     others = [s for s in statistics if not is_sum(s)]
-    left, right = leaf.left, leaf.right
     length = count if _of_vectors(leaf) else min(count, max(1, _ENTRIES // (m * n)))
 
     def of_block(first: Any) -> tuple[Any, ...]:
         """Rows from ``first`` on; the last block begins before, with weights of 0."""
         start = jnp.minimum(first, count - length)
-        part = lambda x: lax.dynamic_slice_in_dim(x, start, length)
-        own = jnp.where(start + jnp.arange(length) >= first, part(weights), 0)
-        factors = (left if leaf.is_shared else part(left)), part(right)
-        rows = over_rows(functools.partial(contract, leaf), *factors)
-        return _merged(rows, others, own)
+        block = lambda x: lax.dynamic_slice_in_dim(x, start, length)
+        own = jnp.where(start + jnp.arange(length) >= first, block(weights), 0)
+
+        def of_part(part: OuterProduct) -> Array:
+            left = part.left if part.is_shared else block(part.left)
+            multiply = functools.partial(contract, part)
+            return in_lines(leaf, over_rows(multiply, left, block(part.right)), 1)
+
+        return _merged(total_of(of_part, leaf), others, own)
 
     def add(block: Any, merged: tuple[Any, ...]) -> tuple[Any, ...]:
         triples = zip(others, merged, of_block(block * length), strict=True)
@@ -167,16 +181,19 @@ def _at_once(
     if others:
         reduced = of_block(0) if length == count else of_block(jnp.int32(0))
         reduced = lax.fori_loop(1, -(-count // length), add, reduced)
-    a, d = (x[:, 0].astype(weights.dtype) for x in (left, right))  # where of vectors
     queue = iter(reduced)
-    return tuple(
-        s.of_products(a, d, weights) if s.of_products and is_sum(s) else next(queue)
-        for s in statistics
-    )
+
+    def of_statistic(s: Statistic) -> Any:
+        if not (_of_vectors(leaf) and s.of_products and is_sum(s)):
+            return next(queue)
+        a, d = (x[:, 0].astype(weights.dtype) for x in (leaf.left, leaf.right))
+        return s.of_products(a, d, weights)
+
+    return tuple(map(of_statistic, statistics))
 
 
 def products_if_needed(
-    leaf: OuterProduct,
+    leaf: Factored,
     statistics: Statistics,
     weights: Array,
     order: Array,
@@ -203,14 +220,15 @@ def products_if_needed(
         needed = matters(*first)
     rest = lambda: at_once(others)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rest))
-    zeros = varying_like(zeros, leaf.left, leaf.right, weights)
+    zeros = varying_like(zeros, *leaf.held, weights)
     queues = iter(first), iter(lax.cond(jnp.any(needed), rest, lambda: zeros))
     return tuple(next(queues[s not in told]) for s in statistics)
 
 
-def _of_vectors(leaf: OuterProduct) -> bool:
+def _of_vectors(leaf: Factored) -> TypeIs[OuterProduct]:
     """Whether every row is the product of two vectors."""
-    return not leaf.is_look_up and leaf.sides[0] == 1
+    one = isinstance(leaf, OuterProduct)
+    return one and not leaf.is_look_up and leaf.sides[0] == 1
 
 
 def _vectors(leaf: OuterProduct, weights: Array, order: Array) -> tuple[Array, Array]:

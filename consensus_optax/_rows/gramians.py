@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +21,14 @@ from jax import lax
 
 from consensus_optax._rows.layers import sum_of_layers
 from consensus_optax._rows.outer_product import (
+    Factored,
     OuterProduct,
     contract,
     is_outer_product,
     over_rows,
 )
+from consensus_optax._rows.parts import cross_products
+from consensus_optax._rows.sums import SumOfProducts, each_part
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
 
@@ -41,9 +45,7 @@ def flat(leaf: Array, dtype: Any) -> Array:
     return leaf.reshape(leaf.shape[0], -1).astype(dtype)
 
 
-def cross_gramian(
-    x: Array | OuterProduct, y: Array | OuterProduct, dtype: Any
-) -> Array:
+def cross_gramian(x: Array | Factored, y: Array | Factored, dtype: Any) -> Array:
     """Inner products of the rows of two leaves of one parameter, (B, C).
 
     Of factored rows by T x T products of factors or by multiplying the leaf out, a
@@ -53,6 +55,9 @@ def cross_gramian(
     if factored and x.num_layers is not None:
         of_layer = lambda *both: cross_gramian(both[0], both[-1], dtype)
         return sum_of_layers(of_layer, *((x,) if y is x else (x, y)))
+    if isinstance(x, SumOfProducts) and isinstance(y, SumOfProducts):
+        return _of_sums(x, y, dtype)
+    factored = isinstance(x, OuterProduct) and isinstance(y, OuterProduct)
     if factored and y is x and x.is_shared and not x.is_look_up:
         return _of_one_left(x, dtype)
     if factored and not x.is_look_up and not y.is_look_up:
@@ -62,9 +67,21 @@ def cross_gramian(
     if factored and x.is_look_up == y.is_look_up and not _is_small_table(x):
         left, right = factor_products(x, y, "bsx,ctx->bcst", dtype)
         return (left * right).sum((2, 3))
-    multiply = lambda z: dataclasses.replace(z, dtype=np.dtype(dtype)).materialize()
+    wide = lambda z: dataclasses.replace(z, dtype=np.dtype(dtype))
+    multiply = lambda z: each_part(wide, z).materialize()
     arrays = [multiply(z) if is_outer_product(z) else z for z in (x, y)]
     return _wide_product(*(flat(z, dtype) for z in arrays))
+
+
+def _of_sums(x: SumOfProducts, y: SumOfProducts, dtype: Any) -> Array:
+    """Of two sums of as many parts, of all pairs of these."""
+    same = [cross_gramian(p, q, dtype) for p, q in zip(x.parts, y.parts, strict=True)]
+    total = functools.reduce(jnp.add, same)
+    for i, j in itertools.combinations(range(len(x.parts)), 2):
+        one = cross_products(x.parts[i], y.parts[j], dtype)
+        both = one.T if y is x else cross_products(x.parts[j], y.parts[i], dtype)
+        total += one + both
+    return total
 
 
 def _multiplied_out(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.explicit import joined
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.outer_product import (
+    Factored,
+    OuterProduct,
+    is_outer_product,
+)
+from consensus_optax._rows.sums import each_part, with_held
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.views import transposed
 from consensus_optax._typing import Array
@@ -24,13 +29,13 @@ from consensus_optax._typing import Array
 class LayersFirst(NamedTuple):
     """Rows with an axis of layers ahead of the example axis, as scans stack them."""
 
-    leaf: OuterProduct
+    leaf: Factored
 
     def materialize(self) -> Array:
         """The array, (L, B, ...)."""
         return self.leaf.materialize().swapaxes(0, 1)
 
-    def transposed(self, axes: tuple[int, ...]) -> OuterProduct | None:
+    def transposed(self, axes: tuple[int, ...]) -> Factored | None:
         """The rows if the example axis is brought to the front, else None."""
         exchanged = [{0: 1, 1: 0}.get(axis, axis) for axis in axes]
         if exchanged[0] != 0:
@@ -42,9 +47,10 @@ def placed(leaf: Any, spec: Sequence[Any]) -> Any:
     """Rows that are multiplied out as an array of this spec on explicit mesh axes."""
     if isinstance(leaf, LayersFirst):
         return LayersFirst(placed(leaf.leaf, (spec[1], spec[0], *spec[2:])))
-    if not isinstance(leaf, OuterProduct):
+    if not is_outer_product(leaf):
         return leaf
-    return dataclasses.replace(leaf, spec=tuple(spec[1:]) if any(spec[1:]) else ())
+    own = tuple(spec[1:]) if any(spec[1:]) else ()
+    return each_part(lambda part: dataclasses.replace(part, spec=own), leaf)
 
 
 def joined_layers(stacked: OuterProduct) -> OuterProduct:
@@ -82,17 +88,17 @@ def joined_terms(stacked: OuterProduct) -> OuterProduct:
     return dataclasses.replace(stacked, left=left, right=right)
 
 
-def layer(leaf: OuterProduct, index: Any) -> OuterProduct:
+def layer(leaf: Factored, index: Any) -> Factored:
     """The matrices (M, N) of one layer, rows of their own."""
     if leaf.num_layers is None:
         return leaf
     take = lambda factor: lax.dynamic_index_in_dim(factor, index, 1, keepdims=False)
-    return _one(leaf, take(leaf.left), take(leaf.right))
+    return _one(leaf, list(map(take, leaf.held)))
 
 
-def each_layer(function: Callable[..., Any], leaf: OuterProduct) -> Any:
+def each_layer(function: Callable[..., Any], leaf: Factored) -> Any:
     """A function of every layer's matrices, results stacked in front."""
-    return lax.map(lambda factors: function(_one(leaf, *factors)), _factors(leaf))
+    return lax.map(lambda held: function(_one(leaf, held)), _by_layer(leaf))
 
 
 def sum_of_layers(function: Callable[..., Any], *leaves: Any) -> Any:
@@ -100,20 +106,22 @@ def sum_of_layers(function: Callable[..., Any], *leaves: Any) -> Any:
 
     def cut(parts: Any) -> Any:
         pairs = zip(leaves, parts, strict=True)
-        return [_one(x, *y) if isinstance(x, OuterProduct) else y for x, y in pairs]
+        return [_one(x, y) if is_outer_product(x) else y for x, y in pairs]
 
-    parts = [_factors(x) if isinstance(x, OuterProduct) else x for x in leaves]
+    parts = [_by_layer(x) if is_outer_product(x) else x for x in leaves]
     first = jax.eval_shape(lambda: function(*cut(jax.tree.map(lambda x: x[0], parts))))
     start = varying_like(jnp.zeros(first.shape, first.dtype), *leaves)
     add = lambda total, part: (total + function(*cut(part)), None)
     return lax.scan(add, start, parts)[0]
 
 
-def _one(leaf: OuterProduct, left: Array, right: Array) -> OuterProduct:
+def _one(leaf: Factored, held: Sequence[Array]) -> Factored:
+    """One layer from its factors."""
     _, m, n = leaf.sides
-    return dataclasses.replace(leaf, left=left, right=right, row_shape=(m, n), steps=())
+    matrix = lambda part: dataclasses.replace(part, row_shape=(m, n), steps=())
+    return each_part(matrix, with_held(leaf, held))
 
 
-def _factors(leaf: OuterProduct) -> tuple[Array, Array]:
-    """Both factors with the layers in front, (L, B, T, M) and (L, B, T, N)."""
-    return jnp.moveaxis(leaf.left, 1, 0), jnp.moveaxis(leaf.right, 1, 0)
+def _by_layer(leaf: Factored) -> list[Array]:
+    """All factors with the layers in front, (L, B, T, M) and (L, B, T, N)."""
+    return [jnp.moveaxis(factor, 1, 0) for factor in leaf.held]

@@ -8,6 +8,8 @@ arbitrarily longer than it should. What is added here follows from sizes and dty
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,8 +18,14 @@ from jax import lax
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import factor_products
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.outer_product import (
+    Factored,
+    OuterProduct,
+    is_outer_product,
+)
+from consensus_optax._rows.parts import own_products
 from consensus_optax._rows.rounding import of_sum
+from consensus_optax._rows.sums import parts_of
 from consensus_optax._typing import Array
 
 # One operand of a product that the model itself takes at its default precision is
@@ -49,11 +57,30 @@ def _of_arrays(rows: Array, dtype: Any) -> Array:
     return squares * (1 + 2 * of_sum(size, dtype)) + lost
 
 
-def _of_products(leaf: OuterProduct, dtype: Any) -> Array:
+def _of_products(leaf: Factored, dtype: Any) -> Array:
     """Of a sum of products, which may cancel, and whose factors' may underflow.
 
     With m the sum of the terms' norms, a squared norm is off by the rounding of its
     products times m squared, and what is combined by that of T terms times m.
+    """
+    seen = [_of_part(part, dtype) for part in parts_of(leaf)]
+    squares, error, magnitude, lost, combined = (
+        functools.reduce(jnp.add, each) for each in zip(*seen, strict=True)
+    )
+    for x, y in itertools.combinations(parts_of(leaf), 2):
+        squares += 2 * own_products(x, y, dtype)
+        (s, m, n), (t, *_) = x.sides, y.sides
+        error += 2 * sum(of_sum(size, dtype) for size in (m * n, s * n, s * t))
+    tiny = float(jnp.finfo(dtype).tiny)
+    squares = jnp.maximum(squares, 0) + 2 * error * magnitude**2 + tiny * lost
+    bound = jnp.sqrt(squares) + combined * magnitude
+    bound = bound * bound * (1 + 8 * of_sum(1, dtype)) + tiny
+    return jnp.where(jnp.isnan(bound), jnp.inf, bound)  # of 0 times an overflow
+
+
+def _of_part(leaf: OuterProduct, dtype: Any) -> tuple[Any, ...]:
+    """Squares, by how much of the magnitude squared they are off, magnitudes, what is
+    lost in underflow, and by how much of the magnitude a combination is off.
     """
     terms, m, n = leaf.sides
     right = _lengths(leaf.right.astype(dtype))
@@ -61,8 +88,9 @@ def _of_products(leaf: OuterProduct, dtype: Any) -> Array:
     if not leaf.is_look_up:
         left = _lengths(leaf.left.astype(dtype))
     magnitude = (left * right).sum(1)  # (B,)
-    tiny = float(jnp.finfo(dtype).tiny)
-    if terms * (m + n) <= m * n:
+    if leaf.is_one_array:
+        squares, error = verbs.squared_norms(leaf, dtype), 2 * of_sum(m * n, dtype)
+    elif terms * (m + n) <= m * n:
         products = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
         squares = (products[0] * products[1]).sum((1, 2))
         error = of_sum(m, dtype) + of_sum(n, dtype) + of_sum(terms**2, dtype)
@@ -75,11 +103,8 @@ def _of_products(leaf: OuterProduct, dtype: Any) -> Array:
         squares = jnp.matmul(rows * rows, ones, precision=lax.Precision.HIGHEST)
         error = 2 * of_sum(m * n, dtype) + 2 * of_sum(terms, dtype)
     lost = m * right.sum(1) ** 2 + n * left.sum(1) ** 2 + terms**2 + m * n
-    squares = jnp.maximum(squares, 0) + 2 * error * magnitude**2 + tiny * lost
     combined = 2 * of_sum(terms + 2, dtype) + _operands(leaf, dtype)
-    bound = jnp.sqrt(squares) + combined * magnitude
-    bound = bound * bound * (1 + 8 * of_sum(1, dtype)) + tiny
-    return jnp.where(jnp.isnan(bound), jnp.inf, bound)  # of 0 times an overflow
+    return squares, error, magnitude, lost, combined
 
 
 def _lengths(factor: Array) -> Array:

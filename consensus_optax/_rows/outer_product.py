@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from consensus_optax._rows.explicit import automatic, spec_of
 from consensus_optax._rows.seal import MISSING, is_seal, sealed
+from consensus_optax._rows.sums import SumOfProducts, parts_of
 from consensus_optax._typing import Array
 
 if TYPE_CHECKING:
@@ -121,6 +122,17 @@ class OuterProduct:
         return jnp.broadcast_to(self.left, shape), self.right
 
     @property
+    def is_one_array(self) -> bool:
+        """Whether every row is the same array times a number of its own."""
+        one = self.right.shape[-2:] == (1, 1)
+        return one and self.is_shared and not self.is_look_up
+
+    @property
+    def held(self) -> list[Array]:
+        """The factors as they are held."""
+        return [self.left, self.right]
+
+    @property
     def is_look_up(self) -> bool:
         """Whether ``left`` holds indices."""
         return self.left.ndim < self.right.ndim
@@ -177,6 +189,9 @@ class OuterProduct:
         return taken
 
 
+Factored = OuterProduct | SumOfProducts  # rows that are not multiplied out
+
+
 def over_rows(function: Callable[..., Array], left: Array, right: Array) -> Array:
     """A function of both factors of one row, of all rows, which may share the left."""
     if left.shape[0] == 1 != right.shape[0]:
@@ -205,13 +220,14 @@ def contract(leaf: OuterProduct, a: Array, d: Array) -> Array:
     )
 
 
-def restored(leaf: OuterProduct, matrix: Array) -> Array:
+def restored(leaf: Factored, matrix: Array) -> Array:
     """Brings an (M, N) matrix, say a combination of rows, to parameter shape.
 
     Of layers all matrices together, (L, M, N).
     """
-    out = matrix.reshape(leaf.row_shape)
-    for name, argument in leaf.steps:
+    first = parts_of(leaf)[0]
+    out = matrix.reshape(first.row_shape)
+    for name, argument in first.steps:
         transposed = name == "transpose"
         out = out.transpose(argument) if transposed else out.reshape(argument)
     return out
@@ -227,8 +243,11 @@ def row_shapes(leaf: OuterProduct) -> list[tuple[int, ...]]:
     return shapes
 
 
-def is_outer_product(leaf: Any) -> TypeIs[OuterProduct]:
+def is_outer_product(leaf: Any) -> TypeIs[Factored]:
     """True for an :class:`OuterProduct`: the ``is_leaf`` of any map over rows.
+
+    And for a sum of several, which has the same ``shape``, ``dtype``, ``materialize()``
+    and ``[rows]``.
 
     Args:
       leaf: anything.
@@ -240,7 +259,7 @@ def is_outer_product(leaf: Any) -> TypeIs[OuterProduct]:
       >>> is_outer_product(1.0)
       False
     """
-    return isinstance(leaf, OuterProduct)
+    return isinstance(leaf, Factored)
 
 
 def materialize(rows: Any) -> Any:

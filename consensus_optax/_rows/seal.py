@@ -106,6 +106,11 @@ def sealed(
         return rows
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return refusing(cls)
+
+
+def refusing(cls: type[T]) -> type[T]:
+    """The class, whose objects refuse arithmetic in words that say what to do."""
     for name in _ARITHMETIC:
         setattr(cls, f"__{name}__", _refuse)
     cls.__array_ufunc__ = None  # NumPy leaves its sums to the other operand

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,12 +22,15 @@ from consensus_optax._rows.folding import fold_array, fold_products
 from consensus_optax._rows.gramians import cross_gramian, factor_products, flat, squares
 from consensus_optax._rows.layers import each_layer, sum_of_layers
 from consensus_optax._rows.outer_product import (
+    Factored,
     OuterProduct,
     contract,
     is_outer_product,
     restored,
 )
+from consensus_optax._rows.parts import own_products, projected
 from consensus_optax._rows.statistics import WEIGHTED_SUM, Statistic
+from consensus_optax._rows.sums import SumOfProducts, each_part, total_of
 from consensus_optax._rows.views import as_matrix
 from consensus_optax._typing import Array
 
@@ -45,7 +49,7 @@ class Mixed(NamedTuple):
     order: Array
 
 
-Leaf = Array | OuterProduct  # as gradients come
+Leaf = Array | Factored  # as gradients come
 AnyLeaf = Leaf | Mixed  # as rules read them
 
 
@@ -66,7 +70,9 @@ def scale(leaf: AnyLeaf, factors: Array) -> Any:
     """Row i times factors[i]; of a product one factor is scaled, whatever its size."""
     if isinstance(leaf, Mixed):
         return leaf._replace(matrix=leaf.matrix * factors[:, None])
-    if is_outer_product(leaf):
+    if isinstance(leaf, SumOfProducts):
+        return each_part(lambda part: scale(part, factors), leaf)
+    if isinstance(leaf, OuterProduct):
         may = not (leaf.is_look_up or leaf.is_shared)
         side = "left" if may and leaf.left.size <= leaf.right.size else "right"
         scaled: Any = _scaled(getattr(leaf, side), factors)
@@ -82,7 +88,9 @@ def times(leaf: AnyLeaf, factor: Array) -> AnyLeaf:
     """
     if isinstance(leaf, Mixed):
         return leaf._replace(leaf=times(leaf.leaf, factor))
-    if is_outer_product(leaf):
+    if isinstance(leaf, SumOfProducts):
+        return each_part(lambda part: times(part, factor), leaf)
+    if isinstance(leaf, OuterProduct):
         dtype, left = factor.dtype, leaf.left
         left = left if leaf.is_look_up else left.astype(dtype)
         right = leaf.right.astype(dtype) * factor
@@ -116,7 +124,7 @@ def _by_layer(function: Callable[..., Any], leaf: Any) -> Any:
     return jax.tree.map(functools.partial(restored, whole), merged)
 
 
-def _taken_apart(leaf: Any) -> tuple[OuterProduct, Callable[[OuterProduct], AnyLeaf]]:
+def _taken_apart(leaf: Any) -> tuple[Factored, Callable[[Factored], AnyLeaf]]:
     """The products of all layers, and what makes a leaf like this one of one layer."""
     if isinstance(leaf, Mixed):
         return leaf.leaf, lambda layer: leaf._replace(leaf=layer)
@@ -129,7 +137,15 @@ def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
         return over_layers(lambda layer: squared_norms(layer, dtype), leaf)
     if isinstance(leaf, Mixed):
         return gramian(leaf, dtype).diagonal()
-    if is_outer_product(leaf):
+    if isinstance(leaf, SumOfProducts):
+        total = total_of(lambda part: squared_norms(part, dtype), leaf)
+        for x, y in itertools.combinations(leaf.parts, 2):
+            total += 2 * own_products(x, y, dtype)
+        return jnp.maximum(total, 0)  # of parts that cancel
+    if isinstance(leaf, OuterProduct):
+        if leaf.is_one_array:
+            numbers, array = leaf.right[:, 0, 0].astype(dtype), leaf.left.astype(dtype)
+            return numbers * numbers * jnp.sum(array * array)
         terms, m, n = leaf.sides
         if terms * (m + n) <= m * n:  # flops of T x T products against those of the row
             left, right = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
@@ -159,7 +175,9 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
         return _by_layer(lambda layer: combine(layer, weights, order), leaf)
     if isinstance(leaf, Mixed):
         return combine(leaf.leaf, weights @ leaf.matrix, leaf.order)
-    if is_outer_product(leaf):
+    if isinstance(leaf, SumOfProducts):
+        return total_of(lambda part: combine(part, weights, order), leaf)
+    if isinstance(leaf, OuterProduct):
         keep = (weights != 0)[:, None, None]
         d = jnp.where(keep, leaf.right.astype(dtype) * weights[:, None, None], 0)
         a = leaf.left
@@ -221,15 +239,10 @@ def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
         return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
-    precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     if is_outer_product(leaf):
-        matrix = as_matrix(leaf, direction)  # (M, N)
-        if leaf.is_look_up:
-            options = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
-            projected = matrix.at[leaf.left].get(**options)
-        else:
-            projected = precise(leaf.left.astype(dtype), matrix)  # (B, T, N)
-        return (projected * leaf.right.astype(dtype)).sum((1, 2))
+        of_part = lambda part: projected(part, as_matrix(part, direction))
+        return total_of(of_part, leaf)
+    precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     return precise(flat(leaf, dtype), direction.reshape(-1))
 
 
@@ -245,7 +258,8 @@ def centered(leaf: AnyLeaf, shares: Array, order: Array) -> tuple[Array, Array]:
 
 def signs(leaf: AnyLeaf, dtype: Any) -> Leaf:
     """Signs of the rows; of products of two vectors they are products again."""
-    if is_outer_product(leaf) and not leaf.is_look_up and leaf.sides[0] == 1:
+    known = isinstance(leaf, OuterProduct)
+    if known and not leaf.is_look_up and leaf.sides[0] == 1:
         left, right = jnp.sign(leaf.left), jnp.sign(leaf.right)
         return dataclasses.replace(leaf, left=left, right=right)
     return jnp.sign(as_array(leaf, dtype))

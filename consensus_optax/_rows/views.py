@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
-from consensus_optax._rows.outer_product import OuterProduct, contract, row_shapes
+from consensus_optax._rows.outer_product import (
+    Factored,
+    OuterProduct,
+    contract,
+    row_shapes,
+)
+from consensus_optax._rows.sums import SumOfProducts, each_part, parts_of, total_of
 from consensus_optax._typing import Array
 
+T = TypeVar("T")
 
-def reshaped(leaf: OuterProduct, shape: tuple[int, ...]) -> OuterProduct:
+
+def reshaped(leaf: T, shape: tuple[int, ...]) -> T:
     """The same rows in another shape, given without the example axis."""
-    step = ("reshape", tuple(shape))
-    return dataclasses.replace(leaf, steps=(*leaf.steps, step))
+    return _then(leaf, ("reshape", tuple(shape)))
 
 
-def transposed(leaf: OuterProduct, axes: tuple[int, ...]) -> OuterProduct:
+def _then(leaf: T, step: tuple[str, tuple[int, ...]]) -> T:
+    then = lambda part: dataclasses.replace(part, steps=(*part.steps, step))
+    return each_part(then, leaf)
+
+
+def transposed(leaf: Any, axes: tuple[int, ...]) -> Any:
     """The same rows with axes permuted, by exchanging the sides if that is all."""
     if axes == tuple(range(len(axes))):
         return leaf
+    if isinstance(leaf, SumOfProducts):
+        return _then(leaf, ("transpose", axes))
     _, m, _ = leaf.sides
     for split in range(len(leaf.row_shape) + 1):
         first, last = leaf.row_shape[:split], leaf.row_shape[split:]
@@ -36,7 +50,7 @@ def transposed(leaf: OuterProduct, axes: tuple[int, ...]) -> OuterProduct:
             return dataclasses.replace(
                 leaf, left=leaf.right, right=leaf.left, row_shape=(*last, *first)
             )
-    return dataclasses.replace(leaf, steps=(*leaf.steps, ("transpose", axes)))
+    return _then(leaf, ("transpose", axes))
 
 
 def with_dense_left(leaf: OuterProduct) -> OuterProduct:
@@ -72,11 +86,12 @@ def shared_left(leaf: OuterProduct) -> OuterProduct:
     )
 
 
-def as_matrix(leaf: OuterProduct, direction: Array) -> Array:
+def as_matrix(leaf: Factored, direction: Array) -> Array:
     """What `restored` brings to an array of parameter shape."""
-    _, m, n = leaf.sides
-    layers = () if leaf.num_layers is None else (leaf.num_layers,)
-    before = zip(leaf.steps, row_shapes(leaf), strict=False)  # and one after all
+    first = parts_of(leaf)[0]
+    _, m, n = first.sides
+    layers = () if first.num_layers is None else (first.num_layers,)
+    before = zip(first.steps, row_shapes(first), strict=False)  # and one after all
     for (name, argument), shape in reversed(list(before)):
         if name == "transpose":
             inverse = sorted(range(len(argument)), key=argument.__getitem__)
@@ -86,7 +101,22 @@ def as_matrix(leaf: OuterProduct, direction: Array) -> Array:
     return direction.reshape((*layers, m, n))
 
 
-def row_matrix(leaf: OuterProduct, index: Any) -> Array:
+def row_matrix(leaf: Factored, index: Any) -> Array:
     """Row ``index`` as an (M, N) or (L, M, N) matrix, in at least float32."""
-    left = leaf.left[0] if leaf.is_shared else leaf.left[index]
-    return contract(leaf, left, leaf.right[index])
+
+    def of_part(part: OuterProduct) -> Array:
+        left = part.left[0] if part.is_shared else part.left[index]
+        return in_lines(leaf, contract(part, left, part.right[index]), 0)
+
+    return total_of(of_part, leaf)
+
+
+def in_lines(leaf: Factored, matrices: Array, first: int) -> Array:
+    """What parts multiply to, with the sides M and N of all of them.
+
+    ``first``: how many axes lead those of one row.
+    """
+    if not isinstance(leaf, SumOfProducts):
+        return matrices
+    layers = () if leaf.num_layers is None else (leaf.num_layers,)
+    return matrices.reshape((*matrices.shape[:first], *layers, *leaf.sides[1:]))

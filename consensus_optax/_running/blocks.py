@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,16 @@ from jax import lax
 
 from consensus_optax._rows.layers import layer
 from consensus_optax._rows.outer_product import (
+    Factored,
     OuterProduct,
     contract,
     is_outer_product,
     over_rows,
     restored,
 )
+from consensus_optax._rows.sums import total_of
 from consensus_optax._rows.varying import varying_like
-from consensus_optax._rows.verbs import AnyLeaf, present_rows
+from consensus_optax._rows.verbs import AnyLeaf, Mixed, present_rows
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
 
@@ -107,8 +109,8 @@ def _in_blocks(
 
 def _row_shape(leaf: AnyLeaf) -> tuple[int, ...]:
     """Shape of one row."""
-    known = isinstance(leaf, jax.Array | OuterProduct)
-    return (leaf if known else leaf.leaf).shape[1:]
+    rows: Any = leaf.leaf if isinstance(leaf, Mixed) else leaf
+    return rows.shape[1:]
 
 
 def _row_size(leaf: AnyLeaf) -> int:
@@ -128,7 +130,7 @@ def _array_part(stack: Array, width: int) -> _Part:
     return _Part(read, _places(size, width), 1, size)
 
 
-def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
+def _outer_product_part(leaf: Factored, width: int) -> _Part:
     """Blocks of the (M, N) matrices that rows are: some of their M lines.
 
     Layers lie one after the other, and a block is within one.
@@ -138,16 +140,19 @@ def _outer_product_part(leaf: OuterProduct, width: int) -> _Part:
     lines = min(width // n, m)
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
 
-    def read(start: Array) -> Array:
-        one, start = layer(leaf, start // m), start % m
-        if leaf.is_look_up:
+    def of_part(part: OuterProduct, start: Array) -> Array:
+        if part.is_look_up:
             look_up = lambda a, d: jax.ops.segment_sum(d.astype(dtype), a, lines)
-            block = over_rows(look_up, one.left - start, one.right)
-        else:
-            left = lax.dynamic_slice_in_dim(one.left, start, lines, 2)
-            product = functools.partial(contract, one)
-            block = over_rows(product, left, one.right)  # (B, lines, N)
+            block = over_rows(look_up, part.left - start, part.right)
+        else:  # of an array that rows share a line is N numbers of one factor
+            each = part.sides[1] // m
+            cut = lax.dynamic_slice_in_dim(part.left, each * start, each * lines, 2)
+            block = over_rows(functools.partial(contract, part), cut, part.right)
         return block.astype(leaf.dtype).reshape(block.shape[0], -1)
+
+    def read(start: Array) -> Array:  # (B, lines * N)
+        one = layer(leaf, start // m)
+        return total_of(lambda part: of_part(part, start % m), one)
 
     places = [number * m + _places(m, lines) for number in range(num_layers)]
     return _Part(read, np.concatenate(places), n, num_layers * m * n)

@@ -13,7 +13,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.gramians import border, gramian_about, is_table_or_vectors
 from consensus_optax._rows.norm_bounds import squared_norm_bounds
-from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.outer_product import OuterProduct
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
@@ -202,7 +202,8 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
         return with_target(toward(leaf, old, dtype), present, old)
     pairs = present[:, None] & present[None, :]
     if asked.about is not None:
-        if old is None and is_outer_product(leaf) and not is_table_or_vectors(leaf):
+        one = old is None and isinstance(leaf, OuterProduct)
+        if one and not is_table_or_vectors(leaf):
             return jnp.where(pairs, gramian_about(leaf, asked.about, dtype), 0)
         shares = (jnp.arange(present.shape[0]) == asked.about).astype(dtype)
         leaf, center = verbs.centered(leaf, shares, roster.order)

@@ -37,7 +37,8 @@ class ReducerState(NamedTuple):
         ``aggregating.process`` looks for one such field alone.)
       num_present: () int32, rows that counted.
       num_nonfinite: () int32, rows excluded for an inf or a nan, or for a weight that
-        is none: negative, not finite or above 1e16.
+        is none: negative, not finite or above 1e16. Of a rule that clips also those
+        whose squared norm is no number of the dtype of decisions.
       num_accepted: () int32, rows that the update is made of: of a weighting those with
         a positive weight (in any leaf), of other rules all that counted, and none if
         nothing was agreed on.
@@ -219,8 +220,8 @@ def finished(
     state = ReducerState(
         step=jnp.asarray(optax.safe_increment(roster.step)),
         consensus_ready=ready,
-        num_present=num_present(roster.present),
-        num_nonfinite=seen.num_nonfinite,
+        num_present=num_present(roster.present) - outcome.num_lost,
+        num_nonfinite=seen.num_nonfinite + outcome.num_lost,
         num_accepted=jnp.sum(accepted, dtype=jnp.int32),
         consensus_ratio=ratio,
         steps_without_consensus=jnp.where(ratio < _HARDLY_ANY, waited, 0),

@@ -77,6 +77,8 @@ class Outcome(NamedTuple):
       state: the rule's new state.
       accepted: (B,) bool, the rows that the update is made of.
       ratio: () float32, share of coordinates that move.
+      num_lost: () int32, rows that count as nothing since no bound of their norm is
+        finite, though they are.
     """
 
     update: list[Array]
@@ -84,6 +86,7 @@ class Outcome(NamedTuple):
     state: Any
     accepted: Marked
     ratio: Number
+    num_lost: Array | int = 0
 
 
 def init_rule(rule: Rule, params: Tree) -> Any:
@@ -123,7 +126,7 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
     """Runs a rule on rows; the source that comes back has seen all of them."""
     match rule:
         case Among():
-            chosen, selected, source = _weigh(
+            chosen, selected, source, _ = _weigh(
                 rule.selector, source, state.selector_state
             )
             survivors = jnp.where(chosen > 0, source.seen.roster.weights, 0)
@@ -139,7 +142,7 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             own = (outcome.accepted[:, None] & (changed.matrix != 0)).any(0)  # (B,)
             return outcome._replace(accepted=own), source
         case Weighting(remembers=True):
-            weights, new, source = _weigh(
+            weights, new, source, _ = _weigh(
                 rule, source, state.rule_state, state.previous
             )
             coordinates = source.seen.roster.coordinates
@@ -149,19 +152,19 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             new = MemoryState(update, new)
             return _combined(update, weights, new, source), source
         case Weighting():
-            weights, new, source = _weigh(rule, source, state)
+            weights, new, source, lost = _weigh(rule, source, state)
             update = source.combine(weights)
             outcome = _combined(update, weights, new, source)
             whole = source.seen.roster.coordinates.whole(update, False)
-            return outcome._replace(update=whole), source
+            return outcome._replace(update=whole, num_lost=lost), source
         case Noised():
-            weights, new, source = _weigh(rule.rule, source, state)
+            weights, new, source, lost = _weigh(rule.rule, source, state)
             roster = source.seen.roster
             update = rule.add(source.combine(weights, exact=True), roster, state)
             outcome = _combined(update, weights, new, source)
             update = roster.coordinates.whole(update, False)
             always = {"ready": jnp.ones((), bool), "ratio": jnp.ones((), jnp.float32)}
-            return outcome._replace(update=update, **always), source
+            return outcome._replace(update=update, num_lost=lost, **always), source
         case Fold():
             merged, source = source.statistics(rule)
             return resolved(rule, merged, source.seen.roster, state), source
@@ -214,8 +217,8 @@ def floating_leaves(params: Tree) -> list[Array]:
 
 def _weigh(
     rule: Weighting, source: Source, state: Any, previous: list[Array] | None = None
-) -> tuple[Array, Any, Source]:
-    """Weights (B,), or (leaves, B) where every leaf decides for itself.
+) -> tuple[Array, Any, Source, Array | int]:
+    """Weights (B,), or (leaves, B) where every leaf decides for itself; and `num_lost`.
 
     Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
     non-finite has agreed on nothing.
@@ -240,7 +243,16 @@ def _weigh(
         return jnp.where(some, weights, 0), rule_state
 
     run_once = jax.vmap(decide) if rule.per_leaf else decide
-    return *run_once(products, state), source
+    weights, after = run_once(products, state)
+    return weights, after, source, _num_lost(rule, products)
+
+
+def _num_lost(rule: Weighting, products: Any) -> Array | int:
+    """How many rows have no finite bound of their norm, in any leaf that decides."""
+    if rule.reads != Reads.NORM_BOUNDS:
+        return 0
+    finite = jnp.isfinite(products)
+    return jnp.sum(~(finite.all(0) if rule.per_leaf else finite), dtype=jnp.int32)
 
 
 def _target(roster: Roster) -> list[Array]:

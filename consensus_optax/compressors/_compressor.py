@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.outer_product import Factored
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Tree
 
@@ -51,7 +51,7 @@ class Compressor(NamedTuple):
     contraction: Callable[[Shape], float] | None = None
     variance: Callable[[Shape], float] | None = None
     is_sparse: bool = False
-    factor: Callable[[Array | OuterProduct, Any], Array | OuterProduct] | None = None
+    factor: Callable[[Array | Factored, Any], Array | Factored] | None = None
     text: str = "Compressor(...)"
 
     def __repr__(self) -> str:

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.addition import one_product
+from consensus_optax._rows.outer_product import (
+    Factored,
+    OuterProduct,
+    is_outer_product,
+)
+from consensus_optax._rows.sums import SumOfProducts
 from consensus_optax._rows.views import unshared
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
@@ -125,7 +131,10 @@ def low_rank(rank: int, key: Array, *, num_iterations: int = 1) -> Compressor:
         p, q = thin(into, back, (m, n), key)
         return p.T, q.T * size  # (r, M), (r, N)
 
-    def factor(rows: Array | OuterProduct, keys: Any) -> Array | OuterProduct:
+    def factor(rows: Array | Factored, keys: Any) -> Array | Factored:
+        if isinstance(rows, SumOfProducts):
+            one = one_product(rows)
+            rows = rows.materialize() if one is None else one
         if is_outer_product(rows):
             terms, m, n = rows.sides
             if terms <= rank or not _pays(rank, m, n):

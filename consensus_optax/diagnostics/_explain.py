@@ -16,6 +16,7 @@ from consensus_optax._gradients.contraction import ends_of_rows, unfinished
 from consensus_optax._gradients.leaves import is_array
 from consensus_optax._gradients.per_example import value_and_grad_of_row
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
+from consensus_optax._rows.sums import parts_of
 from consensus_optax._typing import AxisName
 from consensus_optax.diagnostics._explain_tasks import task_arranger, task_rows
 
@@ -112,23 +113,21 @@ def explain(
         return rows, [(end, "") for end in ends]
 
     def texts_of(*args: Any) -> list[Line]:
-        ends: list[tuple[str, str]] = []
+        lines: list[Line] = []
         leaves, treedef = jax.tree.flatten(args)
         shapes = {i: leaf for i, leaf in enumerate(leaves) if _is_shape(leaf)}
 
-        def rows_of(shapes: dict[int, Any]) -> Any:
+        def write(shapes: dict[int, Any]) -> None:
             given = [shapes.get(i, leaf) for i, leaf in enumerate(leaves)]
-            rows, found = rows_and_ends(arrange(jax.tree.unflatten(treedef, given)))
-            ends.extend(found)
-            return rows
+            rows, ends = rows_and_ends(arrange(jax.tree.unflatten(treedef, given)))
+            flatten = jax.tree_util.tree_flatten_with_path
+            flat, _ = flatten(rows, is_leaf=is_outer_product)
+            for (path, leaf), (end, note) in zip(flat, ends, strict=True):
+                name = jax.tree_util.keystr(path) or "(root)"
+                lines.append((name, str(leaf.shape[1:]), _line(leaf, end) + note))
 
-        rows = jax.eval_shape(rows_of, shapes)
-        flat, _ = jax.tree_util.tree_flatten_with_path(rows, is_leaf=is_outer_product)
-        name = lambda path: jax.tree_util.keystr(path) or "(root)"
-        return [
-            (name(path), str(leaf.shape[1:]), _line(leaf, end) + note)
-            for (path, leaf), (end, note) in zip(flat, ends, strict=True)
-        ]
+        jax.eval_shape(write, shapes)
+        return lines
 
     lines = texts_of(*args)
     mesh = _mesh_of(args)
@@ -188,17 +187,19 @@ def _is_shape(leaf: Any) -> bool:
 def _line(leaf: Any, end: str) -> str:
     if not is_outer_product(leaf):
         return f"array: ends in {end}"
-    terms, m, n = leaf.sides
     whole = leaf.size * leaf.dtype.itemsize
-    saved = _kib(whole - _bytes(leaf))
-    left = f"{m} looked up" if leaf.is_look_up else f"{m}"
+    saved = _kib(whole - sum(x.size * x.dtype.itemsize for x in leaf.held))
     layers = "" if leaf.num_layers is None else f"{leaf.num_layers} layers of "
-    sides = f"{layers}{terms} x ({left} + {n})"
-    return f"factored: {sides}, saves {saved} of {_kib(whole)}"
+    sides = " and ".join(map(_sides, parts_of(leaf)))
+    return f"factored: {layers}{sides}, saves {saved} of {_kib(whole)}"
 
 
-def _bytes(leaf: OuterProduct) -> int:
-    return sum(x.size * x.dtype.itemsize for x in (leaf.left, leaf.right))
+def _sides(part: OuterProduct) -> str:
+    if part.is_one_array:
+        return "an array that all rows share"
+    terms, m, n = part.sides
+    left = f"{m} looked up" if part.is_look_up else f"{m}"
+    return f"{terms} x ({left} + {n})"
 
 
 def _kib(number: int) -> str:

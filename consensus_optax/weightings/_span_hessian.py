@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows import verbs
-from consensus_optax._rows.outer_product import OuterProduct, restored
+from consensus_optax._rows.outer_product import is_outer_product, restored
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.views import row_matrix
@@ -75,8 +75,8 @@ def span_hessian(
     return (matrix + matrix.T) / 2
 
 
-def _row(leaf: Array | OuterProduct, index: Array) -> Array:
+def _row(leaf: verbs.Leaf, index: Array) -> Array:
     """One row in parameter shape."""
-    if isinstance(leaf, OuterProduct):
+    if is_outer_product(leaf):
         return restored(leaf, row_matrix(leaf, index))
     return leaf[index]

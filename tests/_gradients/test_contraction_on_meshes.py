@@ -204,6 +204,29 @@ def test_a_decision_that_jax_needs_is_explained():
     assert "explicit mesh axes ('data', 'model')" in notes
 
 
+@pytest.mark.parametrize(
+    "constrain", [jax.sharding.reshard, jax.lax.with_sharding_constraint]
+)
+def test_what_to_write_where_a_loss_names_the_axis_of_rows(constrain):
+    mesh = mesh_of("explicit")
+    put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+    w, x = put(array(0, 16, 32)), put(array(1, 8, 16), "data")
+    where = lambda spec: NamedSharding(mesh.abstract_mesh, spec)
+
+    def rows(spec):
+        loss = lambda w, x: square(jnp.tanh(constrain(x @ w, where(spec))))
+        return jax.eval_shape(co.per_example_grad(loss), w, x)
+
+    with pytest.raises((ValueError, AssertionError)) as caught:
+        rows(P("data", None))
+    notes = "".join(caught.value.__notes__)
+    assert "where it says `P('data', None, 'model')`" in notes
+    assert "let it say `P(None, None, 'model')`" in notes
+    leaf = rows(P(None, None))
+    assert co.is_outer_product(leaf)
+    assert leaf.right.sharding.spec[0] == "data"
+
+
 def test_explain_names_what_a_mesh_costs(capsys):
     mesh, model = mesh_of("auto"), model_of("mlp")
     given = placed("mlp", model, mesh, "fsdp")

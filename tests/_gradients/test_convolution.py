@@ -44,6 +44,20 @@ CASES = {
         (2, 2, 2, 2, 3),
         {"dimension_numbers": ("NDHWC", "DHWIO", "NDHWC")},
     ),
+    "tiles": (
+        (24, 26, 2),
+        (12, 13, 2, 3),
+        {"window_strides": (12, 13), "padding": "VALID"},
+    ),
+    "tiles of a part": (
+        (2, 9, 11),
+        (3, 2, 2, 3),
+        {
+            "window_strides": (2, 3),
+            "padding": [(1, 0), (-1, 0)],
+            "dimension_numbers": NCHW,
+        },
+    ),
     # left as they are
     "depthwise": ((5, 5, 4), (3, 3, 1, 8), {"feature_group_count": 4}),
     "large kernel": ((14, 14, 1), (12, 12, 1, 1), {"padding": "VALID"}),

@@ -18,17 +18,14 @@ def test_rows_are_those_of_vmap_of_grad(name):
 
 def test_explain_says_why_products_are_arrays(capsys):
     params = {"read": array(0, WIDTH, 32), "sum": array(1, 32, WIDTH)}
-    params |= {
-        "scale": jnp.ones(()),
-        "carried": array(2, ROWS),
-        "small": array(3, 2, 2),
-    }
+    params |= {"carried": array(2, ROWS), "small": array(3, 2, 2)}
 
     def loss(p, x):
-        x = jnp.tanh(x @ (p["read"] * p["scale"])) @ p["sum"]
+        otherwise = jnp.einsum("bi,ijk->bk", x[:, :4], p["read"].reshape(4, 4, 32))
+        x = jnp.tanh(x @ p["read"] + otherwise) @ p["sum"]
         step = lambda x, _: (x + p["carried"][None, :1], None)
         x = jax.lax.scan(step, x, None, length=2)[0]
-        return square(x) + square(p["sum"]) + square(x[:, :2] @ p["small"])
+        return square(x) + x.mean() * square(p["sum"]) + square(x[:, :2] @ p["small"])
 
     co.explain(loss, params, array(4, ROWS, WIDTH))
     said = capsys.readouterr().out
@@ -40,6 +37,21 @@ def test_explain_says_why_products_are_arrays(capsys):
         assert line in said
     assert "ends in\n" not in said
     assert "ends in \n" not in said
+
+
+def test_explain_says_where_other_arrays_end(capsys):
+    params = {"normed": array(0, WIDTH, 32), "either": array(1, 32, WIDTH)}
+
+    def loss(p, x):
+        length = jnp.linalg.norm(p["normed"], axis=0, keepdims=True)
+        x = jnp.tanh(x @ (p["normed"] / length))
+        one, other = lambda w: x @ w, lambda w: jnp.tanh(x @ w)
+        return square(jax.lax.cond(x.sum() > 0, one, other, p["either"]))
+
+    co.explain(loss, params, array(4, ROWS, WIDTH))
+    said = capsys.readouterr().out
+    assert "array: ends in select_n" in said
+    assert "dot_general + mul, a sum of which not all are products" in said
 
 
 @pytest.mark.parametrize("mode", ["clip", "fill"])

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
+from tests._models import assert_close
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +166,33 @@ def test_microbatches():
     assert float(rows[0, 0]) == pytest.approx(1 + 2.0**-8, rel=2.0**-8)  # a rounding
 
 
+def test_microbatches_stay_factored_where_their_terms_are_smaller():
+    """Of a wide trunk and a tied table; of a narrow one rows are arrays."""
+    draw = lambda seed, *shape: jnp.float32(
+        np.random.default_rng(seed).normal(size=shape)
+    )
+    params = {
+        "wide": draw(0, 64, 48),
+        "words": draw(1, 64, 48),
+        "narrow": draw(2, 8, 2),
+    }
+    x, words = draw(3, 6, 64), jnp.arange(6) * 7
+
+    def several(p, x, words):
+        out = jnp.tanh(x @ p["wide"] + p["words"][words]) @ p["words"].T
+        ends = jnp.tanh(out[:, :8] @ p["narrow"])
+        return {"a": jnp.mean(out**2), "b": jnp.mean(ends), "c": jnp.mean(ends**2)}
+
+    options = {"batch_argnums": (1, 2), "microbatch_size": 2}
+    rows = jax.jit(lambda *given: co.task_grad(several, **options)(*given))
+    got, wanted = rows(params, x, words), jax.jacrev(several)(params, x, words)
+    for name, leaf in got.items():
+        assert co.is_outer_product(leaf) == (name != "narrow")
+        each = jnp.stack([wanted[key][name] for key in "abc"])
+        # float32 rounding of sums of at most 384 terms
+        assert_close(co.materialize(leaf), each, 1e-5)
+
+
 def test_keys():
     """Groups and microbatches get their own; the whole batch the one that is given."""
 
@@ -218,7 +246,8 @@ def test_inside_shard_map_rows_are_of_the_examples_there(check_vma):
         assert rows["wide"].is_shared
         sharded = co.sharded(rule, "data")
         update, _ = sharded.update(rows, rule.init(params), params)
-        return mean, jax.lax.pmean(turns, "data"), co.materialize(groups), update
+        turns = jax.lax.pmean(co.materialize(turns), "data")
+        return mean, turns, co.materialize(groups), update
 
     run = jax.shard_map(
         of_device,

@@ -141,6 +141,72 @@ def test_its_noise_is_scaled_to_our_sensitivity(theirs):
     assert float(update.std()) == pytest.approx(1.5, rel=5 / np.sqrt(8000))
 
 
+@pytest.mark.slow
+def test_its_accountants_say_what_ours_say(theirs):
+    """Of noise that is told in units of our sensitivity, with what is cut off."""
+    del theirs
+    accounting = pytest.importorskip("jax_privacy.accounting")
+    accountant = accounting.DpsgdTrainingAccountant(accounting.PldAccountantConfig())
+    for size in (30, 100):
+        sampling = privacy.PoissonSampling(100, 0.2, num_steps=3, max_size=size)
+        of_run = accounting.DpParams(
+            noise_multipliers=1.5,
+            num_samples=100,
+            delta=1e-5,
+            batch_size=20,
+            truncated_batch_size=None if size == 100 else size,
+        )
+        epsilon = accountant.compute_epsilon(3, of_run)
+        ours = privacy.epsilon_of(1.5, sampling, delta=1e-5)
+        assert ours == pytest.approx(epsilon, rel=1e-3)  # losses in steps of 1e-4
+    z = accounting.calibrate_noise_multiplier(
+        target_epsilon=2.0,
+        accountant=accountant,
+        batch_sizes=20,
+        num_updates=3,
+        num_samples=100,
+        target_delta=1e-5,
+    )
+    whole = sampling._replace(max_size=100)
+    assert 1.97 < privacy.epsilon_of(z, whole, delta=1e-5) <= 2.001  # to 0.01 of z
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [False, True])
+def test_its_auditing_of_our_sums(theirs, broken):
+    """A canary that is there or not is told apart as far as epsilon, and no farther.
+
+    Its lower bound is wrong with probability 1e-6; noise that is a fifth of what was
+    said is found out.
+    """
+    auditing = pytest.importorskip("jax_privacy.auditing")
+    trials, delta, clip = 4000, 1e-3, 0.5
+    grad = privacy.clipped_grad(loss, batch_argnums=(1, 2), l2_clip_norm=clip)
+    stddev = grad.sensitivity() * (0.2 if broken else 1.0)
+    # of one Gaussian mechanism with noise multiplier 1
+    epsilon = privacy.epsilon_of(
+        1.0, privacy.PoissonSampling(12, 1.0, num_steps=1, max_size=12), delta=delta
+    )
+    canary = jax.tree.map(lambda leaf: 50 * leaf[:1], BATCH)
+    own = grad(PARAMS, *canary)
+
+    def score(key, is_there):
+        padding = jnp.arange(12) == jnp.where(is_there, 12, 0)
+        batch = jax.tree.map(lambda x, y: x.at[0].set(y[0]), BATCH, canary)
+        sums = grad(PARAMS, *batch, is_padding_example=padding)
+        noise = theirs.noise_addition.gaussian_privatizer(stddev=stddev, prng_key=key)
+        noisy, _ = noise.update(sums, noise.init(PARAMS))
+        products = jax.tree.map(jnp.vdot, noisy, own)
+        return sum(jax.tree.leaves(products))
+
+    keys = jax.random.split(jax.random.key(5), 2 * trials)
+    of_all = jax.jit(jax.vmap(score))(keys, jnp.arange(2 * trials) < trials)
+    auditor = auditing.CanaryScoreAuditor(of_all[:trials], of_all[trials:])
+    found = auditor.epsilon_clopper_pearson(1e-6, delta)
+    assert found > (epsilon if broken else 0.3)
+    assert broken or found <= epsilon
+
+
 def test_sums_of_narrow_rows_are_wide_if_asked_for(theirs):
     del theirs
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (PARAMS, BATCH))

@@ -84,7 +84,7 @@ def states():
 
 def test_public_and_private_metadata():
     """Of a state, data decides counts alone; plans of a run know no data at all."""
-    changed = {"num_present", "num_nonfinite", "rule_state"}
+    changed = {"num_present", "num_nonfinite", "num_accepted", "rule_state"}
     first, *others = states()
     for other in others:
         for name in set(first._fields) - changed:

@@ -134,6 +134,18 @@ def test_rows_are_clipped_and_divided_by_what_was_said():
     assert (state.num_present, state.num_nonfinite) == (3, 1)
 
 
+@pytest.mark.parametrize("per_leaf", [False, True])
+def test_a_row_whose_squared_norm_overflows_is_counted(per_leaf):
+    """It is zero and costs no other row; where leaves decide, in its leaf alone."""
+    rows = {"a": jnp.array([[3e30], [0.3], [jnp.inf]]), "b": jnp.array([[0.1]] * 3)}
+    rule = co.clipped_sum(1.0, per_leaf=per_leaf)
+    update, state = first_update(rule, rows)
+    wanted = {"a": [0.3], "b": [0.2 if per_leaf else 0.1]}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(update[name], value, rtol=1e-5)  # as above
+    assert (state.num_present, state.num_nonfinite) == (1, 2)
+
+
 def test_automatic_clipping_is_the_published_formula():
     rows = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     rule = co.clipped_sum(2.0, clipping="automatic", stability=0.5)

@@ -46,10 +46,14 @@ def is_held(rule: Rule, batch: Batch, on_mesh: bool) -> bool:
     if batch.arranged.num_rows * params <= most:
         return True
     of_rows = functools.partial(value_and_rows, batch.fun, has_aux=batch.has_aux)
-    rows = jax.eval_shape(lambda: of_rows(batch.arranged))[1]
-    leaves = jax.tree.leaves(rows, is_leaf=is_outer_product)
-    arrays = [[x.left, x.right] if is_outer_product(x) else [x] for x in leaves]
-    return sum(_bytes(x) for each in arrays for x in each) <= most
+
+    def held() -> list[jax.Array]:
+        _, rows = of_rows(batch.arranged)
+        leaves = jax.tree.leaves(rows, is_leaf=is_outer_product)
+        arrays = [x.held if is_outer_product(x) else [x] for x in leaves]
+        return [x for each in arrays for x in each]
+
+    return sum(map(_bytes, jax.eval_shape(held))) <= most
 
 
 def _reads_in_passes(rule: Rule, on_mesh: bool) -> bool:

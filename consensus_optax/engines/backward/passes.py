@@ -16,6 +16,7 @@ from consensus_optax._gradients.per_example import value_and_reduced
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.sums import each_part
 from consensus_optax._rows.verbs import Leaf, decision_dtype
 from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Roster
@@ -128,7 +129,7 @@ class Batch(NamedTuple):
 def _as_decided(rows: Leaf, dtype: Any) -> Leaf:
     """Rows in their parameter's dtype, whatever the variable's is."""
     if is_outer_product(rows):
-        return dataclasses.replace(rows, dtype=dtype)
+        return each_part(lambda part: dataclasses.replace(part, dtype=dtype), rows)
     return rows.astype(dtype)
 
 

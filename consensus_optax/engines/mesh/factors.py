@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from consensus_optax._rows.outer_product import OuterProduct, is_outer_product, restored
+from consensus_optax._rows.addition import one_product
+from consensus_optax._rows.outer_product import OuterProduct, restored
+from consensus_optax._rows.sums import SumOfProducts
 from consensus_optax._rows.verbs import AnyLeaf, Mixed
 from consensus_optax._rows.views import as_matrix, reshaped, unshared
 from consensus_optax._running.memory import as_sent
@@ -79,7 +81,8 @@ def as_travelling(
     leaf: AnyLeaf, count: int, signs: bool, dtype: Any
 ) -> Array | Factors:
     """Rows, or their signs in int8, as they are dealt to so many devices."""
-    if is_outer_product(leaf):
+    leaf = _one(leaf)
+    if isinstance(leaf, OuterProduct):
         dealt = _least(leaf, count, signs)[1]
         if dealt:
             leaf = unshared(leaf)
@@ -103,11 +106,12 @@ def bytes_each(leaf: AnyLeaf, count: int, signs: bool) -> int:
 
 def _least(leaf: AnyLeaf, count: int, signs: bool) -> tuple[int, str]:
     """These bytes, and which factor is dealt out, "" if the leaf is multiplied out."""
+    leaf = _one(leaf)
     rows: Any = leaf.leaf if isinstance(leaf, Mixed) else leaf
     length, part = rows.shape[0], lambda size: -(-size // count)
     least = part(math.prod(rows.shape[1:]))
     options = [(length * least * (1 if signs else rows.dtype.itemsize), "")]
-    if is_outer_product(leaf) and not any(leaf.spec):
+    if isinstance(leaf, OuterProduct) and not any(leaf.spec):
         layers, (terms, m, n) = leaf.num_layers or 1, leaf.sides
         sizes = [
             1 if _has_signs(leaf, signs) else factor.dtype.itemsize
@@ -123,6 +127,12 @@ def _least(leaf: AnyLeaf, count: int, signs: bool) -> tuple[int, str]:
         if not leaf.is_look_up:
             options += [(sent(part(m), n, part(m) * n), "left")]
     return min(options, key=lambda option: option[0])
+
+
+def _one(leaf: AnyLeaf) -> AnyLeaf:
+    """A sum of products as one, where it can be that: one factor of it is dealt out."""
+    one = one_product(leaf) if isinstance(leaf, SumOfProducts) else leaf
+    return leaf if one is None else one
 
 
 def _has_signs(leaf: OuterProduct, signs: bool) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,22 +9,36 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from consensus_optax._rows.explicit import automatic, spec_of
-from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.outer_product import Factored, is_outer_product
+from consensus_optax._rows.sums import parts_of as products_of
+from consensus_optax._rows.sums import with_held
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
 
 
 def parts_of(leaves: list[Leaf]) -> list[tuple[Array, ...]]:
     """The arrays that rows consist of: themselves, or their factors, (B, ...)."""
-    return [leaf.factors if is_outer_product(leaf) else (leaf,) for leaf in leaves]
+    return list(map(_parts, leaves))
+
+
+def _parts(leaf: Leaf) -> tuple[Array, ...]:
+    if not is_outer_product(leaf):
+        return (leaf,)
+    if _shares_an_array(leaf):
+        return (leaf.materialize(),)
+    return tuple(x for part in products_of(leaf) for x in part.factors)
+
+
+def _shares_an_array(leaf: Factored) -> bool:
+    """Whether every row would need a copy of what all of a batch share."""
+    return any(part.is_one_array for part in products_of(leaf))
 
 
 def from_parts(leaf: Leaf, parts: tuple[Array, ...]) -> Leaf:
     """Rows like those of a leaf, of other parts."""
-    if not is_outer_product(leaf):
+    if not is_outer_product(leaf) or _shares_an_array(leaf):
         return parts[0]
-    left, right = parts
-    return dataclasses.replace(leaf, left=left, right=right)
+    return with_held(leaf, parts)
 
 
 def places(batch: Tree, num_batches: int) -> Tree:
