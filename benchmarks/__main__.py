@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from benchmarks import _harness, _report
 
 SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
-SCRIPTS += ("long_sequences", "federated", "tasks", "privacy")
-SCRIPTS += ("how_many_rows", "loops", "peers")
+SCRIPTS += ("long_sequences", "federated", "compression", "clients", "tasks")
+SCRIPTS += ("privacy", "how_many_rows", "loops", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,8 @@ TABLES = {
     "long_sequences": "Long sequences",
     "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",
+    "compression": "Federated rounds with compressed messages",
+    "clients": "A federated round of a thousand clients",
 }
 _COLORS = {"ours": "#1f77b4", "jax": "#7f7f7f", "torch": "#d62728"}
 

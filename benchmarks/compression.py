@@ -261,6 +261,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         1, len(names), figsize=(6 * len(names), 4.5), squeeze=False
     )
     for axis, task in zip(axes[0], names, strict=True):
+        axis.set_prop_cycle(color=plt.colormaps["tab20"].colors)
         for row in rows:
             if row["task"] == task:
                 sent = np.array(row["num_rounds"][1:]) * row["bytes_each"]
@@ -286,7 +287,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.smoke:
         names = ["float32", "int4", "rank 1, error feedback"]
     rows = run(SMOKE if args.smoke else Setting(), args.tasks, names)
-    _harness.write("compression", rows, _harness.environment("flax"), args.out)
+    env = _harness.environment("flax")
+    earlier = _harness.read("compression", args.out)
+    rows = [{**row, **env} for row in rows]
+    rows += [row for row in earlier if row["task"] not in args.tasks]
+    rows.sort(key=lambda row: list(TASKS).index(row["task"]))
+    _harness.write("compression", rows, {}, args.out)
     (args.out / "compression.md").write_text(table(rows) + "\n", encoding="utf-8")
     plot(rows, args.out / "compression.png")
 

@@ -60,6 +60,7 @@ CROSS_CUTTING = {
     *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
     *["test_examples", "test_benchmarks_how_many_rows"],
     *["test_benchmarks_multihost", "test_benchmarks_privacy", "test_multihost"],
+    *["test_benchmarks_compression", "test_benchmarks_clients"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     *["test_contract_leaves", "test_sources"],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
