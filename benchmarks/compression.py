@@ -134,12 +134,8 @@ def trainer(
     num_clients = len(work.counts)
 
     def server(rate: Any) -> Any:
-        if code is None:
-            ahead = optax.identity()
-        elif feedback:
-            ahead = co.error_feedback(code, num_clients)
-        else:
-            ahead = co.compressed(code)
+        ahead = co.compressed(code) if code else optax.identity()
+        ahead = co.error_feedback(code, num_clients) if feedback else ahead
         return optax.chain(ahead, co.mean(), optax.sgd(rate, momentum=MOMENTUM))
 
     def run(fit: Any, rate: Any, key: Any, clients: Any, counts: Any) -> Any:
@@ -214,12 +210,14 @@ def bytes_to(row: Row, accuracy: float) -> float | None:
     return row["bytes_each"] * row["num_rounds"][reached[0]]
 
 
+def _of(rows: Sequence[Row], task: str, name: str) -> Row:
+    """The row of one contestant on one task."""
+    return next(x for x in rows if (x["task"], x["contestant"]) == (task, name))
+
+
 def target_of(rows: Sequence[Row], task: str) -> float:
     """The accuracy that bytes are counted up to."""
-    plain = next(
-        row for row in rows if (row["task"], row["contestant"]) == (task, "float32")
-    )
-    curve = np.mean(plain["accuracy"], 0)
+    curve = np.mean(_of(rows, task, "float32")["accuracy"], 0)
     return float(curve[0] + SHARE * (curve.max() - curve[0]))
 
 
@@ -236,9 +234,7 @@ def table(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(row["contestant"] for row in rows):
         cells = []
         for task in names:
-            row = next(
-                row for row in rows if (row["task"], row["contestant"]) == (task, name)
-            )
+            row = _of(rows, task, name)
             ends = [100 * curve[-1] for curve in row["accuracy"]]
             spread = (max(ends) - min(ends)) / 2
             needed = bytes_to(row, target_of(rows, task))
