@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from benchmarks import _harness, _report
 
 SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
-SCRIPTS += ("long_sequences", "federated", "gauss_newton", "how_many_rows", "tasks")
-SCRIPTS += ("privacy", "loops", "peers")
+SCRIPTS += ("long_sequences", "federated", "compression", "client_memory", "clients")
+SCRIPTS += ("gauss_newton", "how_many_rows", "tasks", "privacy", "loops", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

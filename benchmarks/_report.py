@@ -29,6 +29,8 @@ TABLES = {
     "long_sequences": "Long sequences",
     "multihost": "The reduction alone, against `pmean`",
     "federated": "Federated rounds with dishonest clients",
+    "compression": "Federated rounds with compressed messages",
+    "client_memory": "A federated round of clients that keep something",
     "breakdown": "Accuracy against the share of attackers",
     "clients": "Rounds of many clients",
 }

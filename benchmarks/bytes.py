@@ -27,12 +27,24 @@ from benchmarks import _harness
 from benchmarks._harness import Row
 from benchmarks._traffic import bytes_sent
 from benchmarks._workloads import Workload, mlp
+from consensus_optax import compressors
 
 SIZE, SMOKE_SIZE = 1_000_003, 1003  # parameters; prime to every number of devices
 COUNTED, FORMULA = (2, 4, 8), (16, 32, 64)
 MLP_ROWS, MLP_DEVICES = 16, 8
+SIGN = compressors.scaled_sign()
 BY_FORMULA = ("cosine_filter", "subspace_weighting (AdaCons)", "median")
 
+
+QUANTIZED = compressors.stochastic_quantization
+KEY = jax.random.key(0)
+# Of the rows, or there and back.
+WIRES = [
+    ("int8", {"wire": QUANTIZED(8, KEY)}),
+    ("int8 both ways", dict.fromkeys(("wire", "update_wire"), QUANTIZED(8, KEY))),
+    ("int4 both ways", dict.fromkeys(("wire", "update_wire"), QUANTIZED(4, KEY))),
+    ("sign both ways", dict.fromkeys(("wire", "update_wire"), SIGN)),
+]
 
 STEPS = {
     "mean": co.mean,
@@ -71,6 +83,7 @@ def contestants() -> dict[str, Callable[[Any], Any]]:
         "cosine_filter, wire bfloat16": ours(
             co.cosine_filter(), wire_dtype=jnp.bfloat16
         ),
+        **{f"krum, wire {name}": ours(co.krum(0), **both) for name, both in WIRES},
     }
 
 
@@ -132,7 +145,7 @@ def run(smoke: bool = False) -> list[Row]:
     for name, reduce in contestants().items():
         sent: dict[int, tuple[float, str]] = {}
         for count in COUNTED:
-            if name != "krum" or count > 2:
+            if not name.startswith("krum") or count > 2:
                 sent[count] = bytes_sent(compiled(reduce, size, count), count), "HLO"
         if name in BY_FORMULA:
             extra = sent[8][0] - formula(size, 8, 0)

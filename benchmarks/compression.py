@@ -134,12 +134,8 @@ def trainer(
     num_clients = len(work.counts)
 
     def server(rate: Any) -> Any:
-        if code is None:
-            ahead = optax.identity()
-        elif feedback:
-            ahead = co.error_feedback(code, num_clients)
-        else:
-            ahead = co.compressed(code)
+        ahead = co.compressed(code) if code else optax.identity()
+        ahead = co.error_feedback(code, num_clients) if feedback else ahead
         return optax.chain(ahead, co.mean(), optax.sgd(rate, momentum=MOMENTUM))
 
     def run(fit: Any, rate: Any, key: Any, clients: Any, counts: Any) -> Any:
@@ -214,12 +210,14 @@ def bytes_to(row: Row, accuracy: float) -> float | None:
     return row["bytes_each"] * row["num_rounds"][reached[0]]
 
 
+def _of(rows: Sequence[Row], task: str, name: str) -> Row:
+    """The row of one contestant on one task."""
+    return next(x for x in rows if (x["task"], x["contestant"]) == (task, name))
+
+
 def target_of(rows: Sequence[Row], task: str) -> float:
     """The accuracy that bytes are counted up to."""
-    plain = next(
-        row for row in rows if (row["task"], row["contestant"]) == (task, "float32")
-    )
-    curve = np.mean(plain["accuracy"], 0)
+    curve = np.mean(_of(rows, task, "float32")["accuracy"], 0)
     return float(curve[0] + SHARE * (curve.max() - curve[0]))
 
 
@@ -236,9 +234,7 @@ def table(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(row["contestant"] for row in rows):
         cells = []
         for task in names:
-            row = next(
-                row for row in rows if (row["task"], row["contestant"]) == (task, name)
-            )
+            row = _of(rows, task, name)
             ends = [100 * curve[-1] for curve in row["accuracy"]]
             spread = (max(ends) - min(ends)) / 2
             needed = bytes_to(row, target_of(rows, task))
@@ -261,6 +257,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         1, len(names), figsize=(6 * len(names), 4.5), squeeze=False
     )
     for axis, task in zip(axes[0], names, strict=True):
+        axis.set_prop_cycle(color=plt.colormaps["tab20"].colors)
         for row in rows:
             if row["task"] == task:
                 sent = np.array(row["num_rounds"][1:]) * row["bytes_each"]
@@ -286,7 +283,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.smoke:
         names = ["float32", "int4", "rank 1, error feedback"]
     rows = run(SMOKE if args.smoke else Setting(), args.tasks, names)
-    _harness.write("compression", rows, _harness.environment("flax"), args.out)
+    env = _harness.environment("flax")
+    earlier = _harness.read("compression", args.out)
+    rows = [{**row, **env} for row in rows]
+    rows += [row for row in earlier if row["task"] not in args.tasks]
+    rows.sort(key=lambda row: list(TASKS).index(row["task"]))
+    _harness.write("compression", rows, {}, args.out)
     (args.out / "compression.md").write_text(table(rows) + "\n", encoding="utf-8")
     plot(rows, args.out / "compression.png")
 

@@ -31,6 +31,8 @@ def bucketed(
 
     Guarantees: contraction and variance of the compressor on arrays of the size of a
     piece, which the last one is filled up to by zeros.
+    Edge cases: zeros that fill a piece up are entries of it: they lower its mean
+    magnitude, and may be among what is drawn.
 
     Args:
       compressor: any but those that make products, which need the whole matrix.

@@ -58,8 +58,8 @@ def error_feedback(
     to exclude and count, and so does a row whose sum with e overflows.
 
     ``weights`` of ``update``: which rows are there. ``clients``: (B,) integers, whose
-    rows these are of ``num_rows`` that are remembered, none twice; without, row i is
-    i's.
+    rows these are of ``num_rows`` that are remembered; without, row i is i's. Of one
+    that is there twice the first row is remembered; what the second loses is lost.
 
     Args:
       compressor: a contraction: any of ``co.compressors`` but ``random_k`` with

@@ -49,7 +49,7 @@ def remembered(
       memory: from :func:`no_memory_yet`.
       params: the parameters, or None.
       weights: which rows are there, (B,), or None.
-      clients: whose rows they are, (B,) integers, none twice; None: row i is i's.
+      clients: whose rows they are, (B,) integers; None: row i is i's.
       can_overflow: whether finite rows may be remembered as infinite: they are kept
         from that, and go out as nan.
     """
@@ -89,11 +89,16 @@ def taken(kept: Array, clients: Array) -> Array:
 def put(
     kept: Array, new: Array, old: Array, moves: Array, clients: Array | None
 ) -> Array:
-    """The memory with new entries of those who move; ``old`` are their own."""
+    """The memory with new entries of those who move; ``old`` are their own.
+
+    Of a client that moves in several rows the first one is remembered.
+    """
     if clients is None:
         return jnp.where(moves.reshape(-1, *[1] * (new.ndim - 1)), new, old)
     nobody = kept.shape[0]
-    places = jnp.where(moves & (clients >= 0), clients, nobody)
+    same = (clients[:, None] == clients[None, :]) & moves[None, :]
+    first = jnp.argmax(same, 1) == jnp.arange(clients.shape[0])
+    places = jnp.where(moves & first & (clients >= 0), clients, nobody)
     return kept.at[places].set(new.astype(kept.dtype), mode="drop")
 
 

@@ -42,7 +42,8 @@ def row_momentum(decay: Threshold, num_rows: int) -> RowTransform:
     for the reducer to exclude and count.
 
     ``weights``: which rows are there. ``clients``: (B,) integers, whose rows these are
-    of ``num_rows`` that are remembered, none twice; without, row i is i's.
+    of ``num_rows`` that are remembered; without, row i is i's. Of one that is there
+    twice the first row is remembered.
 
     Args:
       decay: beta in [0, 1): a number, array or schedule.

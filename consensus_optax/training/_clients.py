@@ -21,8 +21,8 @@ class Cohort(NamedTuple):
     """The clients of a round and what they train on.
 
     Attributes:
-      clients: (n,) int32, their numbers, none twice; one that is no client's is absent.
-        None: nobody keeps anything.
+      clients: (n,) int32, their numbers; one that is no client's is absent, and of one
+        that is there twice the first row is kept. None: nobody keeps anything.
       batches: leaves (n, num_steps, ...), as `federated_round` takes them.
       num_done: (n,) int32, how many local steps each has done before it stopped: who
         has not done all is absent from the round. None: all have.

@@ -7,6 +7,7 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax import compressors
+from tests._selected import cases, in_ci
 
 KEY = jax.random.key(3)
 B, T, M, N = 3, 5, 9, 7
@@ -38,6 +39,7 @@ LEAVES = {
 }
 
 
+@in_ci
 @pytest.mark.parametrize("name", LEAVES)
 def test_factored_rows_are_the_matrices_that_they_stand_for(name):
     leaf, code = LEAVES[name], compressors.low_rank(2, KEY)
@@ -60,6 +62,7 @@ def test_factored_rows_are_the_matrices_that_they_stand_for(name):
     )
 
 
+@in_ci
 def test_layers_are_compressed_one_by_one():
     leaf = co.OuterProduct(normal(B, 2, T, M), normal(B, 2, T, N), row_shape=(2, M, N))
     code = compressors.low_rank(2, KEY)
@@ -72,7 +75,7 @@ def test_layers_are_compressed_one_by_one():
     np.testing.assert_allclose(inner, 0, atol=1e-3)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("rank", cases([1, 3], 1))
 def test_matrices_of_the_rank_are_exact(rank):
     matrix = normal(M, rank) @ normal(rank, N)
     code = compressors.low_rank(rank, KEY)
@@ -80,6 +83,7 @@ def test_matrices_of_the_rank_are_exact(rank):
     np.testing.assert_allclose(found, matrix, atol=1e-4)
 
 
+@in_ci
 def test_more_iterations_come_near_the_best():
     u, _, v = np.linalg.svd(RNG.normal(size=(M, N)), full_matrices=False)
     values = 2.0 ** -np.arange(7)
@@ -93,6 +97,7 @@ def test_more_iterations_come_near_the_best():
     assert best * (1 - 1e-4) <= errors[1] <= best * 1.001 < errors[0]
 
 
+@in_ci
 def test_what_is_small_stays_as_it_is():
     rows = {"bias": jnp.ones((2, 5)), "thin": jnp.ones((2, 9, 2))}
     few = co.OuterProduct(normal(2, 1, M), normal(2, 1, N), row_shape=(M, N))
@@ -105,6 +110,7 @@ def test_what_is_small_stays_as_it_is():
     np.testing.assert_array_equal(found["few"].materialize(), few.materialize())
 
 
+@in_ci
 def test_extreme_scales():
     for scale in (1e-30, 1e30):
         matrix = scale * normal(M, 1) @ normal(1, N)

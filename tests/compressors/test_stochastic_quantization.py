@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from consensus_optax import compressors
+from tests._selected import in_ci
 
 KEY = jax.random.key(7)
 GIVEN = jnp.array([0.3, -1.2, 2.5, 0.0, 0.7, -0.1, 1.9, -2.0])
@@ -39,6 +40,7 @@ def test_a_fixed_range_is_flower_s():
     np.testing.assert_allclose(arrived(4, 1.5), theirs, rtol=0, atol=1e-6)
 
 
+@in_ci
 def test_two_bits_are_terngrad_s():
     """FedJAX's ``terngrad_quantize`` where its clipping at 2.5 deviations does none."""
     assert arrived(2, "max").tolist() == [0.0, 0.0, 2.5, 0.0, 0.0, 0.0, 2.5, -2.5]
@@ -52,6 +54,7 @@ def test_signs_with_a_scale_are_fedjax_s_drive():
     np.testing.assert_allclose(found, theirs, rtol=1e-6)
 
 
+@in_ci
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_every_level_survives_packing(bits):
     top = 2 ** (bits - 1) - 1

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
 from consensus_optax import compressors
+from tests._selected import cases, in_ci
 
 KEY = jax.random.key(0)
 RANDOM = {
@@ -39,6 +40,7 @@ def arrays(tree):
     return {name: np.asarray(leaf) for name, leaf in co.materialize(tree).items()}
 
 
+@in_ci
 @pytest.mark.parametrize("name", CODES)
 def test_a_row_is_what_decompressing_its_message_gives(name):
     code, rows = CODES[name], rows_of(3)
@@ -57,6 +59,7 @@ def test_a_row_is_what_decompressing_its_message_gives(name):
     assert found["n"].dtype == np.int32
 
 
+@in_ci
 @pytest.mark.parametrize("name", RANDOM)
 def test_no_two_messages_have_the_same_draws(name):
     """Of rows, leaves and steps that all hold the same."""
@@ -69,6 +72,7 @@ def test_no_two_messages_have_the_same_draws(name):
     assert len(seen) == 2 * 2 * 3
 
 
+@in_ci
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_devices_draw_as_one_device_does(name, check_vma):
@@ -95,7 +99,7 @@ def test_inside_shard_map_the_axis_is_asked_for():
         jax.jit(spread)(jnp.ones((2, 3)))
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", cases(CODES, "top_k"))
 def test_broken_rows_are_counted_out_and_others_do_not_change(name):
     rule = optax.chain(co.compressed(CODES[name]), co.median())
     rows = rows_of(5)
@@ -109,6 +113,7 @@ def test_broken_rows_are_counted_out_and_others_do_not_change(name):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@in_ci
 @pytest.mark.parametrize("name", CODES)
 def test_bfloat16_rows(name):
     params = jnp.zeros((4, 5), jnp.bfloat16)
@@ -123,6 +128,7 @@ def test_bfloat16_rows(name):
     np.testing.assert_allclose(got.astype(jnp.float32), wide, rtol=2.0**-8)
 
 
+@in_ci
 def test_a_finite_row_that_overflows_on_its_way_is_counted_out():
     with jax.enable_x64(True):
         rule = optax.chain(co.compressed(compressors.scaled_sign()), co.mean())
