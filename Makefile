@@ -3,6 +3,7 @@
 #   make test                      the test suite
 #   make test PYTHON=python3.12    the same with another interpreter, side by side
 #   make fuzz                      2000 random combinations, each right or an error
+#   make evidence                  does consensus help? trains, two hours (SMOKE=1: minutes)
 #   make mutants                   what the tests do not see, if it is changed
 #   make aot-cuda, make aot-tpu    what an H100, a TPU would run, compiled without one
 # ARGS adds options: make test ARGS="-k sign", make demo ARGS="--steps 50 --seeds 3".
@@ -20,12 +21,13 @@ COMPILED := $(CURDIR)/$(VENV)/compiled-$(shell uname -n)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .PHONY: help demo test lint format types doctest notebooks bench fuzz mutants clean
+.PHONY: evidence tables
 .PHONY: aot-cuda aot-tpu
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: demo test lint format types doctest notebooks bench fuzz mutants aot-cuda aot-tpu clean"
+	@echo "Targets: demo test lint format types doctest notebooks bench evidence tables fuzz mutants aot-cuda aot-tpu clean"
 
 demo: $(INSTALLED)demo
 	$(BIN)/python -m consensus_optax compare --task arc \
@@ -66,6 +68,13 @@ bench: $(INSTALLED)dev
 
 fuzz: $(INSTALLED)test
 	$(BIN)/python -m tests._fuzz $(ARGS)
+
+# What is finished is kept: after Ctrl-C or a crash the same command goes on.
+evidence: $(INSTALLED)dev
+	$(BIN)/python -m benchmarks.quality $(if $(SMOKE),--smoke) $(ARGS)
+
+tables: $(INSTALLED)dev
+	$(BIN)/python -m benchmarks.quality --tables $(ARGS)
 
 # In an environment of its own: `cosmic-ray` and what it brings along serve nothing else.
 mutants:

@@ -1,0 +1,73 @@
+"""Answers the questions: `python -m benchmarks.quality`, or some by name.
+
+What is finished is kept, also after Ctrl-C or a crash; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import _harness
+from benchmarks.quality import _pictures, _tables
+from benchmarks.quality._answer import Answer, answers
+from benchmarks.quality._cells import Cells
+from benchmarks.quality._question import Question, smoke
+from benchmarks.quality.all_questions import QUESTIONS
+
+RESULTS = _harness.RESULTS / "quality"
+README = Path(__file__).parent / "README.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs, or only writes tables and pictures of what is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(QUESTIONS)}")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny, to see that it runs"
+    )
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in QUESTIONS]
+    if unknown:
+        parser.error(f"unknown question {unknown[0]!r}; known: {', '.join(QUESTIONS)}")
+    out = args.out
+    if args.smoke and out == RESULTS:
+        out = _harness.SMOKE_RESULTS / "quality"
+    env = _harness.environment("flax")
+    start = time.monotonic()
+    say = lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True)
+    try:
+        for name in args.names or QUESTIONS:
+            question = smoke(QUESTIONS[name]) if args.smoke else QUESTIONS[name]
+            cells = Cells(out / f"{name}.jsonl", env)
+            found = list(answers(question, cells, say, train=not args.tables))
+            write(question, found, out)
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept: the same command goes on")
+        return 130
+    return 0
+
+
+def write(question: Question, found: Sequence[Answer], out: Path) -> None:
+    """Tables and picture of one question, where anything was found."""
+    if not found:
+        print(f"{question.name}: nothing is there yet", file=sys.stderr)
+        return
+    parts = [
+        f"### {title}\n\n{_tables.table(question, found, metric)}\n"
+        f"{_tables.differences(question, found, metric)}"
+        for metric, title in question.shown.items()
+    ]
+    parts.append(f"### Chosen rows and rates\n\n{_tables.choices(question, found)}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{question.name}.md").write_text("\n".join(parts), encoding="utf-8")
+    _pictures.picture(question, found).savefig(out / f"{question.name}.png", dpi=90)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

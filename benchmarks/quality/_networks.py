@@ -1,0 +1,31 @@
+"""Small networks as plain functions of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def init_mlp(sizes: list[int]) -> Any:
+    """Kernels of He's size and zero biases, from a key."""
+    he = jax.nn.initializers.he_normal()
+
+    def init(key: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        keys = jax.random.split(key, len(sizes) - 1)
+        shapes = zip(keys, sizes[:-1], sizes[1:], strict=True)
+        return [(he(k, (m, n)), jnp.zeros(n)) for k, m, n in shapes]
+
+    return init
+
+
+def mlp(
+    params: Any, x: jax.Array, activation: Callable[..., jax.Array] = jax.nn.relu
+) -> jax.Array:
+    """Outputs of the last layer."""
+    *hidden, (kernel, bias) = params
+    for k, b in hidden:
+        x = activation(x @ k + b)
+    return x @ kernel + bias

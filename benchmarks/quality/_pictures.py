@@ -1,0 +1,82 @@
+"""Pictures of what was found, with its errors: where training ends, or all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.quality import _inference
+from benchmarks.quality._answer import Answer
+from benchmarks.quality._question import Question
+
+_MARKS = "osv^Dp*hX<>"
+
+
+def picture(question: Question, found: Sequence[Answer]) -> Figure:
+    """One panel for each metric that is shown."""
+    shown = {
+        m: t for m, t in question.shown.items() if any(m in a.curves for a in found)
+    }
+    figure = Figure(figsize=(1.5 + 4.2 * len(shown), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (metric, title) in zip(panels, shown.items(), strict=True):
+        known = [answer for answer in found if metric in answer.curves]
+        (_training if question.over_steps else _ends)(axes, question, known, metric)
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    lines = {
+        label: line
+        for axes in panels
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=8)
+    return figure
+
+
+def _ends(axes: Any, question: Question, found: Sequence[Answer], metric: str) -> None:
+    """Points at the settings, one line for each arm."""
+    columns = list(dict.fromkeys(_column(question, answer) for answer in found))
+    arms = list(dict.fromkeys(answer.arm for answer in found))
+    for index, arm in enumerate(arms):
+        here = [answer for answer in found if answer.arm == arm]
+        ends = [_inference.estimate(answer.curves[metric][:, -1]) for answer in here]
+        places = [columns.index(_column(question, answer)) for answer in here]
+        shift = 0.3 * ((index + 0.5) / len(arms) - 0.5)  # so that errors are seen
+        axes.errorbar(
+            np.array(places) + shift,
+            [end.mean for end in ends],
+            [end.stderr for end in ends],
+            fmt=_MARKS[index % len(_MARKS)] + "-",
+            color=f"C{index % 10}",
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            label=arm,
+        )
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xlabel(question.column.replace("_", " "))
+
+
+def _training(
+    axes: Any, question: Question, found: Sequence[Answer], metric: str
+) -> None:
+    """Means over training, one line for each arm and setting, and bands of errors."""
+    for answer in found:
+        curve = answer.curves[metric]  # (U, E)
+        part = question.size.steps / curve.shape[1]
+        steps = part * (1 + np.arange(curve.shape[1]))
+        mean, stderr = np.array([_inference.estimate(x) for x in curve.T]).T
+        column = _column(question, answer)
+        label = column if answer.arm == question.baseline else f"{answer.arm}, {column}"
+        (line,) = axes.plot(steps, mean, label=label, linewidth=1.2)
+        axes.fill_between(
+            steps, mean - stderr, mean + stderr, alpha=0.2, color=line.get_color()
+        )
+    axes.set_xlabel("step")
+
+
+def _column(question: Question, answer: Answer) -> str:
+    return str(answer.setting.get(question.column, ""))

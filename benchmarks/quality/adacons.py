@@ -1,0 +1,114 @@
+"""Adaptive Consensus: what do subspace weights change, and when do they say the mean?
+
+Workers of one batch each (2411.03742); the open questions of the method: momentum,
+clipping before and after, workers whose batches are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import consensus_optax as co
+from benchmarks.quality import _data, _networks
+from benchmarks.quality._question import (
+    Arm,
+    Problem,
+    Question,
+    Setting,
+    Size,
+    accuracy,
+    always,
+    baselines,
+    drawn,
+    grouped,
+)
+
+WIDTH = 128
+
+
+def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> Problem:
+    """One row for each worker."""
+    del rows, tuning
+    data = _data.stacked([_data.split(seed) for seed in seeds])
+    workers, each = int(setting["workers"]), int(setting["batch"])
+
+    def loss(params: Any, batch: _data.Digits) -> jax.Array:
+        logits = _networks.mlp(params, batch.pixels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses.mean()
+
+    def scores(params: Any, train: Any, valid: Any, test: Any) -> dict[str, jax.Array]:
+        found = {}
+        for name, part in {"train": train, "valid": valid, "test": test}.items():
+            logits = _networks.mlp(params, part.pixels)
+            found[f"{name}_accuracy"] = accuracy(logits, part.labels)
+            found[f"{name}_loss"] = loss(params, part)
+        return found
+
+    def look(rule: Any, params: Any, batch: Any, stack: Any) -> dict[str, jax.Array]:
+        """How far the weights are from those of the mean: the cosine of the two."""
+        del batch
+        ours, mean = (
+            make.update(stack, make.init(params), params)[0]
+            for make in (rule, co.mean())
+        )
+        length = lambda x: optax.tree.norm(x)
+        cosine = optax.tree.vdot(ours, mean) / (length(ours) * length(mean))
+        return {"cosine_to_mean": cosine}
+
+    return Problem(
+        init=_networks.init_mlp([_data.PIXELS, WIDTH, WIDTH, _data.CLASSES]),
+        rows=grouped(loss, workers, workers * each),
+        batch=drawn(workers * each),
+        scores=scores,
+        data=data,
+        units=np.arange(len(seeds)),
+        look=look,
+    )
+
+
+def arms(setting: Setting) -> Mapping[str, Arm]:
+    """With and without momentum and clipping."""
+    del setting
+    weights = lambda momentum=0.0: always(co.subspace_weighting, momentum=momentum)
+    after = lambda adam: co.skip_if_empty(
+        optax.chain(optax.clip_by_global_norm(1.0), adam)
+    )
+    before = (lambda: co.clip_examples(1.0),)
+    return {
+        **baselines(),
+        "AdaCons": Arm(weights()),
+        "AdaCons, momentum 0.9": Arm(weights(0.9)),
+        "AdaCons, momentum 0.99": Arm(weights(0.99)),
+        "AdaCons, rows clipped": Arm(weights(), ahead=before),
+        "AdaCons, update clipped": Arm(weights(), around=after),
+        "mean, rows clipped": Arm(always(co.mean), ahead=before),
+        "mean, update clipped": Arm(always(co.mean), around=after),
+    }
+
+
+QUESTION = Question(
+    name="adacons",
+    problem=problem,
+    settings=tuple(
+        {"workers": workers, "batch": batch, "workers, batch": f"{workers}, {batch}"}
+        for workers in (8, 32)
+        for batch in (1, 4, 16)
+    ),
+    arms=arms,
+    rows=(0,),  # one for each worker
+    size=Size(steps=200, seeds=8, tuning_seeds=2, rates=(3e-4, 1e-3, 3e-3, 1e-2)),
+    shown={
+        "test_accuracy": "Test accuracy, %",
+        "train_loss": "Training loss",
+        "cosine_to_mean": "Cosine of the update with the mean, %",
+    },
+    column="workers, batch",
+    metric="valid_loss",
+    higher_is_better=False,
+)

@@ -1,0 +1,142 @@
+"""The harness of benchmarks/quality: statistics, what is kept, what is asked."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.quality import _inference
+from benchmarks.quality._answer import answers
+from benchmarks.quality._cells import Cells
+from benchmarks.quality._question import Arm, Problem, Question, Size, always
+from benchmarks.quality.all_questions import QUESTIONS
+
+
+def test_a_paired_difference_is_that_of_the_t_test():
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(size=(2, 9))
+    got = _inference.difference(ours, theirs)
+    known = stats.ttest_rel(ours, theirs)
+    interval = known.confidence_interval(0.95)
+    np.testing.assert_allclose(
+        (got.low, got.high, got.p), (*interval, known.pvalue), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("count", [3, 8, 30])
+def test_the_least_effect_is_seen_four_times_of_five(count):
+    """Of 4000 experiments: a share of 0.8 is off by 0.02 once in 600 times."""
+    random = np.random.default_rng(count)
+    gaps = random.normal(size=(4000, count))
+    stderr = gaps.std(1, ddof=1) / np.sqrt(count)
+    true = _inference._noncentrality(count - 1) / np.sqrt(count)  # of deviation 1
+    t = (gaps.mean(1) + true) / stderr
+    seen = (t > stats.t.ppf(0.975, count - 1)).mean()
+    assert abs(seen - _inference.POWER) < 0.02
+
+
+def test_holm_is_the_step_down_procedure():
+    """0.01 * 4, then 0.02 * 3, then the larger of that and 0.03 * 2, then 0.5."""
+    got = _inference.holm({"a": 0.03, "b": 0.01, "c": 0.5, "d": 0.02})
+    assert {k: round(v, 12) for k, v in got.items()} == {
+        "b": 0.04,
+        "d": 0.06,
+        "a": 0.06,
+        "c": 0.5,
+    }
+
+
+def test_seeds_of_one_task_are_one_unit():
+    values, units = np.array([1.0, 3.0, 10.0, 20.0]), np.array([0, 0, 1, 1])
+    np.testing.assert_array_equal(_inference.by_unit(values, units), [2.0, 15.0])
+
+
+def test_equal_arms_differ_by_nothing_and_one_unit_says_nothing():
+    same = _inference.difference(np.ones(3), np.ones(3))
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert np.isnan(_inference.difference(np.ones(1), np.zeros(1)).p)
+
+
+def test_a_line_that_a_crash_cut_off_is_asked_again(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    cells = Cells(path, {"commit": "abc"})
+    cells.add({"arm": "mean", "seeds": 2}, {"x": np.array([1 / 3, 2.0])})
+    whole = path.read_text()
+    path.write_text(whole + whole[:-20].replace("mean", "median"))
+    again = Cells(path)
+    assert again.get({"seeds": 2, "arm": "mean"}) == {"x": [0.33333, 2.0]}
+    assert again.get({"arm": "median", "seeds": 2}) is None
+    again.add({"arm": "median", "seeds": 2}, {"x": np.array([5.0])})
+    assert Cells(path).get({"arm": "median", "seeds": 2}) == {"x": [5.0]}
+    assert json.loads(path.read_text().splitlines()[0])["commit"] == "abc"
+
+
+def question(asked):
+    """Values that say which rate is best, without any training."""
+
+    def problem(setting, rows, seeds, tuning):
+        asked.append((rows, tuple(seeds), tuning))
+        units = np.arange(len(seeds))
+        return Problem(None, None, None, None, (), units)
+
+    return Question(
+        name="made up",
+        problem=problem,
+        settings=({"noise": 0.1},),
+        arms=lambda setting: {"mean": Arm(always(lambda: None))},
+        rows=(2, 4),
+        size=Size(steps=1, seeds=3, tuning_seeds=2, rates=(0.1, 0.2, 0.3)),
+        shown={"test_accuracy": "Test accuracy, %"},
+        column="noise",
+    )
+
+
+def test_rows_and_rate_are_chosen_on_seeds_that_answer_nothing(tmp_path, monkeypatch):
+    asked, fitted = [], []
+
+    def fit(problem, arm, rows, rates, size, decay):
+        fitted.append((rows, rates))
+        best = np.array([rows * rate if rate < 0.25 else np.nan for rate in rates])
+        values = np.broadcast_to(
+            best[:, None, None], (len(rates), len(problem.units), 1)
+        )
+        return {"valid_accuracy": values, "test_accuracy": values}
+
+    monkeypatch.setattr("benchmarks.quality._answer.fit", fit)
+    cells = Cells(tmp_path / "cells.jsonl")
+    (answer,) = answers(question(asked), cells, lambda text: None, train=True)
+    assert answer.choice == (4, 0.2)
+    assert fitted == [(2, (0.1, 0.2, 0.3)), (4, (0.1, 0.2, 0.3)), (4, (0.2,))]
+    assert [tuning for *_, tuning in asked] == [True, True, False]
+    tuning, final = set(asked[0][1]), set(asked[2][1])
+    assert not tuning & final
+    assert answer.curves["test_accuracy"].shape == (3, 1)
+
+    again = Cells(tmp_path / "cells.jsonl")
+    (repeated,) = answers(question(asked), again, lambda text: None, train=False)
+    assert repeated.choice == answer.choice
+    assert len(fitted) == 3
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_table_has_the_mean_and_baselines(name):
+    asked = QUESTIONS[name]
+    for setting in asked.settings:
+        arms = asked.arms(setting)
+        assert asked.baseline in arms
+        if name not in ("structure",) and not setting.get("weight_decay", 0) > 0.001:
+            assert {"normalized mean", "cautious Adam"} <= set(arms)
+    assert asked.size.seeds > 1
+
+
+@pytest.mark.slow
+def test_a_question_is_answered_at_smoke_size(tmp_path):
+    from benchmarks.quality.__main__ import main
+
+    assert main(["shortcuts", "--smoke", "--out", str(tmp_path)]) == 0
+    first = (tmp_path / "shortcuts.md").read_text()
+    assert "| mean |" in first
+    assert main(["shortcuts", "--smoke", "--tables", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "shortcuts.md").read_text() == first
+    assert (tmp_path / "shortcuts.png").stat().st_size > 5000
