@@ -60,7 +60,7 @@ CROSS_CUTTING = {
         "test_fuzz",
     ],
     *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
-    *["test_examples", "test_benchmarks_how_many_rows"],
+    *["test_examples", "test_benchmarks_how_many_rows", "test_benchmarks_scale"],
     *["test_benchmarks_multihost", "test_benchmarks_privacy", "test_multihost"],
     *["test_benchmarks_gauss_newton", "test_benchmarks_scale", "test_quality"],
     *["test_benchmarks_compression", "test_benchmarks_clients"],
