@@ -15,7 +15,7 @@ _COLLECTIVE = re.compile(
     r"collective-permute|ragged-all-to-all|collective-broadcast)(?P<start>-start)?\("
 )
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+_STARTS = re.compile(r"(ROOT )?%?async-collective-start")
 
 
 def collectives(hlo: str) -> Iterator[tuple[str, int]]:
@@ -46,34 +46,28 @@ def bytes_sent(hlo: str, num_devices: int) -> float:
 def bytes_in_turns(hlo: str, num_devices: int) -> float:
     """The same with loops as often as they turn, of branches the one that sends least.
 
-    Of whatever kind; loops that data stop turn once. An operation that a compiler has
-    split into its start and its end, in fusions of their own, has one channel and
-    counts once in every turn.
+    Of whatever kind; loops that data stop turn once. An operation that is split over
+    several fusions of a TPU counts where it starts.
     """
-    computations, entry = _programs.computations(hlo)
+    parts, entry = _programs.computations(hlo)
 
-    def sent(name: str) -> dict[str, float]:
-        """Bytes by channel, of loops and branches by their name."""
-        found: dict[str, float] = {}
-        for line in computations[name]:
+    def sent(name: str) -> float:
+        total = 0.0
+        for line in parts[name]:
             kind = _programs.kind(line)
-            inner = [x for x in _programs.called(line) if x in computations]
+            inner = [sent(x) for x in _programs.called(line) if x in parts]
             if kind == "while":
-                turns = _programs.turns(line, computations) or 1
-                body = sum(sent(_programs.word(line, "body")).values())
-                found[line] = turns * body
+                turns = _programs.turns(line, parts) or 1
+                total += turns * sent(_programs.word(line, "body"))
             elif kind == "conditional":
-                found[line] = min(sum(sent(x).values()) for x in inner)
-            elif kind in ("fusion", "call", "async-start"):
-                for each in inner:
-                    found |= sent(each)
+                total += min(inner)
+            elif kind in ("call", "async-start") or _STARTS.match(line):
+                total += sum(inner)
             for name_of, size in collectives(line):
-                channel = _CHANNEL.search(line)
-                key = channel[0] if channel else line
-                found[key] = _on_ring(name_of, size, num_devices)
-        return found
+                total += _on_ring(name_of, size, num_devices)
+        return total
 
-    return sum(sent(entry).values())
+    return sent(entry)
 
 
 def _on_ring(kind: str, size: int, count: int) -> float:

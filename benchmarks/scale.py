@@ -47,7 +47,8 @@ def step_of(model: Model, name: str, mesh: Any) -> Callable[..., Any]:
     if name == "plain":
         return jax.value_and_grad(loss)
     reducer = REDUCERS[name](mesh.size)
-    rule = co.sharded(reducer, AXIS, mesh=mesh)
+    cut = _llama.specs(_llama.shapes(model))
+    rule = co.sharded(reducer, AXIS, mesh=mesh, param_specs=cut)
     step = co.value_and_reduced_grad(
         loss, rule, group_size=model.sequences, hold_rows=False
     )

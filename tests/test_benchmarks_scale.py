@@ -12,12 +12,12 @@ HloModule jit_f, is_scheduled=true
 
 %starts (x: f32[4]) -> f32[32] {
   %x = f32[4]{0} parameter(0)
-  ROOT %all-gather.1 = f32[32]{0} all-gather(%x), channel_id=3, dimensions={0}
+  ROOT %all-gather.1 = f32[32]{0} all-gather(%x), dimensions={0}
 }
 
 %ends (x: f32[4]) -> f32[32] {
   %x = f32[4]{0} parameter(0)
-  ROOT %all-gather.2 = f32[32]{0} all-gather(%x), channel_id=3, dimensions={0}
+  ROOT %all-gather.2 = f32[32]{0} all-gather(%x), dimensions={0}
 }
 
 %counts (state: (f32[4], u32[])) -> pred[] {
@@ -32,8 +32,9 @@ HloModule jit_f, is_scheduled=true
   %value = f32[4]{0} get-tuple-element(%state), index=0
   %turn = u32[] get-tuple-element(%state), index=1
   %two = u32[] constant(2)
-  %first = f32[32]{0} fusion(%value), kind=kCustom, calls=%starts
-  %last = f32[32]{0} fusion(%first), kind=kCustom, calls=%ends
+  %async-collective-start.1 = f32[32]{0} fusion(%value), kind=kCustom, calls=%starts
+  %async-collective-done.1 = f32[32]{0} fusion(%async-collective-start.1), \
+kind=kCustom, calls=%ends
   %sends = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%value), \
 channel_id=4
   %on = u32[] add(%turn, %two)

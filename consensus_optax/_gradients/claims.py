@@ -33,12 +33,18 @@ class Claim(NamedTuple):
       dtype: the leaf's, whatever the variable's is.
       axis: where the variable has its example axis.
       like: tree of arrays laid out as the variable is without that axis.
+      order: which axes of the leaf's parameter those of ``like`` are; () if unknown.
     """
 
     leaf: int
     dtype: Any
     axis: int
     like: Any = None
+    order: tuple[int, ...] = ()
+
+    def of_turn(self, like: Any) -> Claim:
+        """The claim of one turn of a scan that stacks the variable in front."""
+        return self._replace(axis=self.axis - 1, like=like, order=self.order[1:])
 
     def before(self, eqn: Any) -> Claim | None:
         """The claim on what an operation moved; None if it does more than that."""
@@ -51,11 +57,12 @@ class Claim(NamedTuple):
             inverse = _without(place, order)
             back = sorted(range(len(inverse)), key=inverse.__getitem__)
             like = jax.tree.map(lambda x: x.transpose(back), self.like)
-            return self._replace(axis=place, like=like)
+            moved = tuple(self.order[i] for i in back) if self.order else ()
+            return self._replace(axis=place, like=like, order=moved)
         if _reshapes_rows(eqn, axis):
             shape = eqn.invars[0].aval.shape[1:]
             like = jax.tree.map(lambda x: x.reshape(shape), self.like)
-            return self._replace(like=like)
+            return self._replace(like=like, order=())
         return None
 
 

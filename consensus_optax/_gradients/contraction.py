@@ -114,7 +114,7 @@ def reduced(
     _, _, wanted = traced
     given = [None] * len(wanted) if likes is None else likes
     of = {
-        var: Claim(leaf, var.aval.dtype, 0, like)
+        var: Claim(leaf, var.aval.dtype, 0, like, tuple(range(var.aval.ndim - 1)))
         for leaf, (var, like) in enumerate(zip(wanted, given, strict=True))
         if once(var, wanted)
     }

@@ -73,7 +73,7 @@ def lift(eqn: Any, scope: Scope, keep: Keep) -> list[Any] | None:
     ) -> list[Any]:
         carry = [NOTHING if i in lifted else x for i, x in enumerate(carry)]
         of = {
-            scan.body.outvars[i]: claim._replace(axis=claim.axis - 1, like=likes[i])
+            scan.body.outvars[i]: claim.of_turn(likes[i])
             for i, claim in claimed.items()
         }
         claims = scope.claims._replace(of=of, waits=False)

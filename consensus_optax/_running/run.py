@@ -294,7 +294,7 @@ def _settled(update: list[Array], roster: Roster) -> Outcome:
     """No rows, no update; and the share of coordinates that have one."""
     coordinates = roster.coordinates
     update = [jnp.where(jnp.any(roster.present), leaf, 0) for leaf in update]
-    size = max(sum(coordinates.sizes(update)), 1)
+    size = float(max(sum(coordinates.sizes(update)), 1))  # may be beyond int32
     counts = [(leaf != 0).astype(jnp.float32) for leaf in update]
     moved = jnp.stack(coordinates.sums(counts)).sum()
     whole = coordinates.whole(update, False)

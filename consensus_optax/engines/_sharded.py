@@ -125,7 +125,9 @@ def sharded(
       param_specs: how parameters are sharded along other mesh axes, as ``in_specs``
         tells ``shard_map``: ``PartitionSpec`` leaves, one for a whole subtree allowed.
         Inner products are then summed over these axes as well. None: as explicit axes
-        say, else whole.
+        say, else whole. May name ``axis_name`` too outside of ``shard_map``: rows that
+        :func:`value_and_reduced_grad` reduces inside of the backward pass are dealt out
+        along the axis that is cut so, and their update stays where the parameter is.
       wire: a compressor of ``co.compressors``, in whose messages rows travel, each leaf
         in N pieces that are compressed by themselves: the update is that of
         ``co.compressed(co.compressors.bucketed(wire, count=N))``, decided and summed in
@@ -224,7 +226,7 @@ def sharded(
     # optax names the first argument per_elt_updates; every caller passes it by position
     face = Sharded(reducer.init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule, face.axes = rule, axes
-    face.mesh, face.wire = mesh, how
+    face.mesh, face.wire, face.param_specs = mesh, how, param_specs
     face.plain = how.is_plain and param_specs is None
     return face
 

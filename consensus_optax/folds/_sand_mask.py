@@ -109,7 +109,9 @@ def sand_mask(
 def _normalized(masks: list[Array], roster: Roster) -> list[Array]:
     """Every mask divided by its mean over the leaf."""
     sums, sizes = roster.coordinates.sums(masks), roster.coordinates.sizes(masks)
-    shares = [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]
+    shares = [
+        total / max(float(size), 1) for total, size in zip(sums, sizes, strict=True)
+    ]
     return [
         mask / positive_or_one(share) for mask, share in zip(masks, shares, strict=True)
     ]

@@ -159,6 +159,6 @@ def _rescaled(update: list[Array], roster: Roster, rescale: bool) -> list[Array]
     moved = roster.coordinates.sums([(leaf != 0).astype(leaf.dtype) for leaf in update])
     sizes = roster.coordinates.sizes(update)
     return [
-        leaf / (count / max(size, 1) + 1e-10)
+        leaf / (count / max(float(size), 1) + 1e-10)
         for leaf, count, size in zip(update, moved, sizes, strict=True)
     ]

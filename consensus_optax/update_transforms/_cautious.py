@@ -95,7 +95,7 @@ def cautious(
             scale = 1 / jnp.maximum(share, 1e-3) if rescale else jnp.float32(1)
             gated.append(jnp.where(mask, step * scale.astype(step.dtype), 0))
             kept.append(mask.sum(dtype=jnp.float32))
-        size = max(sum(leaf.size for leaf in flat if floating(leaf)), 1)
+        size = float(max(sum(leaf.size for leaf in flat if floating(leaf)), 1))
         total = jnp.stack(kept).sum() if kept else jnp.zeros((), jnp.float32)
         return treedef.unflatten(gated), CautiousState(total / size, new)
 

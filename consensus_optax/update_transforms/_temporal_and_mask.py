@@ -121,7 +121,7 @@ def temporal_and_mask(
         kept, signs = ([pair[i] for pair in pairs] for i in range(2))
         moving = [leaf for leaf in kept if floating(leaf)]
         passed = sum(jnp.sum(leaf != 0, dtype=jnp.float32) for leaf in moving)
-        size = max(sum(leaf.size for leaf in moving), 1)
+        size = float(max(sum(leaf.size for leaf in moving), 1))
         return jax.tree.unflatten(treedef, kept), TemporalAndMaskState(
             jnp.asarray(optax.safe_increment(state.step)),
             jnp.where(sound, mass, state.mass),

@@ -9,13 +9,15 @@ is that is sharded along the same axes (FSDP). A mean sends as much, by reduce-s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from consensus_optax._gradients.claims import Claim
+from consensus_optax._rows.explicit import names_of
 from consensus_optax._typing import Array
 
 
@@ -26,14 +28,16 @@ class Dealing(NamedTuple):
       mesh: the mesh.
       axes: its axes that cut the rows.
       wire: the dtype in which rows travel if that is narrower than theirs, or None.
+      specs: how parameters are cut, one with an entry for every axis for each leaf.
     """
 
     mesh: Any
     axes: tuple[str, ...]
-    wire: Any = None
+    wire: Any
+    specs: Sequence[PartitionSpec]
 
     def of_coordinates(
-        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, like: Any
+        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, claim: Claim
     ) -> tuple[Any, Any]:
         """``read(rows, like)`` of each device's coordinates.
 
@@ -41,13 +45,11 @@ class Dealing(NamedTuple):
           read: of all rows and of arrays like one row, to what adds up over coordinates
             and what is like one row again.
           rows: (B, ...), each on its own device.
-          like: tree of arrays without the axis of rows.
+          claim: on them.
         """
-        size = math.prod(self.mesh.shape[name] for name in self.axes)
-        fits = [n % size == 0 for n in rows.shape]
-        if not fits[0] or not any(fits[1:]):  # few numbers, or rows
+        place, like = self._place(rows.shape, claim), claim.like
+        if not place:
             return read(rows, like)
-        place = fits.index(True, 1)
         if self.wire is not None and self.wire.itemsize < rows.dtype.itemsize:
             rows = rows.astype(self.wire)
         cut = PartitionSpec(*[None] * (place - 1), self.axes)
@@ -64,3 +66,16 @@ class Dealing(NamedTuple):
             out_specs=(PartitionSpec(), cut),
             axis_names=set(self.axes),
         )(rows, like)
+
+    def _place(self, shape: tuple[int, ...], claim: Claim) -> int:
+        """Which axis is dealt out: as the parameter is cut, else any; 0 if none can be.
+
+        An update that lies otherwise than its parameter has to be sent once more.
+        """
+        size = math.prod(self.mesh.shape[name] for name in self.axes)
+        fits = [place for place, side in enumerate(shape) if side % size == 0]
+        if 0 not in fits:  # few rows
+            return 0
+        is_cut = lambda axis: names_of(self.specs[claim.leaf][axis]) == self.axes
+        alike = [1 + i for i, axis in enumerate(claim.order) if is_cut(axis)]
+        return next((place for place in (*alike, *fits[1:]) if place in fits), 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from consensus_optax._rules.kinds import Rule
 from consensus_optax._running.reducer import Aggregator
 from consensus_optax._running.run import floating_leaves
@@ -27,6 +29,7 @@ class Sharded(Aggregator):
       plain: whether parameters are whole and rows travel as they are.
       mesh: the mesh outside of ``shard_map``, None for that of the context.
       wire: how rows and update travel.
+      param_specs: how parameters are cut, None if that is not told.
     """
 
     rule: Rule
@@ -34,6 +37,7 @@ class Sharded(Aggregator):
     plain: bool
     mesh: Any
     wire: Wire
+    param_specs: Any
 
     @property
     def inside(self) -> bool:
@@ -76,7 +80,11 @@ class Sharded(Aggregator):
 
     def _dealt(self, batch: Batch) -> Batch:
         """Rows that the compiler is told to leave where their examples are."""
-        dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, self.wire.dtype)
+        wire = self.wire.dtype
+        if wire is not None and not jnp.issubdtype(wire, jnp.floating):
+            wire = None  # of signs, which rows are not
+        specs = specs_of(batch.params, self.param_specs)
+        dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, wire, specs)
         arranged = batch.arranged
         rows_axis = arranged.rows_axis
         names = rows_axis.names or self.axes

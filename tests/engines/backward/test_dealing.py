@@ -16,11 +16,14 @@ LAYERS, WIDTH, ROWS, GROUP, DEVICES = 3, 16, 8, 2, 4
 MESH = jax.make_mesh(
     (DEVICES,), ("data",), (AxisType.Auto,), devices=jax.devices()[:DEVICES]
 )
-CUT = {"up": PartitionSpec(None, "data"), "down": PartitionSpec(None, "data")}
-SHARDINGS = {
-    "layers": {name: NamedSharding(MESH, spec) for name, spec in CUT.items()},
-    "readout": NamedSharding(MESH, PartitionSpec("data")),
+SPECS = {
+    "layers": {
+        "up": PartitionSpec(None, "data"),
+        "down": PartitionSpec(None, None, "data"),
+    },
+    "readout": PartitionSpec("data"),
 }
+SHARDINGS = jax.tree.map(lambda spec: NamedSharding(MESH, spec), SPECS)
 BY_ROW = NamedSharding(MESH, PartitionSpec("data"))
 
 
@@ -54,7 +57,7 @@ def step_of(reducer, face, **options):
 
 
 def compiled(reducer):
-    face = co.sharded(reducer, "data", mesh=MESH)
+    face = co.sharded(reducer, "data", mesh=MESH, param_specs=SPECS)
     step = jax.jit(
         step_of(reducer, face, hold_rows=False), in_shardings=(SHARDINGS, BY_ROW)
     )
@@ -91,6 +94,18 @@ def test_a_fold_sends_each_row_once():
     # in the scan's body once: a layer's rows of this device; and the readout's
     once = layer // LAYERS + PARAMS["readout"].size
     assert dealt(program) == ROWS // DEVICES * once * 4
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_updates_lie_as_their_parameters_do(told):
+    reducer = co.sign_consensus()
+    specs = SPECS if told else None
+    face = co.sharded(reducer, "data", mesh=MESH, param_specs=specs)
+    step = step_of(reducer, face, hold_rows=False)
+    program = str(jax.make_jaxpr(step)(PARAMS, X))
+    # "up" arrives as its parameter lies, "down" too, the readout transposed
+    places = re.findall(r"split_axis=(\d)", program)
+    assert sorted(places) == (["1", "2", "2"] if told else ["1", "1", "1"])
 
 
 @pytest.mark.parametrize(
