@@ -109,7 +109,8 @@ class Batch(NamedTuple):
                 own = in_memory([rows.astype(claim.dtype)], roster)
                 return read(own, claim._replace(like=like))
 
-            sums, made = self.dealing.of_coordinates(of_part, rows, claim)
+            array: Any = rows
+            sums, made = self.dealing.of_coordinates(of_part, array, claim)
             return Reduced((bad, sums), made)
 
         value, leaves = value_and_reduced(
