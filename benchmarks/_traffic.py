@@ -46,28 +46,34 @@ def bytes_sent(hlo: str, num_devices: int) -> float:
 def bytes_in_turns(hlo: str, num_devices: int) -> float:
     """The same with loops as often as they turn, of branches the one that sends least.
 
-    Of whatever kind; loops that data stop turn once. An operation that is split over
-    several fusions of a TPU counts where it starts.
+    Of whatever kind; loops that data stop turn once. Where only one branch of a loop's
+    turn sends anything it is a pass that the first turn makes, and counts once. An
+    operation that is split over several fusions of a TPU counts where it starts.
     """
     parts, entry = _programs.computations(hlo)
 
-    def sent(name: str) -> float:
-        total = 0.0
+    def sent(name: str) -> tuple[float, float]:
+        """Bytes of every turn, and of the first one alone, if this is a loop's."""
+        total = once = 0.0
         for line in parts[name]:
             kind = _programs.kind(line)
             inner = [sent(x) for x in _programs.called(line) if x in parts]
             if kind == "while":
                 turns = _programs.turns(line, parts) or 1
-                total += turns * sent(_programs.word(line, "body"))
+                each, first = sent(_programs.word(line, "body"))
+                total += turns * each + first
             elif kind == "conditional":
-                total += min(inner)
+                sums = sorted(map(sum, inner))
+                total += sums[0]
+                once += 0 if any(sums[:-1]) else sums[-1]
             elif kind in ("call", "async-start") or _STARTS.match(line):
-                total += sum(inner)
+                total += sum(pair[0] for pair in inner)
+                once += sum(pair[1] for pair in inner)
             for name_of, size in collectives(line):
                 total += _on_ring(name_of, size, num_devices)
-        return total
+        return total, once
 
-    return sent(entry)
+    return sent(entry)[0]
 
 
 def _on_ring(kind: str, size: int, count: int) -> float:

@@ -6,7 +6,8 @@ import pytest
 from benchmarks import _flops, _harness, _llama, _programs, _traffic, scale
 
 # As XLA prints it for a TPU: a loop that counts to 8 by twos, a gather that one fusion
-# starts and another ends, and a branch that sends nothing.
+# starts and another ends, and branches that send nothing: in the loop, where the other
+# is for the first turn, and at the end, where it is for an accident.
 HLO = """\
 HloModule jit_f, is_scheduled=true
 
@@ -37,6 +38,8 @@ HloModule jit_f, is_scheduled=true
 kind=kCustom, calls=%ends
   %sends = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%value), \
 channel_id=4
+  %other = f32[4]{0} conditional(%first_turn, %value, %value), \
+true_computation=%deals, false_computation=%does_not
   %on = u32[] add(%turn, %two)
   ROOT %next = (f32[4]{0}, u32[]) tuple(%value, %on)
 }
@@ -44,6 +47,11 @@ channel_id=4
 %sums (x: f32[4]) -> f32[4] {
   %x = f32[4]{0} parameter(0)
   ROOT %all-reduce.1 = f32[4]{0} all-reduce(%x), channel_id=5, to_apply=%add
+}
+
+%deals (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %all-to-all.1 = f32[4]{0} all-to-all(%x), channel_id=1, dimensions={0}
 }
 
 %does_not (x: f32[4]) -> f32[4] {
@@ -69,7 +77,7 @@ def test_loops_may_count_by_more_than_one():
 def test_bytes_are_counted_as_often_as_they_are_sent():
     gather, permute = 32 * 4 * 7 / 8, 4 * 4
     dealt, scattered, summed = 4 * 4 * 7 / 8, 2 * 4 * 7, 2 * 4 * 4 * 7 / 8
-    expected = 4 * (gather + permute) + dealt + scattered + summed
+    expected = 4 * (gather + permute) + dealt + dealt + scattered + summed
     assert _traffic.bytes_in_turns(HLO, 8) == expected
 
 
