@@ -109,8 +109,7 @@ class Batch(NamedTuple):
                 own = in_memory([rows.astype(claim.dtype)], roster)
                 return read(own, claim._replace(like=like))
 
-            array: Any = rows
-            sums, made = self.dealing.of_coordinates(of_part, array, claim)
+            sums, made = self.dealing.of_coordinates(of_part, rows, claim)
             return Reduced((bad, sums), made)
 
         value, leaves = value_and_reduced(
