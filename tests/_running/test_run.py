@@ -93,3 +93,13 @@ def test_what_a_rule_says_of_absent_rows_is_not_heard(absent):
         [4 * sound, 6 * sound],
         sound,
     )
+
+
+def test_a_parameter_may_have_more_coordinates_than_int32_counts():
+    """Traced alone: as an integer their number could not be divided by."""
+    params = jax.ShapeDtypeStruct((2**16, 2**15 + 1), jnp.float32)
+    rows = jax.ShapeDtypeStruct((2, *params.shape), jnp.float32)
+    for reducer in (co.sign_consensus(magnitude="agreeing_mean"), co.sand_mask()):
+        state = jax.eval_shape(reducer.init, params)
+        update, _ = jax.eval_shape(reducer.update, rows, state, params)
+        assert update.shape == params.shape

@@ -133,14 +133,21 @@ def test_the_answer_is_that_of_one_device(reducer):
     check(reducer, 8 * SUMS)  # weights of rows are off by as much again
 
 
-@pytest.mark.parametrize("wire", [None, jnp.bfloat16])
-def test_rows_travel_in_the_wire_dtype(wire):
-    reducer = co.sign_consensus()
+@pytest.mark.parametrize(
+    ("reducer", "wire", "travels"),
+    [
+        (co.sign_consensus(), None, "f32"),
+        (co.sign_consensus(), jnp.bfloat16, "bf16"),
+        (co.sign_vote(), jnp.int8, "f32"),  # for signs, which rows are not
+    ],
+    ids=["theirs", "narrower", "signs"],
+)
+def test_rows_travel_in_the_wire_dtype(reducer, wire, travels):
     face = co.sharded(reducer, "data", mesh=MESH, wire_dtype=wire)
     step = step_of(reducer, face, hold_rows=False)
     program = str(jax.make_jaxpr(step)(PARAMS, X))
     dtypes = set(re.findall(r":(\w+)\[\S* = all_to_all", program))
-    assert dtypes == {"bf16" if wire else "f32"}
+    assert dtypes == {travels}
 
 
 def test_inside_of_microbatches_it_is_still_refused():
