@@ -26,46 +26,14 @@ from consensus_optax._rules.kinds import (
 )
 from consensus_optax._running.products import read_products, without_overflow
 from consensus_optax._running.source import Source
+from consensus_optax._running.states import (
+    AfterState,
+    AmongState,
+    FoldState,
+    MemoryState,
+)
 from consensus_optax._running.steps import init_step, taken
-from consensus_optax._typing import Array, Count, Marked, Number, Tree
-
-
-class FoldState(NamedTuple):
-    """State of a fold that remembers.
-
-    Attributes:
-      count: () int32, steps so far in which there was a row.
-      arrays: by name one array for every floating leaf.
-    """
-
-    count: Count
-    arrays: dict[str, list[Array]]
-
-
-class AmongState(NamedTuple):
-    """States of a selector and of the rule that its survivors are given to."""
-
-    selector_state: Any
-    rule_state: Any
-
-
-class AfterState(NamedTuple):
-    """States of what is done to rows first, and of the rule they are given to then."""
-
-    step_state: Any
-    rule_state: Any
-
-
-class MemoryState(NamedTuple):
-    """State of a weighting that remembers its previous update.
-
-    Attributes:
-      previous: that update, one array for every floating leaf.
-      rule_state: the rule's own state.
-    """
-
-    previous: list[Array]
-    rule_state: Any
+from consensus_optax._typing import Array, Marked, Number, Tree
 
 
 class Outcome(NamedTuple):
