@@ -32,7 +32,7 @@ help:
 demo: $(INSTALLED)demo
 	$(BIN)/python -m consensus_optax compare --task arc \
 	  --rules mean,sign_consensus,cosine_filter,subspace_weighting \
-	  --out runs/demo $(ARGS)
+	  --out runs/demo --overwrite $(ARGS)
 
 test mutants: export JAX_COMPILATION_CACHE_DIR ?= $(COMPILED)
 test mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
