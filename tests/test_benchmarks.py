@@ -12,7 +12,6 @@ import consensus_optax as co
 from benchmarks import (
     _flops,
     _harness,
-    _picture,
     _report,
     _scanned_workloads,
     _steps,
@@ -282,21 +281,6 @@ def test_report_says_what_is_missed(tmp_path):
     shown = (tmp_path / "speed.md").read_text(encoding="utf-8")
     assert "| sign_consensus | **3** | **3** | **3** |" in shown  # as in the picture
     assert "| vmap(grad), min/max | 2 | 2 | 2 |" in shown
-
-
-def test_numbers_of_the_picture_are_inside_of_its_frame():
-    ratios = {"mean": 0.9, "by hand": 7955.0}
-    figure = _picture.plot(
-        [
-            {"workload": workload, "name": name, "side": "ours", "ratio": ratio}
-            for workload in _workloads.NAMES
-            for name, ratio in ratios.items()
-        ]
-    )
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        for text in axes.texts:
-            assert text.get_window_extent().x1 < axes.bbox.x1
 
 
 def test_report_of_nothing(tmp_path):
