@@ -14,8 +14,8 @@ import consensus_optax as co
 from consensus_optax import tasks, training
 from consensus_optax.comparison._threads import in_thread
 
-# Compiling is most of a short run. On a CPU level 1 takes two thirds of the time, for steps
-# no slower; level 0 a third, for twice the time, which is for what is not timed.
+# Compiling is most of a short run. On a CPU level 1 takes two thirds of the time, for
+# steps no slower; level 0 a third, for steps of twice the time.
 TIMED, NOT_TIMED = "1", "0"
 
 WATCH = (
