@@ -83,6 +83,7 @@ PICTURES: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
             "random_weights": co.random_weights(KEY),
             "ema_weights(mgda)": co.ema_weights(co.mgda(), 3),
             "moco": co.moco(3),
+            "q_fedavg(1)": co.q_fedavg(1.0, 1.0),
         },
     ),
     "robust": (
@@ -119,6 +120,7 @@ NOT_DRAWN = {
 }
 EXTRA = {
     "select_toward": {"target": jnp.array([0.0, 1.0])},
+    "q_fedavg(1)": {"values": jnp.array([1.0, 0.5, 2.0])},
     "keep_smallest_losses(1)": {"values": jnp.array([1.0, 0.5, 2.0])},
 }
 
@@ -136,7 +138,7 @@ def update_of(name: str, rule: Any, rows: np.ndarray) -> np.ndarray:
 def draw(family: str) -> Figure:
     """One picture: a panel for each rule of a family."""
     rows, rules = PICTURES[family]
-    across = 5 if len(rules) % 5 == 0 else 4
+    across = min((4, 5, 6), key=lambda number: -len(rules) % number)
     down = -(-len(rules) // across)
     limit = 1.15 * np.abs(rows).max()
     lowest = np.minimum(rows.min(0), 0) - 0.2 * limit
@@ -146,7 +148,9 @@ def draw(family: str) -> Figure:
         layout="constrained",
     )
     panels = figure.subplots(down, across, squeeze=False).flat
-    for axes, (name, rule) in zip(panels, rules.items(), strict=True):
+    for axes in panels[len(rules) :]:
+        axes.set_axis_off()
+    for axes, (name, rule) in zip(panels, rules.items(), strict=False):
         axes.axhline(0, color="0.9", linewidth=0.8, zorder=0)
         axes.axvline(0, color="0.9", linewidth=0.8, zorder=0)
         for row in rows:

@@ -1,13 +1,24 @@
 """The page of the examples, written from their docstrings when the site is built."""
 
 import ast
+import difflib
 from pathlib import Path
 
 HEAD = """# Gallery
 
 Every example is one file that runs as it is, in CI too:
-`python examples/NAME.py`. Each is a plain training loop into which a rule went.
+`python -m examples.NAME`. Each is an ordinary training loop, and what a rule changes
+in it.
 """
+
+
+def difference(plain: Path, own: Path) -> str:
+    """What a reader of the plain loop changes, below its first lines."""
+    before, after = (
+        path.read_text(encoding="utf-8").splitlines() for path in (plain, own)
+    )
+    found = difflib.unified_diff(before, after, lineterm="", n=1)
+    return "\n".join(line for line in found if line[:3] not in ("---", "+++"))
 
 
 def write(page: Path, examples: Path) -> None:
@@ -22,6 +33,8 @@ def write(page: Path, examples: Path) -> None:
         )
         parts.append(
             f"## {path.stem}\n\n{title}\n\n{about.strip()}\n\n"
+            f"```diff\n{difference(examples / 'plain' / path.name, path)}\n```\n\n"
+            "The whole file:\n\n"
             f"```{{literalinclude}} ../examples/{path.name}\n:language: python\n```\n"
         )
     if len(parts) == 1:
