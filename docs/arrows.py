@@ -140,9 +140,10 @@ def draw(family: str) -> Figure:
     rows, rules = PICTURES[family]
     across = min((4, 5, 6), key=lambda number: -len(rules) % number)
     down = -(-len(rules) // across)
-    limit = 1.15 * np.abs(rows).max()
-    lowest = np.minimum(rows.min(0), 0) - 0.2 * limit
-    width, height = limit - lowest
+    margin = 0.2 * np.abs(rows).max()
+    lowest = np.minimum(rows.min(0), 0) - margin
+    highest = np.maximum(rows.max(0), 0) + margin
+    width, height = highest - lowest
     figure = Figure(
         figsize=(1.75 * across, (1.6 * height / width + 0.3) * down),
         layout="constrained",
@@ -158,12 +159,14 @@ def draw(family: str) -> Figure:
         mean = rows.mean(0)
         axes.plot([0, mean[0]], [0, mean[1]], "--", color="black", linewidth=1)
         update = update_of(name, rule, rows)
-        length = np.abs(update).max()
-        if length > 0:
-            _arrow(axes, update * min(1, limit / length), color="#1f77b4", width=0.026)
+        if update.any():  # a longer one ends at the frame
+            room = np.where(update > 0, highest, lowest) / np.where(update, update, 1)
+            shown = update * min(1, *room[update != 0])
+            _arrow(axes, shown, color="#1f77b4", width=0.026)
         else:
             axes.plot(0, 0, "x", color="#1f77b4", markersize=8, markeredgewidth=2.5)
-        axes.set(xlim=(lowest[0], limit), ylim=(lowest[1], limit), aspect="equal")
+        axes.set(xlim=(lowest[0], highest[0]), ylim=(lowest[1], highest[1]))
+        axes.set_aspect("equal")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("0.85")
         axes.set_title(name, fontsize=7, family="monospace")
