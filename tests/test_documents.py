@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 import consensus_optax as co
 from consensus_optax import _registry
 
@@ -24,6 +26,14 @@ def test_every_rule_is_in_a_picture():
     for family in arrows.PICTURES:
         size = (ROOT / "docs" / "pictures" / f"{family}.png").stat().st_size
         assert 0 < size < 100_000
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/rules.md"])
+def test_every_rule_is_on_the_page(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    needing = {name.partition("(")[0] for name in _registry.needing_arguments()}
+    for name in {*_registry.factories(), *needing}:
+        assert f"`{name}" in text or f".{name}(" in text, name
 
 
 def test_citation_has_this_version():

@@ -58,7 +58,7 @@ CROSS_CUTTING = {
         "test_several_losses",
         "test_fuzz",
     ],
-    *["test_benchmarks_picture", "test_benchmarks_scale"],
+    *["test_benchmarks_picture", "test_benchmarks_scale", "test_examples"],
     *["test_benchmarks", "test_benchmarks_accelerators", "test_benchmarks_federated"],
     *["test_examples", "test_benchmarks_how_many_rows", "test_benchmarks_scale"],
     *["test_benchmarks_multihost", "test_benchmarks_privacy", "test_multihost"],
