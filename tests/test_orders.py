@@ -215,6 +215,16 @@ def groups():
     assert_close(update, first_update(co.median()))
 
 
+def a_few_rows():
+    few, all_apart = rows_of(num_rows=2), rows_of()
+    ratio = lambda rows: sum(
+        int((x != 0).sum())
+        for x in jax.tree.leaves(first_update(co.sign_consensus(), rows))
+    )
+    assert few["b"].shape[0] == 2
+    assert ratio(few) > ratio(all_apart)
+
+
 def padded():
     mask = jnp.array([1.0, 1.0, 0.0, 0.0])
     rows = co.materialize(rows_of())
@@ -285,6 +295,7 @@ ORDERS = {
     "clip or look, then reduce, with no rows held": clip_then_reduce,
     "groups as rows": groups,
     "padded batches": padded,
+    "a few rows": a_few_rows,
     "random keys per example": random_keys,
     "Flax NNX": flax_nnx,
     "Flax linen": flax_linen,
