@@ -108,8 +108,9 @@ PICTURES: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
         },
     ),
 }
-# Rules that read more than rows: a second batch, a Hessian, residuals.
+# Rules that read more than rows (a second batch, a Hessian, residuals) or their own past.
 NOT_DRAWN = {
+    "scale_by_example_moments",
     "among",
     "after",
     "per_leaf",
