@@ -108,7 +108,7 @@ PICTURES: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
         },
     ),
 }
-# Rules that read more than rows (a second batch, a Hessian, residuals) or their own past.
+# Rules that read more than rows: a second batch, a Hessian, residuals, their own past.
 NOT_DRAWN = {
     "scale_by_example_moments",
     "among",

@@ -35,7 +35,7 @@ pygments_style = "friendly"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-default_role = "py:obj"  # `name` in a docstring links where there is such a name
+default_role = "literal"  # `name` in a docstring is code; :func: links
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
