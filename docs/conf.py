@@ -41,6 +41,8 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
+# Fields of several states share a name: a word that names one is no link.
+suppress_warnings = ["ref.python"]
 
 
 def setup(app: object) -> None:
