@@ -4,6 +4,7 @@
 #   make test PYTHON=python3.12    the same with another interpreter, side by side
 #   make fuzz                      2000 random combinations, each right or an error
 #   make evidence                  does consensus help? trains, two hours (SMOKE=1: minutes)
+#   make docs                      the site, in docs/_build/html
 #   make mutants                   what the tests do not see, if it is changed
 #   make aot-cuda, make aot-tpu    what an H100, a TPU would run, compiled without one
 # ARGS adds options: make test ARGS="-k sign", make demo ARGS="--steps 50 --seeds 3".
@@ -20,19 +21,19 @@ COMPILED := $(CURDIR)/$(VENV)/compiled-$(shell uname -n)
 
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint format types doctest notebooks bench fuzz mutants clean
+.PHONY: help demo test lint format types doctest notebooks docs dist bench fuzz mutants clean
 .PHONY: evidence tables
 .PHONY: aot-cuda aot-tpu
 .NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: demo test lint format types doctest notebooks bench evidence tables fuzz mutants aot-cuda aot-tpu clean"
+	@echo "Targets: demo test lint format types doctest notebooks docs dist bench evidence tables fuzz mutants aot-cuda aot-tpu clean"
 
 demo: $(INSTALLED)demo
 	$(BIN)/python -m consensus_optax compare --task arc \
 	  --rules mean,sign_consensus,cosine_filter,subspace_weighting \
-	  --out runs/demo $(ARGS)
+	  --out runs/demo --overwrite $(ARGS)
 
 test mutants: export JAX_COMPILATION_CACHE_DIR ?= $(COMPILED)
 test mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
@@ -63,6 +64,15 @@ notebooks: $(INSTALLED)dev
 	@test -n "$(NOTEBOOKS)" || { echo "notebooks/ has no notebook"; exit 1; }
 	CONSENSUS_OPTAX_SMOKE=1 $(BIN)/jupyter-execute --timeout=600 $(NOTEBOOKS)
 
+# Of docstrings, docs/ and examples/; a warning is an error.
+docs: $(INSTALLED)docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	@echo "wrote docs/_build/html/index.html"
+
+# Wheel and sdist, in dist/, and a try of both.
+dist:
+	.ci/dist
+
 bench: $(INSTALLED)dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -87,7 +97,7 @@ aot-cuda aot-tpu:
 	.venv-$@/bin/python -m benchmarks.accelerators $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* runs build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* runs build dist docs/_build .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED)%: pyproject.toml | $(VENV)/.created

@@ -1,13 +1,14 @@
-"""From results to what the README shows: a table against the targets, and a plot."""
+"""From results to tables: against the targets, the plain step, and the peers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks import _harness
+from benchmarks import _harness, _picture
 from benchmarks._harness import Row
+from benchmarks._picture import number
 from benchmarks._workloads import NAMES
 
 # Ratio to the plain step that each reducer has to reach: mlp, cnn, transformer.
@@ -34,7 +35,6 @@ TABLES = {
     "breakdown": "Accuracy against the share of attackers",
     "clients": "Rounds of many clients",
 }
-_COLORS = {"ours": "#1f77b4", "jax": "#7f7f7f", "torch": "#d62728"}
 
 
 class Cell(NamedTuple):
@@ -99,19 +99,14 @@ def full_table(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(row["contestant"] for row in rows):
         cells = [worst(rows, name, workload) for workload in NAMES]
         line = [
-            f"×{_number(cell.ratio)} ({_number(cell.spread[0])}–"
-            f"{_number(cell.spread[1])}), {_number(cell.row['ms'])} ms"
+            f"×{number(cell.ratio)} ({number(cell.spread[0])}–"
+            f"{number(cell.spread[1])}), {number(cell.row['ms'])} ms"
             if cell
             else ""
             for cell in cells
         ]
         lines.append(f"| {name} | " + " | ".join(line) + " |")
     return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def table(folder: Path) -> str:
@@ -161,71 +156,7 @@ def _slopes(fits: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def bars(folder: Path) -> list[Row]:
-    """What the plot shows: ours from ``speed``, the others from ``peers``."""
-    speed, peers = _harness.read("speed", folder), _harness.read("peers", folder)
-    out = []
-    for workload in NAMES:
-        for reducer in TARGETS:
-            cell = best_way(speed, reducer, workload)
-            if cell:
-                out.append(_bar(workload, reducer, "ours", cell))
-        theirs = peers or [row for row in speed if "vmap(grad)" in row["contestant"]]
-        for name in dict.fromkeys(row["contestant"] for row in theirs):
-            cell = worst(theirs, name, workload)
-            side = cell.row.get("side", "jax") if cell else ""
-            if cell and side != "ours" and "plain" not in name:
-                out.append(_bar(workload, name, side, cell))
-    return out
-
-
-def _bar(workload: str, name: str, side: str, cell: Cell) -> Row:
-    return {"workload": workload, "name": name, "side": side, "ratio": cell.ratio}
-
-
-def plot(folder: Path) -> None:
-    """Ratios to the plain step, one panel for each workload, logarithmic."""
-    import matplotlib.pyplot as plt
-
-    shown = bars(folder)
-    if not shown:
-        return
-    names = list(dict.fromkeys(bar["name"] for bar in shown))
-    figure, axes = plt.subplots(
-        1, len(NAMES), figsize=(11, 1.2 + 0.27 * len(names)), sharex=True, sharey=True
-    )
-    for axis, workload in zip(axes, NAMES, strict=True):
-        _panel(axis, [bar for bar in shown if bar["workload"] == workload], names)
-        axis.set_title(workload)
-    axes[0].set_xscale("log")
-    axes[0].set_xlim(1, 4 * max(1.5, *(bar["ratio"] for bar in shown)))
-    axes[0].set_yticks(range(len(names)), names, fontsize=8)
-    axes[0].invert_yaxis()
-    figure.supxlabel("time of a step / time of the same framework's plain step")
-    labels = {"ours": "consensus_optax", "jax": "JAX", "torch": "torch"}
-    sides = [side for side in labels if any(bar["side"] == side for bar in shown)]
-    swatches = [plt.Rectangle((0, 0), 1, 1, color=_COLORS[side]) for side in sides]
-    names_of_sides = [labels[side] for side in sides]
-    figure.legend(swatches, names_of_sides, loc="lower left", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(folder / "speed.png", dpi=110)
-    plt.close(figure)
-
-
-def _panel(axis: Any, shown: Sequence[Row], names: Sequence[str]) -> None:
-    """One workload: horizontal bars from 1."""
-    for bar in shown:
-        place, ratio = names.index(bar["name"]), bar["ratio"]
-        color = _COLORS[bar["side"]]
-        axis.barh(place, max(ratio, 1.0) - 1, left=1, color=color, height=0.7)
-        axis.text(
-            max(ratio, 1.0) * 1.1, place, f"×{_number(ratio)}", va="center", size=7
-        )
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_axisbelow(True)
-
-
 def write(folder: Path) -> None:
-    """Writes ``table.md`` and ``speed.png`` from whatever results there are."""
+    """Writes tables and ``speed.png`` from whatever results there are."""
     (folder / "table.md").write_text(table(folder), encoding="utf-8")
-    plot(folder)
+    _picture.write(folder)

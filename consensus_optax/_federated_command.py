@@ -9,6 +9,7 @@ from consensus_optax._command_line import (
     INTERRUPTED,
     Progress,
     UsageError,
+    add_out,
     count,
     folder,
     left,
@@ -45,13 +46,14 @@ def run(args: argparse.Namespace) -> int:
     ):
         parts = [rule, *[x for x in (attack, wire) if x != "none"]]
         contestants[" / ".join(parts)] = comparison.Contestant(made, does, how)
-    out = folder(args.out or f"runs/federated-{args.task}")
+    out = folder(args.out, f"runs/federated-{args.task}", overwrite=args.overwrite)
     print(
         f"{task.name}: {len(contestants)} contestant(s) x {args.seeds} seed(s), "
         f"{args.rounds} rounds of {args.sampled} of {len(task.counts)} clients",
         flush=True,
     )
-    with Progress(args.rounds * len(contestants), "round") as progress:
+    num = len(contestants)
+    with Progress(args.rounds * num, num, "round") as progress:
         result = comparison.federate(
             task,
             contestants,
@@ -143,6 +145,6 @@ def add_to(commands: Any) -> None:
     add("--local-steps", type=positive(int), default=5, help="default: %(default)s")
     add("--local-rate", type=positive(float), default=0.3, help="clients' SGD")
     add("--rate", type=positive(float), default=1.0, help="server's SGD")
-    add("--out", help="folder for the results (default: runs/federated-TASK)")
+    add_out(add, "runs/federated-TASK")
     add("--list", action="store_true", help="list names, then stop")
     federated.set_defaults(run=run)

@@ -278,6 +278,9 @@ def test_report_says_what_is_missed(tmp_path):
     assert "**×4.00** (> 2.5)" in text  # sign consensus, the worse regime
     assert "| plain | ×2 (1.9–2.1), 20 ms |" in text
     assert 0 < (tmp_path / "speed.png").stat().st_size < 150_000
+    shown = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert "| sign_consensus | **3** | **3** | **3** |" in shown  # as in the picture
+    assert "| vmap(grad), min/max | 2 | 2 | 2 |" in shown
 
 
 def test_report_of_nothing(tmp_path):

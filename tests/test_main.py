@@ -1,9 +1,12 @@
 """The command line: what it writes, what it says, and how it ends."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -49,7 +52,7 @@ def test_compare_writes_table_plot_and_json(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
-    advance = cli.Progress._advance
+    advance = cli.Progress.__call__
     calls = []
 
     def press_ctrl_c(self, name, steps):
@@ -60,7 +63,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
             # the background of a script, which starts it with SIGINT ignored
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Progress, "_advance", press_ctrl_c)
+    monkeypatch.setattr(cli.Progress, "__call__", press_ctrl_c)
     monkeypatch.setattr("consensus_optax.comparison._run.Lab", QuickLab)
     assert small(tmp_path, "--steps", 40) == cli.INTERRUPTED == 130
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
@@ -77,7 +80,8 @@ def test_ctrl_c_before_anything(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Progress, "_advance", interrupt)
+    monkeypatch.setattr(cli.Progress, "__call__", interrupt)
+    monkeypatch.setattr("consensus_optax.comparison._run.Lab", QuickLab)
     assert small(tmp_path, "--steps", 40) == 130
     assert list(tmp_path.iterdir()) == []
     assert "before anything was finished" in capsys.readouterr().err
@@ -94,7 +98,9 @@ def test_list_names_rules_and_tasks(capsys):
     ("args", "message"),
     [
         (["--task", "chess"], "unknown task 'chess'; known: arc, digits"),
+        (["--task", "digit"], "unknown task 'digit'; did you mean 'digits'? known:"),
         (["--rules", "mean,magic"], "unknown rule 'magic'"),
+        (["--rules", "cosin_filter"], "did you mean `cosine_filter`?"),
         (["--task-id", "zzz"], "unknown ARC task 'zzz'"),
         (["--task-id", "007bbfb7"], "changes the size of its grids"),
         (["--task-id", ","], "at least one ARC task"),
@@ -139,3 +145,59 @@ def test_as_a_program():
     assert done.stderr.splitlines() == [
         "consensus_optax: error: unknown task 'chess'; known: arc, digits"
     ]
+
+
+PROGRAM = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # CI's background ignores it
+runpy.run_module("consensus_optax", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("until", "kept"), [("programs ready", False), ("steps (", True)]
+)
+def test_ctrl_c_ends_a_process(until, kept, tmp_path):
+    """While XLA compiles, and while it computes: at once, and not by a crash."""
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if not kept:  # something to compile
+        env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    options = ["--task-id", SMALL, "--seeds", "4", "--steps", "20000"]
+    options += ["--rules", "sign_consensus", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "compare", *options],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        told = iter(process.stderr.readline, "")
+        assert any(until in line for line in told)  # a line every few seconds
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        seconds = time.monotonic() - begin
+    assert process.returncode == cli.INTERRUPTED
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == (FILES if kept else [])
+    assert seconds < 5  # 2 on a machine that does nothing else
+
+
+def test_results_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("consensus_optax.comparison._run.Lab", QuickLab)
+    assert small(tmp_path, "--steps", 2) == 0
+    before = (tmp_path / "table.md").read_text()
+    assert small(tmp_path, "--steps", 4) == 2
+    assert "already has results.json, table.md, curves.png" in capsys.readouterr().err
+    assert (tmp_path / "table.md").read_text() == before
+    assert small(tmp_path, "--steps", 4, "--overwrite") == 0
+    assert (tmp_path / "table.md").read_text() != before
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"consensus_optax {cli.__version__}\n"

@@ -1,4 +1,4 @@
-"""Every row of the README's table "Orders that work", and what does not work."""
+"""Every row of the table of docs/orders.md, and what does not work."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ import consensus_optax as co
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "orders.md"
 PARAMS = {"a": jnp.ones((16, 12)), "b": jnp.zeros(12)}
 BATCH = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16)), jnp.float32)
 
@@ -215,6 +215,16 @@ def groups():
     assert_close(update, first_update(co.median()))
 
 
+def a_few_rows():
+    few, all_apart = rows_of(num_rows=2), rows_of()
+    ratio = lambda rows: sum(
+        int((x != 0).sum())
+        for x in jax.tree.leaves(first_update(co.sign_consensus(), rows))
+    )
+    assert few["b"].shape[0] == 2
+    assert ratio(few) > ratio(all_apart)
+
+
 def padded():
     mask = jnp.array([1.0, 1.0, 0.0, 0.0])
     rows = co.materialize(rows_of())
@@ -285,6 +295,7 @@ ORDERS = {
     "clip or look, then reduce, with no rows held": clip_then_reduce,
     "groups as rows": groups,
     "padded batches": padded,
+    "a few rows": a_few_rows,
     "random keys per example": random_keys,
     "Flax NNX": flax_nnx,
     "Flax linen": flax_linen,
@@ -296,8 +307,7 @@ def test_order(order):
     ORDERS[order]()
 
 
-def test_every_row_of_the_readme_is_here():
-    section = README.read_text(encoding="utf-8").split("## Orders that work")[1]
-    table = section.split("\n## ")[0]
+def test_every_row_of_the_page_is_here():
+    table = PAGE.read_text(encoding="utf-8")
     titles = re.findall(r"^\| ([^|]+?) \|", table, re.MULTILINE)
     assert titles[1:] == list(ORDERS)

@@ -47,8 +47,8 @@ class OuterProduct:
         Where all rows share their left factor, as those of several losses of one batch
         do, it is (1, ...), until a tree function takes the leaf apart.
       right: the factors d, shape (B, T, N) or (B, L, T, N).
-      row_shape: shape in which the contraction leaves one row, with M * N entries, or
-        L * M * N, those of a layer together.
+      row_shape: shape in which the contraction leaves one row, with M x N entries, or
+        L x M x N, those of a layer together.
       steps: transpositions and reshapes from ``row_shape`` to the parameter's shape.
       dtype: dtype of the materialized rows.
       precision: precision of the contraction in the model's own backward pass.
@@ -60,7 +60,7 @@ class OuterProduct:
     Guarantees: ``materialize()`` equals the gradient that ``jax.vmap(jax.grad(fun))``
     computes, to rounding. The object is a pytree, so it crosses ``jit``, ``vmap``,
     ``scan``, ``shard_map`` and ``device_put``. Its children are the factors and a seal,
-    (B, *parameter.shape) random keys without bits, which takes no memory and no time.
+    ``(B, *parameter.shape)`` random keys without bits: no memory and no time.
     What selects or moves rows acts on all three and is right: ``x[:4]``, ``x[indices]``
     and ``jnp.concatenate`` along the example axis, in ``jax.tree.map``. What would
     calculate with the factors, such as ``optax.scale`` or ``x.mean(0)``, raises, since
@@ -151,7 +151,7 @@ class OuterProduct:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the materialized rows, (B, *parameter.shape)."""
+        """Shape of the materialized rows, ``(B, *parameter.shape)``."""
         return (self.right.shape[0], *row_shapes(self)[-1])
 
     @property
@@ -165,7 +165,7 @@ class OuterProduct:
         return math.prod(self.shape)
 
     def materialize(self) -> Array:
-        """The rows multiplied out, shape (B, *parameter.shape) and ``dtype``.
+        """The rows multiplied out, shape ``(B, *parameter.shape)`` and ``dtype``.
 
         Raises:
           ValueError: when traced, the leaf went through a tree function that did
@@ -269,7 +269,7 @@ def materialize(rows: Any) -> Any:
       rows: tree of arrays and :class:`OuterProduct` leaves.
 
     Returns:
-      The tree with arrays only, each (B, *parameter.shape).
+      The tree with arrays only, each ``(B, *parameter.shape)``.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -54,9 +54,9 @@ class Fold(NamedTuple):
         is what is observed; so has the update, of arrays. On a mesh
         these are some coordinates of each leaf: what is not coordinate by coordinate
         asks ``roster.coordinates`` for sums.
-      matters: optional (*first, roster) to a mask: of the statistics that have a short
-        cut for products, in order, where the others can matter. They may be left out
-        of a leaf in which they matter nowhere.
+      matters: optional ``(*first, roster)`` to a mask: of the statistics that have a
+        short cut for products, in order, where the others can matter. They may be left
+        out of a leaf in which they matter nowhere.
       remembers: names of arrays like the parameters that are kept from step to step.
         If there are any, ``resolve`` is (merged, roster, remembered) to (update, those
         arrays by name); a step without a row leaves them as they are.

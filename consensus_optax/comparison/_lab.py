@@ -12,6 +12,11 @@ from flax import nnx
 
 import consensus_optax as co
 from consensus_optax import tasks, training
+from consensus_optax.comparison._threads import in_thread
+
+# Compiling is most of a short run. On a CPU level 1 takes two thirds of the time, for
+# steps no slower; level 0 a third, for steps of twice the time.
+TIMED, NOT_TIMED = "1", "0"
 
 WATCH = (
     "consensus_ratio",
@@ -58,27 +63,31 @@ class Lab:
         self._apply, _ = training.functional(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
         keys = jnp.stack([_keys(problem, seeds) for problem in task.problems])
         self._data_keys = keys[..., 0]  # (K, S)
-        self._params = training.init_many(make, keys[..., 1])
-        self._evaluate = jax.jit(self._over_models(self._evaluate_one))
+        init = jax.jit(lambda keys: training.init_many(make, keys)).lower(keys[..., 1])
+        self._params = in_thread(lambda: _compiled(init, NOT_TIMED)(keys[..., 1]))
 
     def start(self, rule: Rule) -> training.Fit:
         """The starting weights, and a fresh state of the rule and of Adam."""
         start = lambda params: training.start(params, self._optimizer(rule))
         return jax.jit(jax.vmap(jax.vmap(start)))(self._params)
 
-    def compile(
-        self, rule: Rule, fit: training.Fit, num_steps: int
-    ) -> Callable[[training.Fit], Any]:
-        """A compiled program that trains all models for some steps.
+    def trace(
+        self, rule: Rule, fit: training.Fit, most_steps: int
+    ) -> Callable[[], Callable[[training.Fit, int], Any]]:
+        """A program that trains all models for some steps, not yet compiled.
+
+        One program does for any number of steps, so that a shorter last round does not
+        cost another compilation.
 
         Args:
           rule: a reducer or None.
           fit: a state of the right shapes.
-          num_steps: how many steps.
+          most_steps: up to how many steps one call may do.
 
         Returns:
-          ``run(fit)``, which returns the next state and the metrics of every step,
-          arrays of shape (K, S, num_steps).
+          ``compile()``, which may run in any thread and returns ``run(fit, steps)``;
+          that returns the next state and the metrics of every step, arrays of shape
+          (K, S, steps).
         """
         optimizer = self._optimizer(rule)
         if rule is None:
@@ -89,19 +98,55 @@ class Lab:
             )
 
         def train(
-            fit: training.Fit, train: tasks.Examples, _: tasks.Examples, key: jax.Array
+            fit: training.Fit,
+            train: tasks.Examples,
+            _: tasks.Examples,
+            key: jax.Array,
+            num_steps: jax.Array,
         ) -> Any:
-            batch_at = lambda number: self._batch(train, key, number)
-            return training.train(step, fit, batch_at, num_steps)
+            step_at = jax.jit(lambda fit: step(fit, *self._batch(train, key, fit.step)))
+            _, metrics = jax.eval_shape(step_at, fit)
+            logs = jax.tree.map(
+                lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), metrics
+            )
+
+            def body(number: jax.Array, carry: Any) -> Any:
+                fit, metrics = step_at(carry[0])
+                put = lambda log, x: log.at[number].set(x)
+                return fit, jax.tree.map(put, carry[1], metrics)
+
+            return jax.lax.fori_loop(0, num_steps, body, (fit, logs))
 
         data = (self._train, self._test, self._data_keys)
-        program = jax.jit(self._over_models(train)).lower(fit, *data).compile()
-        return lambda fit: jax.block_until_ready(program(fit, *data))
+        lowered = jax.jit(self._over_models(train, None)).lower(fit, *data, 1)
 
-    def evaluate(self, fit: training.Fit) -> dict[str, np.ndarray]:
-        """The metrics of `METRICS`, each of shape (K, S)."""
+        def compile_it() -> Callable[[training.Fit, int], Any]:
+            program = _compiled(lowered, TIMED)
+
+            def run(fit: training.Fit, num_steps: int) -> Any:
+                fit, logs = jax.block_until_ready(program(fit, *data, num_steps))
+                return fit, {k: np.asarray(v)[..., :num_steps] for k, v in logs.items()}
+
+            return run
+
+        return compile_it
+
+    def trace_evaluation(
+        self,
+    ) -> Callable[[], Callable[[training.Fit], dict[str, np.ndarray]]]:
+        """The metrics of `METRICS`, each of shape (K, S): a program as from `trace`."""
         data = (self._train, self._test, self._data_keys)
-        return jax.tree.map(np.asarray, self._evaluate((fit.params, fit.step), *data))
+        step = jnp.zeros(self._data_keys.shape, jnp.int32)
+        evaluate = jax.jit(self._over_models(self._evaluate_one))
+        lowered = evaluate.lower((self._params, step), *data)
+
+        def compile_it() -> Callable[[training.Fit], dict[str, np.ndarray]]:
+            program = _compiled(lowered, NOT_TIMED)
+            return lambda fit: jax.tree.map(
+                np.asarray, program((fit.params, fit.step), *data)
+            )
+
+        return compile_it
 
     def _optimizer(self, rule: Rule) -> optax.GradientTransformationExtraArgs:
         adam = optax.adam(self._learning_rate)
@@ -164,9 +209,18 @@ class Lab:
             "consensus_ratio": optax.tree.get(state, "consensus_ratio"),
         }
 
-    def _over_models(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Maps f(fit, train, test, key) over K problems and S seeds of each."""
-        return jax.vmap(jax.vmap(function, (0, None, None, 0)))
+    def _over_models(
+        self, function: Callable[..., Any], *shared: None
+    ) -> Callable[..., Any]:
+        """Maps f(fit, train, test, key, ...) over K problems and S seeds of each."""
+        seeds = jax.vmap(function, (0, None, None, 0, *shared))
+        return jax.vmap(seeds, (0, 0, 0, 0, *shared))
+
+
+def _compiled(lowered: jax.stages.Lowered, level: str) -> jax.stages.Compiled:
+    on_cpu = jax.default_backend() == "cpu"
+    options: dict[str, bool | str] = {"xla_backend_optimization_level": level}
+    return lowered.compile(compiler_options=options if on_cpu else None)
 
 
 def _keys(problem: str, seeds: int) -> jax.Array:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from consensus_optax.comparison._result import Comparison, estimate
+from consensus_optax.comparison._result import PLAIN, Comparison, estimate
 
-_IN_A_PANEL = 8  # names that fit beside the curves
+_BESIDE = 16  # names that fit beside the panels
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -16,11 +18,12 @@ def plot(result: Comparison) -> Figure:
     """Draws training accuracy, test accuracy and consensus ratio against steps.
 
     Args:
-      result: from `consensus_optax.comparison.compare`; at least one rule. Plain Adam
-        is the ``mean`` rule at another price and is drawn only if it is alone.
+      result: from `consensus_optax.comparison.compare`; at least one rule, or plain
+        Adam alone. Plain Adam is the black dashed line.
 
     Returns:
-      A figure of three panels; bands are one standard error wide on either side.
+      A figure of three panels, the legend beside or below them; bands are one standard
+      error wide on either side.
 
     Examples:
       >>> import consensus_optax as co
@@ -31,15 +34,18 @@ def plot(result: Comparison) -> Figure:
       >>> len(plot(result).axes)
       3
     """
-    unit, rules = result.task.unit, result.rules or result.curves
+    unit = result.task.unit
     panels = {
         "train_accuracy": f"train {unit} accuracy",
         "test_accuracy": f"test {unit} accuracy",
         "consensus_ratio": "consensus ratio",
     }
-    curves = {name: curves.metrics for name, curves in rules.items()}
+    curves = {name: curves.metrics for name, curves in result.rules.items()}
     trivial = result.task.trivial, float(result.task.trivial_accuracy.mean())
-    return panels_of(result.steps, curves, panels, trivial, "step")
+    plain = result.curves[PLAIN].metrics if PLAIN in result.curves else None
+    return panels_of(
+        result.steps, curves, panels, trivial, "step", plain, _title(result)
+    )
 
 
 def panels_of(
@@ -48,6 +54,8 @@ def panels_of(
     panels: Mapping[str, str],
     trivial: tuple[str, float],
     unit: str,
+    plain: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
 ) -> Figure:
     """A panel for each metric, a curve in it for each name.
 
@@ -57,40 +65,73 @@ def panels_of(
       panels: metrics and their titles.
       trivial: what needs no learning, and its test accuracy.
       unit: of ``steps``.
+      plain: plain Adam's curves by metric, or None.
+      title: above all of it.
 
     Returns:
       A figure; bands are one standard error wide on either side.
     """
-    below = len(curves) // 6 if len(curves) > _IN_A_PANEL else 0  # lines of a legend
-    figure = Figure(figsize=(11, 3.4 + 0.25 * below), layout="constrained")
-    for axes, (metric, title) in zip(
-        figure.subplots(1, len(panels)), panels.items(), strict=True
-    ):
+    num = len(curves) + 2
+    below = -(-num // 5) if num > _BESIDE else 0  # lines of a legend
+    height = 3.8 + 0.2 * below
+    figure = Figure(figsize=(11 if below else 12.5, height), layout="constrained")
+    drawn = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axes, (metric, name_of_panel) in zip(drawn, panels.items(), strict=True):
         for index, (name, metrics) in enumerate(curves.items()):
-            points = [estimate(values) for values in metrics[metric]]
-            mean, stderr = np.array(points).T
             style = _STYLES[index // 10 % len(_STYLES)]  # after ten colours
-            (line,) = axes.plot(steps, mean, style, label=name, linewidth=1.5)
-            axes.fill_between(
-                steps,
-                mean - stderr,
-                mean + stderr,
-                color=line.get_color(),
-                alpha=0.15,
-                linewidth=0,
-            )
+            _curve(axes, steps, metrics[metric], style, label=name)
+        if plain is not None:  # last, as ``mean`` lies under it
+            label = "plain Adam, no rows"
+            _curve(axes, steps, plain[metric], (0, (4, 4)), label=label, color="black")
         if metric == "test_accuracy":
             what, accuracy = trivial
-            axes.axhline(accuracy, color="grey", linestyle=":", label=what)
-            if below:
-                lines = axes.get_legend_handles_labels()
-                figure.legend(*lines, loc="outside lower center", ncols=6, fontsize=8)
-            else:
-                axes.legend(fontsize=8)
-        axes.set_title(title, fontsize=10)
+            label = f"{what} (test)"
+            axes.axhline(accuracy, color="grey", linestyle=":", label=label)
+        axes.set_title(name_of_panel, fontsize=10)
         axes.set_xlabel(unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    place = "outside lower center" if below else "outside right upper"
+    lines = max((x.get_legend_handles_labels() for x in drawn), key=lambda x: len(x[0]))
+    figure.legend(*lines, loc=place, ncols=5 if below else 1, fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=10.5)
     return figure
+
+
+def _curve(
+    axes: Axes, steps: np.ndarray, values: np.ndarray, style: Any, **line: Any
+) -> None:
+    """One line with its band."""
+    points = [estimate(value) for value in values]
+    mean, stderr = np.array(points).T
+    (drawn,) = axes.plot(steps, mean, linestyle=style, linewidth=1.5, **line)
+    axes.fill_between(
+        steps,
+        mean - stderr,
+        mean + stderr,
+        color=drawn.get_color(),
+        alpha=0.12,
+        linewidth=0,
+    )
+
+
+def _title(result: Comparison) -> str:
+    """Which task, and how it was trained."""
+    settings, num = result.settings, len(result.task.problems)
+    count = lambda number, word: f"{number} {word}{'s' * (number != 1)}"
+    parts = [
+        count(num, "problem"),
+        count(settings["seeds"], "seed"),
+        count(int(result.steps[-1]), "step")
+        + f" of Adam at {settings['learning_rate']:g}",
+    ]
+    if settings.get("label_noise"):
+        parts.append(f"{100 * settings['label_noise']:g} % of labels wrong")
+    if result.interrupted:
+        parts.append(f"interrupted, {settings['steps']} were asked for")
+    return f"{result.task.name}: {', '.join(parts)}; bands: one standard error"
 
 
 def save_plot(result: Comparison, path: Path) -> None:
@@ -101,8 +142,7 @@ def save_plot(result: Comparison, path: Path) -> None:
       path: the file.
 
     Examples:
-      >>> from collections.abc import Mapping
-    from pathlib import Path
+      >>> from pathlib import Path
       >>> import consensus_optax as co
       >>> from consensus_optax import comparison, tasks
       >>> small = {"steps": 2, "seeds": 1, "width": 4, "depth": 1}

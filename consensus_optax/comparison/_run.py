@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import consensus_optax as co
 from consensus_optax import tasks
 from consensus_optax.comparison._lab import Lab, Rule
 from consensus_optax.comparison._result import PLAIN, Comparison, Curves
+from consensus_optax.comparison._threads import compilers, in_thread
 
 Progress = Callable[[str, int], None]
 
@@ -45,7 +47,7 @@ def compare(
       depth: its 3 x 3 convolutions.
       num_evaluations: how often to evaluate on the training and test examples.
       progress: called with a rule's name and the steps it has just done; 0 steps
-        mean that it is about to be compiled.
+        mean that its program is compiled, which all are side by side.
 
     Returns:
       The curves. After ``KeyboardInterrupt`` those of the steps finished, marked as
@@ -99,29 +101,39 @@ def _take_turns(
 ) -> Iterator[tuple[str, _Record | str]]:
     """Yields a record of each rule for each round, or once why it cannot work.
 
-    A rule's first record is that of the start.
+    A rule's first record is that of the start. Nothing runs before all is compiled: it
+    would be timed on a busy machine.
     """
-    programs: dict[tuple[str, int], Callable[..., Any]] = {}
-    fits: dict[Any, Any] = {}
+    pool = compilers()
+    try:
+        evaluation = pool.submit(lab.trace_evaluation())
+        fits: dict[str, Any] = {}
+        programs: dict[str, Future[Any]] = {}
+        for name, rule in rules.items():
+            try:
+                fits[name] = lab.start(rule)
+                compile_it = lab.trace(rule, fits[name], max(lengths))
+            except ValueError as error:
+                yield name, str(error)
+                continue
+            programs[name] = pool.submit(compile_it)
+        runs = {}
+        for name, program in programs.items():
+            runs[name] = program.result()
+            progress(name, 0)
+        evaluate = evaluation.result()
+    finally:  # after Ctrl-C nobody waits for what is not compiled
+        pool.shutdown(wait=False, cancel_futures=True)
+    for name in runs:
+        yield name, _Record(in_thread(evaluate, fits[name]), {}, 0.0)
     for length in lengths:
-        for name, rule in list(rules.items()):
-            if (name, length) not in programs:
-                progress(name, 0)
-                try:
-                    fit = fits[name] if name in fits else lab.start(rule)
-                    programs[name, length] = lab.compile(rule, fit, length)
-                except ValueError as error:
-                    del rules[name]
-                    yield name, str(error)
-                    continue
-                if name not in fits:
-                    fits[name] = fit
-                    yield name, _Record(lab.evaluate(fit), {}, 0.0)
+        for name, run in runs.items():
             begin = time.perf_counter()
-            fits[name], metrics = programs[name, length](fits[name])
+            fits[name], metrics = in_thread(run, fits[name], length)
             seconds = (time.perf_counter() - begin) / length
             every_step = {k: np.moveaxis(v, -1, 0) for k, v in metrics.items()}
-            yield name, _Record(lab.evaluate(fits[name]), every_step, seconds)
+            found = in_thread(evaluate, fits[name])
+            yield name, _Record(found, every_step, seconds)
             progress(name, length)
 
 

@@ -112,6 +112,7 @@ def sharded(
       - all devices get the same update bit for bit, whatever a row holds;
       - rows with an inf or a nan, and rows of weight 0, say of a worker that is late or
         broken, count nowhere.
+
     Edge cases: one device: the reducer itself. A device without any row that counts
     takes part all the same. Outer products are multiplied out just before they are
     dealt out in microbatches, where ``wire_dtype`` rounds them, and where an explicit

@@ -31,6 +31,7 @@ def sign_vote(magnitude: str = "unit") -> Reducer:
       - ``"unit"`` and ``"vote"``: unchanged if any row is scaled by a positive number,
         so a row has one vote however large it is; entries are at most 1;
       - ``"mean"``: scaling all rows scales the update.
+
     Edge cases: a tie, or only zeros: 0. A zero entry abstains. With ``"unit"`` and
     ``"vote"`` the update's size says nothing: a learning rate for SGD does not carry
     over.

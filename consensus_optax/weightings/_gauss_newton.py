@@ -38,7 +38,7 @@ def gauss_newton(damping: Threshold, momentum: Threshold = 0.0) -> Reducer:
     lambda goes to 0 that of least length which fits best, as it grows the gradient
     J^T W r divided by lambda; the order of the rows is irrelevant. In the state,
     ``residual`` is that of the linear system that is solved, relative to its right
-    side b: the update is off by at most |b| residual / (2 sqrt(lambda)).
+    side b: the update is off by at most norm(b) residual / (2 sqrt(lambda)).
     Edge cases: a row whose residual is not finite counts as absent. Where the system
     is singular to rounding (lambda 0, dependent rows) nothing is agreed on: zero, not
     ready.

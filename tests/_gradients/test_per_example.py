@@ -210,7 +210,7 @@ def test_gradients_of_gradients_and_of_batches_of_parameters():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_factors_in_a_narrow_dtype_are_summed_in_float32(dtype):
-    """README says so: without the rounding, and the overflow, that an array has."""
+    """As docs/limits.md says: without the rounding and the overflow of an array."""
     rng = np.random.default_rng(0)
     x, w = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 3, 40), (40, 30))

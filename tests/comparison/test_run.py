@@ -100,8 +100,9 @@ class Interrupt:
 @pytest.mark.parametrize(
     ("rule", "call", "kept", "steps"),
     [
-        ("adam", 1, [], [0]),  # before anything
-        ("sign_consensus", 1, ["adam", "mean"], [0, 1]),  # before it has begun
+        ("adam", 1, [], [0]),  # while compiling
+        ("sign_consensus", 1, [], [0]),  # before anything has begun
+        ("mean", 2, ["adam", "mean"], [0, 1]),  # before the last has begun
         ("sign_consensus", 2, ["adam", "mean", "sign_consensus"], [0, 1]),
         ("mean", 4, ["adam", "mean", "sign_consensus"], [0, 1, 2]),
     ],

@@ -62,14 +62,19 @@ class QuickLab:
     def start(self, rule):
         return 0
 
-    def compile(self, rule, fit, num_steps):
+    def trace(self, rule, fit, most_steps):
         if rule == "picky":
             raise ValueError("needs 7 rows; got 3")
-        metrics = {"loss": np.zeros((*self.shape, num_steps))}
-        return lambda fit: (fit + num_steps, metrics)
 
-    def evaluate(self, fit):
-        return {m: np.full(self.shape, float(fit)) for m in comparison.METRICS}
+        def run(fit, num_steps):
+            return fit + num_steps, {"loss": np.zeros((*self.shape, num_steps))}
+
+        return lambda: run
+
+    def trace_evaluation(self):
+        return lambda: (
+            lambda fit: {m: np.full(self.shape, float(fit)) for m in comparison.METRICS}
+        )
 
 
 PROBLEMS = {

@@ -1,6 +1,6 @@
 """The twelve pitfalls that jax_privacy's documentation lists: what happens here.
 
-README.md has the table; there is one test for each line of it, in its order.
+docs/privacy.md has the table; there is one test for each line of it, in its order.
 """
 
 import jax
