@@ -53,6 +53,7 @@ def assert_equal(got, wanted):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.slow
 @with_thresholds
 def test_thresholds_may_be_injected_traced_or_scheduled(row):
     """A threshold as number, as traced array and as schedule: one value, one update."""

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with float
 
 
 @pytest.mark.parametrize(
-    "num_cases", [8, pytest.param(100, marks=pytest.mark.whole_zoo)]
+    "num_cases", [4, pytest.param(100, marks=pytest.mark.whole_zoo)]
 )
 def test_random_cases(num_cases):
     counts, others = fuzz(num_cases, seed=num_cases)

@@ -12,45 +12,26 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import consensus_optax as co
+from tests._orders import (
+    BATCH,
+    PARAMS,
+    assert_close,
+    first_update,
+    gradient,
+    has_parameter_shapes,
+    loss,
+    rows_of,
+)
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes its counts with floats
 
 PAGE = Path(__file__).parents[1] / "docs" / "orders.md"
-PARAMS = {"a": jnp.ones((16, 12)), "b": jnp.zeros(12)}
-BATCH = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16)), jnp.float32)
-
-
-def loss(params, x):
-    return jnp.mean((x @ params["a"] + params["b"]) ** 2)
 
 
 @pytest.fixture(autouse=True)
 def _as_users_have_it():
     with jax.numpy_rank_promotion("allow"):
         yield
-
-
-def rows_of(**options):
-    return co.per_example_grad(loss, **options)(PARAMS, BATCH)
-
-
-def gradient():
-    return jax.grad(loss)(PARAMS, BATCH)
-
-
-def first_update(tx, rows=None, **extra):
-    rows = rows_of() if rows is None else rows
-    return tx.update(rows, tx.init(PARAMS), PARAMS, **extra)[0]
-
-
-def assert_close(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)  # sums of 16 and of 4
-
-
-def has_parameter_shapes(updates):
-    return jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, PARAMS)
 
 
 def clip_or_normalize():
@@ -302,6 +283,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_order(order):
     ORDERS[order]()

@@ -108,6 +108,7 @@ def test_ten_rows_equal_the_published_loops(name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE_PAIRS)
 def test_rows_that_lie_on_a_grid_tie_in_every_order(name):
     """Many equal entries, distances and norms; sums of integers are exact."""

@@ -173,6 +173,7 @@ def test_a_broken_row_is_not_selected():
     assert state.rule_state.accepted == 1
 
 
+@pytest.mark.slow
 def test_an_empty_step_of_adam():
     """Adam moves on by momentum, AdamW decays; `skip_if_empty` stands still."""
     agree, disagree = jnp.ones((2, 1)), jnp.array([[1.0], [-1.0]])
@@ -207,6 +208,7 @@ class Seen(NamedTuple):
     products: Any
 
 
+@pytest.mark.slow
 def test_distances_of_nearly_equal_rows():
     random = np.random.default_rng(0)
     rows = 10 + 1e-3 * random.normal(size=(3, 20000)).astype(np.float32)

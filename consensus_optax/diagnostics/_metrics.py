@@ -18,7 +18,7 @@ from consensus_optax.diagnostics._probe import ProbeState
 _PACKAGE = __name__.partition(".")[0]
 _NAMES = {"consensus_ready": "ready", "num_accepted": "accepted"}
 # What only the state itself needs, and a filter's count, which the reducer has too.
-_LEFT_OUT = {"step", "mass", "accepted", "merged", "kept"}
+_LEFT_OUT = {"step", "mass", "accepted", "merged", "batches"}
 _QUANTILES = (0, 25, 50, 75, 100)
 
 Path = tuple[Any, ...]

@@ -33,7 +33,7 @@ class AccumulateState(NamedTuple):
     Attributes:
       num_held: () int32, batches that wait for the rest, 0 to k - 1.
       merged: of a fold the statistics of their rows; else None.
-      kept: what is kept of each batch, (k, B, ...): weights, keywords with one entry
+      batches: what is kept of each batch, (k, B, ...): weights, keywords with one entry
         for every row, and rows, of a fold none. None before the first batch, if
         ``like`` was not given.
       reducer_state: the reducer's own, of its last update.
@@ -41,7 +41,7 @@ class AccumulateState(NamedTuple):
 
     num_held: Count
     merged: Any
-    kept: Any
+    batches: Any
     reducer_state: Any
 
 
@@ -162,7 +162,7 @@ def accumulate(
             name: _column(name, extra.pop(name, None), stack) for name in per_row
         }
         batch = of_batch(stack, weights, columns)
-        merged, kept = state.merged, state.kept
+        merged, kept = state.merged, state.batches
         if kept is None:
             merged, kept = room(stack, batch)
         _check_batch(batch, kept)

@@ -125,6 +125,7 @@ def test_training():
     assert value < loss(MODEL, (X, Y)) / 2
 
 
+@pytest.mark.slow
 def test_explained_and_checked(capsys):
     assert co.check_per_example(loss, MODEL, (X, Y)) == []
     co.explain(loss, MODEL, (X, Y))

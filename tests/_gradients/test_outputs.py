@@ -26,6 +26,7 @@ def model(params, x):
     return jnp.tanh(x @ params["up"]) @ params["down"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("keep_batch_dim", [True, False])
 def test_rows_are_the_jacobian(outputs, keep_batch_dim):

@@ -42,6 +42,7 @@ def leaves(dtype, scale):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e25), ("float16", 3e3)])
 def test_finite_rows_are_those_of_the_array(dtype, scale):
     for name, leaf in leaves(dtype, scale).items():

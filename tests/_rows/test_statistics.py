@@ -48,6 +48,7 @@ def minmod(rows, weights):
 over_rows = lambda f: lambda rows, weights: f(rows, weights[:, None]).sum(0)
 SUMS = {
     "WEIGHTED_SUM": over_rows(lambda g, w: w * g),
+    "WEIGHTED_SQUARE": over_rows(lambda g, w: w * g * g),
     "WEIGHTED_SIGN": over_rows(lambda g, w: w * np.sign(g)),
     "WEIGHTED_MAGNITUDE": over_rows(lambda g, w: w * np.abs(g)),
     "NONZERO_WEIGHT": over_rows(lambda g, w: w * (g != 0)),

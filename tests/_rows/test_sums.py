@@ -123,6 +123,7 @@ def test_bounds_of_rows_whose_parts_cancel():
     assert (verbs.squared_norms(leaf, jnp.float32) >= 0).all()
 
 
+@pytest.mark.slow
 @kinds
 def test_rows_that_are_not_finite(kind):
     leaf = SumOfProducts(SUMS[kind]())

@@ -23,6 +23,7 @@ def test_table_has_a_line_for_each_rule_and_says_how():
     assert "of 4 test grids" in text
 
 
+@pytest.mark.slow
 def test_json_holds_settings_versions_device_and_numbers():
     report = json.loads(comparison.to_json(result()))
     assert report["settings"]["steps"] == 4

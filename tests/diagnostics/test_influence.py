@@ -98,6 +98,7 @@ def test_rows_with_wrong_labels_are_found():
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(score) < 0), [0, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_under_adam_is_the_derivative_of_its_step():
     """By finite differences of the loss after Adam's step, v held where it is."""
     with jax.enable_x64(True):

@@ -87,6 +87,7 @@ ACCEPTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_who_is_accepted_and_what_moves(name):
     rule, accepted, ratio = ACCEPTED[name]
@@ -211,6 +212,7 @@ def test_what_the_rule_says_of_itself():
     assert co.metrics(after_a_step(own))["mine"] == 1
 
 
+@pytest.mark.slow
 def test_scalar_parameters_are_no_metrics():
     params = {"scale": jnp.float32(2)}
     tx = optax.chain(co.centered_clipping(1.0), co.ema_agreement(), optax.adam(1e-3))

@@ -76,7 +76,7 @@ def test_equals_the_reducer_on_all_rows(row):
     got = counts(state.reducer_state)
     jax.tree.map(np.testing.assert_array_equal, got, counts(reducer_state))
     is_fold = isinstance(row.make().rule, Fold)
-    held = jax.tree.leaves(state.kept["rows"])
+    held = jax.tree.leaves(state.batches["rows"])
     assert bool(held) != is_fold  # a fold keeps no rows
 
 
@@ -116,7 +116,7 @@ def test_factored_rows_cycle_after_cycle_in_a_scan(name):
     run = jax.jit(lambda state, x: jax.lax.scan(step, state, x))
     end, updates = run(state, x.reshape(4, 4, 3))
     assert jax.tree.structure(end) == jax.tree.structure(state)
-    held = [leaf.shape for leaf in jax.tree.leaves(end.kept["rows"])]
+    held = [leaf.shape for leaf in jax.tree.leaves(end.batches["rows"])]
     factored = co.is_outer_product(rows["w"])
     assert factored
     wanted = [] if name == "fold" else [(2, 4, 2), (2, 4, 1, 3), (2, 4, 1, 2)]

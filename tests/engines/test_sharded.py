@@ -180,6 +180,7 @@ def stacked(tree):
     return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
+@pytest.mark.slow
 def test_all_devices_agree_bit_for_bit():
     """Each device's own result, without a promise that they are the same."""
     rows, weights = stack(8)

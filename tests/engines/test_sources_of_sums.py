@@ -42,6 +42,7 @@ def check(found, expected, name=QUICK):
         assert_close(x, y, tolerance)
 
 
+@pytest.mark.slow
 @each
 def test_in_memory_in_microbatches_and_in_the_backward_pass(name):
     model, rule = penalized(), RULES[name]

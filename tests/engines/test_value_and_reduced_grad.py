@@ -72,6 +72,7 @@ def cases():
         yield pytest.param(row, id=str(row), marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [*cases()])
 def test_microbatches_of_two_give_what_all_rows_at_once_give(row):
     """Five rows in microbatches of two, one row nan and one absent."""

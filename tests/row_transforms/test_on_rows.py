@@ -27,6 +27,7 @@ TRANSFORMATIONS = {
 }
 
 
+@pytest.mark.slow
 def test_row_by_row_as_in_a_loop():
     rows, params, _ = factored()
     dense = co.materialize(rows)

@@ -68,6 +68,7 @@ def assert_close(got, wanted):
 ROWS_OF = training.linen_value_and_rows(loss, has_aux=True, num_rows=3)
 
 
+@pytest.mark.slow
 def test_rows_and_updates_are_those_of_calls_one_by_one(variables):
     weights = jnp.array([1.0, 2.0, 0.0])
     by_hand = [alone(variables, i, 2) for i in (0, 2, 4)]

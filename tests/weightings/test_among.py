@@ -11,6 +11,7 @@ from tests._stacks import first_update
 ROWS = jnp.float32(np.random.default_rng(4).normal(0.7, 1, (6, 12)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [co.sign_consensus(0.7), co.mean(), co.cosine_filter(0.5), co.subspace_weighting()],

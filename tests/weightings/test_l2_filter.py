@@ -8,6 +8,7 @@ from tests import _pinned, _reference_agreement
 from tests._pinned import LARGE, first_update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["medoid", "mean"])
 @pytest.mark.parametrize(("limit", "relative"), [(1.1, True), (4.0, False)])
 def test_equals_the_loop(reference, limit, relative):

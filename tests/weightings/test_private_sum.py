@@ -130,6 +130,7 @@ def ways():
     yield AUTOMATIC
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "way"), [*ways()])
 def test_every_way_clips_the_same_rows_and_adds_one_noise(how, way):
     """Rows and noise are the same to rounding, counts and who is clipped exactly."""

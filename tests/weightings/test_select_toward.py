@@ -129,6 +129,7 @@ def test_nobody_passes_and_bad_rows():
     assert int(state.num_nonfinite) == 1
 
 
+@pytest.mark.slow
 def test_it_selects_for_another_rule_and_for_every_leaf():
     rows, target = given()
     score = np.asarray(diagnostics.influence(rows, target))

@@ -36,6 +36,7 @@ def test_a_flipped_row_is_left_out_however_long():
     np.testing.assert_allclose(update, np.delete(rows, 2, 0).mean(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vectors", "sums of vectors", "look-ups"])
 def test_lazy_and_low_precision_rows(kind):
     random = np.random.default_rng(3)

@@ -56,7 +56,16 @@ def _now_or_in_ci(rows):
 
 
 KINDS = _one_of_each(ZOO, _kind)
+ASKING = _one_of_each(ZOO, _asks)
 OF_EACH_KIND = _now_or_in_ci(ZOO)
 EVERY_FACTORY = _now_or_in_ci(FACTORIES)
 
-__all__ = ["EVERY_FACTORY", "FACTORIES", "KINDS", "OF_EACH_KIND", "ZOO", "Row"]
+__all__ = [
+    "ASKING",
+    "EVERY_FACTORY",
+    "FACTORIES",
+    "KINDS",
+    "OF_EACH_KIND",
+    "ZOO",
+    "Row",
+]

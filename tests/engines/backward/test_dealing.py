@@ -87,6 +87,7 @@ def dealt(hlo):
 SUMS = 48 * 2.0**-23
 
 
+@pytest.mark.slow
 def test_a_fold_sends_each_row_once():
     program = check(co.sign_consensus(0.6), SUMS).as_text()
     per_row = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
@@ -108,6 +109,7 @@ def test_updates_lie_as_their_parameters_do(told):
     assert sorted(places) == (["1", "2", "2"] if told else ["1", "1", "1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reducer",
     [
