@@ -51,7 +51,7 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
             "coherence": co.diagnostics.coherence(gramian),
             "conflicting_share": co.diagnostics.conflicting_share(gramian),
             "noise_scale_loss": co.diagnostics.noise_scale(gramian).noise_scale,
-            "quorum_ratio": state.rule_state.consensus_ratio,
+            "quorum_ratio": state.consensus_ratio,
         }
 
     return Problem(
