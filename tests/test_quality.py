@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.quality import _inference
+from benchmarks.quality import _inference, arc
+from benchmarks.quality.__main__ import main
 from benchmarks.quality._answer import answers
 from benchmarks.quality._cells import Cells
 from benchmarks.quality._question import Arm, Problem, Question, Size, always
@@ -131,12 +133,14 @@ def test_every_table_has_the_mean_and_baselines(name):
 
 
 @pytest.mark.slow
-def test_a_question_is_answered_at_smoke_size(tmp_path):
-    from benchmarks.quality.__main__ import main
-
-    assert main(["shortcuts", "--smoke", "--out", str(tmp_path)]) == 0
-    first = (tmp_path / "shortcuts.md").read_text()
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_is_answered_at_smoke_size(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(arc, "TASKS", 3)
+    monkeypatch.setattr(arc, "TUNING_TASKS", 1)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        assert main([name, "--smoke", "--out", str(tmp_path)]) == 0
+    first = (tmp_path / f"{name}.md").read_text()
     assert "| mean |" in first
-    assert main(["shortcuts", "--smoke", "--tables", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "shortcuts.md").read_text() == first
-    assert (tmp_path / "shortcuts.png").stat().st_size > 5000
+    assert main([name, "--smoke", "--tables", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / f"{name}.md").read_text() == first
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000

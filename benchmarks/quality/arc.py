@@ -31,15 +31,15 @@ TASKS, TUNING_TASKS, WIDTH, DEPTH = 116, 24, 16, 3
 
 
 @functools.cache
-def _all_tasks() -> tasks.Task:
-    return tasks.arc(num_tasks=TASKS + TUNING_TASKS, max_size=12)
+def _tasks(count: int) -> tasks.Task:
+    return tasks.arc(num_tasks=count, max_size=12)
 
 
 def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> Problem:
     """One row for each training pair of a task, all of them in every step."""
     del setting, rows
     which = slice(TASKS, None) if tuning else slice(0, TASKS)
-    every = _all_tasks()
+    every = _tasks(TASKS + TUNING_TASKS)
     names = every.problems[which]
     units = np.tile(np.arange(len(names)), len(seeds))
     of_units = lambda part: jax.tree.map(lambda x: x[which][units], part)
