@@ -10,8 +10,8 @@ from tests._compilation import IN_A_HURRY
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Threads of XLA, by default one for each core: devices wait for one another in them, and
-# of two programs at once eight devices may take them all and wait for ever.
+# Threads of XLA, by default one for each core: devices wait for one another in them,
+# and of two programs at once eight devices may take them all and wait for ever.
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["XLA_FLAGS"] = " ".join(
