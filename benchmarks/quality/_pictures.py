@@ -42,7 +42,10 @@ def _ends(axes: Any, question: Question, found: Sequence[Answer], metric: str) -
     arms = list(dict.fromkeys(answer.arm for answer in found))
     for index, arm in enumerate(arms):
         here = [answer for answer in found if answer.arm == arm]
-        ends = [_inference.estimate(answer.curves[metric][:, -1]) for answer in here]
+        ends = [
+            _inference.estimate(_shown(question, answer, metric)[:, -1])
+            for answer in here
+        ]
         places = [columns.index(_column(question, answer)) for answer in here]
         shift = 0.3 * ((index + 0.5) / len(arms) - 0.5)  # so that errors are seen
         axes.errorbar(
@@ -65,7 +68,7 @@ def _training(
 ) -> None:
     """Means over training, one line for each arm and setting, and bands of errors."""
     for answer in found:
-        curve = answer.curves[metric]  # (U, E)
+        curve = _shown(question, answer, metric)
         part = question.size.steps / curve.shape[1]
         steps = part * (1 + np.arange(curve.shape[1]))
         mean, stderr = np.array([_inference.estimate(x) for x in curve.T]).T
@@ -76,6 +79,12 @@ def _training(
             steps, mean - stderr, mean + stderr, alpha=0.2, color=line.get_color()
         )
     axes.set_xlabel("step")
+
+
+def _shown(question: Question, answer: Answer, metric: str) -> np.ndarray:
+    """Curves (U, E), shares in per cent."""
+    percent = question.shown[metric].endswith("%")
+    return answer.curves[metric] * (100 if percent else 1)
 
 
 def _column(question: Question, answer: Answer) -> str:

@@ -88,7 +88,7 @@ class Question(NamedTuple):
       rows: numbers of rows to choose from, where an arm names none.
       size: as published.
       metric: what rates and rows are chosen by, on what is kept apart for that.
-      shown: metrics of the tables, with what they are.
+      shown: metrics of the tables, with titles; shares say so, by a % at the end.
       column: the key of a setting that tables have columns of.
       tuned_at: the setting whose choice serves this one.
       baseline: the arm that others are compared with.

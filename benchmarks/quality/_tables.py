@@ -13,7 +13,7 @@ from benchmarks.quality._question import Question
 
 def table(question: Question, found: Sequence[Answer], metric: str) -> str:
     """Means and standard errors at the end of training, arms against a setting."""
-    columns = _columns(question, found)
+    columns, percent = _columns(question, found), _is_share(question, metric)
     shown = {
         (a.arm, _column(question, a)): _inference.estimate(a.curves[metric][:, -1])
         for a in found
@@ -23,7 +23,7 @@ def table(question: Question, found: Sequence[Answer], metric: str) -> str:
     lines = [[question.column, *map(str, columns)]]
     for arm in arms:
         entries = [shown.get((arm, column)) for column in columns]
-        lines.append([arm, *(_plus_minus(entry, metric) for entry in entries)])
+        lines.append([arm, *(_plus_minus(entry, percent) for entry in entries)])
     return _markdown(lines)
 
 
@@ -34,7 +34,7 @@ def differences(question: Question, found: Sequence[Answer], metric: str) -> str
     below 0.05. The last line is the least true difference that would have been seen
     with probability 0.8 (uncorrected), the median over the arms.
     """
-    columns = _columns(question, found)
+    columns, percent = _columns(question, found), _is_share(question, metric)
     gaps: dict[str, dict[str, _inference.Difference]] = {}
     for column in columns:
         here = {a.arm: a.curves for a in found if _column(question, a) == column}
@@ -46,18 +46,20 @@ def differences(question: Question, found: Sequence[Answer], metric: str) -> str
                 if arm != question.baseline and metric in curves
             }
     arms = list(dict.fromkeys(arm for of in gaps.values() for arm in of))
+    if not arms:
+        return ""
     adjusted = {
         c: _inference.holm({a: d.p for a, d in of.items()}) for c, of in gaps.items()
     }
     lines = [[f"to {question.baseline}", *gaps]]
     for arm in arms:
         entries = [
-            _interval(of[arm], adjusted[column][arm], metric) if arm in of else "-"
+            _interval(of[arm], adjusted[column][arm], percent) if arm in of else "-"
             for column, of in gaps.items()
         ]
         lines.append([arm, *entries])
     least = [_median([d.least for d in of.values()]) for of in gaps.values()]
-    lines.append(["*least effect seen*", *(_number(x, metric) for x in least)])
+    lines.append(["*least effect seen*", *(_number(x, percent) for x in least)])
     return _markdown(lines)
 
 
@@ -88,22 +90,26 @@ def _column(question: Question, answer: Answer) -> object:
     return answer.setting.get(question.column, "")
 
 
-def _plus_minus(entry: _inference.Estimate | None, metric: str) -> str:
+def _is_share(question: Question, metric: str) -> bool:
+    return question.shown[metric].endswith("%")
+
+
+def _plus_minus(entry: _inference.Estimate | None, percent: bool) -> str:
     if entry is None:
         return "-"
-    return f"{_number(entry.mean, metric)} ± {_number(entry.stderr, metric)}"
+    return f"{_number(entry.mean, percent)} ± {_number(entry.stderr, percent)}"
 
 
-def _interval(gap: _inference.Difference, p: float, metric: str) -> str:
-    low, mean, high = (_number(x, metric, True) for x in (gap.low, gap.mean, gap.high))
+def _interval(gap: _inference.Difference, p: float, percent: bool) -> str:
+    low, mean, high = (_number(x, percent, True) for x in (gap.low, gap.mean, gap.high))
     return f"{mean} [{low}, {high}]" + ("*" if p < 1 - _inference.LEVEL else "")
 
 
-def _number(value: float, metric: str, signed: bool = False) -> str:
+def _number(value: float, percent: bool, signed: bool = False) -> str:
     """Shares in percent; other numbers with three digits."""
     if np.isnan(value):
         return "-"
-    if not metric.endswith("loss"):
+    if percent:
         return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
     return f"{value:+.3g}" if signed else f"{value:.3g}"
 

@@ -47,10 +47,11 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
         consensus = co.sign_consensus(0.7)
         _, state = consensus.update(stack, consensus.init(params), params)
         gramian = co.diagnostics.gramian(stack)
+        scale = co.diagnostics.noise_scale(gramian)
         return {
             "coherence": co.diagnostics.coherence(gramian),
             "conflicting_share": co.diagnostics.conflicting_share(gramian),
-            "noise_scale_loss": co.diagnostics.noise_scale(gramian).noise_scale,
+            "signal": scale.gradient_squared / scale.noise_trace,
             "quorum_ratio": state.consensus_ratio,
         }
 
@@ -82,9 +83,9 @@ QUESTION = Question(
     rows=(0,),
     size=Size(steps=600, seeds=8, tuning_seeds=1, rates=(3e-3,), evaluations=30),
     shown={
-        "coherence": "Coherence, %",
+        "coherence": "Coherence (1: rows are unrelated)",
         "conflicting_share": "Pairs that conflict, %",
-        "noise_scale_loss": "Noise scale, examples",
+        "signal": "Signal to noise of one example (1 / noise scale), %",
         "quorum_ratio": "Coordinates with a quorum of 0.7, %",
         "test_accuracy": "Test accuracy, %",
     },
