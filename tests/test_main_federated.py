@@ -85,7 +85,7 @@ def quick(task, contestant, **settings):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
-    advance, calls = cli.Progress._advance, []
+    advance, calls = cli.Progress.__call__, []
 
     def press_ctrl_c(self, name, steps):
         advance(self, name, steps)
@@ -93,7 +93,7 @@ def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
         if name == "median" and steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Progress, "_advance", press_ctrl_c)
+    monkeypatch.setattr(cli.Progress, "__call__", press_ctrl_c)
     monkeypatch.setattr(_federate, "_program", quick)
     code = federated(*SMALL, "--byzantine", 0, "--out", tmp_path)
     assert code == cli.INTERRUPTED

@@ -138,7 +138,7 @@ def _outer_product_part(leaf: Factored, width: int) -> _Part:
     _, m, n = leaf.sides
     num_layers = leaf.num_layers or 1
     lines = min(width // n, m)
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    dtype = jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
 
     def of_part(part: OuterProduct, start: Array) -> Array:
         if part.is_look_up:

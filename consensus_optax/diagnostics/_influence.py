@@ -118,7 +118,7 @@ def under_adam(target: Tree, state: Any, b2: float = 0.999, eps: float = 1e-8) -
     check_reduced(target, moments)
 
     def divided(leaf: Any, moment: Any) -> Any:
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        wide = verbs.decision_dtype(leaf)
         steps = count.astype(wide)
         mean = moment.astype(wide) / (1 - jnp.asarray(b2, wide) ** steps)
         # before the first step there is no moment, and nothing to divide by

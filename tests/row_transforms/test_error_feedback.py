@@ -179,7 +179,7 @@ def test_of_a_client_that_is_there_twice_the_first_present_row_is_kept():
     rows, state = jnp.array([[2.0], [9.0], [4.0], [6.0], [8.0]]), rule.init(params)
     clients, weights = jnp.array([1, 2, 2, 2, 0]), jnp.array([0.0, 0.0, 1.0, 1.0, 1.0])
     _, state = rule.update(rows, state, params, weights=weights, clients=clients)
-    assert state.momentum.tolist() == [[4.0], [0.0], [2.0]]
+    assert state.rule_state.momentum[0].tolist() == [[4.0], [0.0], [2.0]]
 
 
 @in_ci
