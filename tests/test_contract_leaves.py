@@ -16,6 +16,7 @@ from tests.zoo import OF_EACH_KIND
 every_reducer = pytest.mark.parametrize("row", OF_EACH_KIND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", OF_EACH_KIND)
 def test_rows_of_every_kind_equal_what_they_stand_for(row):
     """Outer products, looked-up rows and bfloat16 arrays, against the plain loops.

@@ -56,6 +56,7 @@ def only(kind):
     return part(ROWS), part(PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_selects_is_right(name):
     update = lambda rows: first_update(

@@ -62,6 +62,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_made_of_a_layer_comes_back_as_its_parameter(way):
     model, shape = WAYS[way]

@@ -86,6 +86,7 @@ def on_one_device(params, tokens, group_size=1):
     return jax.tree.map(np.asarray, jax.jit(rows_of)(params, groups))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "data"])
 def test_constraints_by_the_rows_axis_are_of_the_rows(name):
     loss, (params, tokens) = decoder(), given()

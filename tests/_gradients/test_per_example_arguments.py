@@ -104,6 +104,7 @@ def test_what_is_hashed_may_be_a_static_argument_of_jit(case):
     assert_rows(step(W, X, shared), expected(loss, shared))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "microbatch_size"),
     [(co.median, None), (co.sign_consensus, 2), (co.mean, 4)],

@@ -62,6 +62,7 @@ def test_no_nan_is_made_to_find_one():
     assert given.tolist() == [True, False, False, True, False]
 
 
+@pytest.mark.slow
 def test_an_overflowing_product_is_counted_out():
     w, x = jnp.ones((8, 16)), jnp.ones((4, 8))
     loss = lambda w, x: jnp.sum(x @ w * jnp.mean(jax.lax.stop_gradient(x)))

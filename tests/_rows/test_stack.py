@@ -214,6 +214,7 @@ QUICK = [*{type(row.make().rule): row for row in KINDS}.values()]
 QUICK = [row for row in QUICK if isinstance(row.make().rule, Among | After)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [

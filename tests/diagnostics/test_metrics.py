@@ -150,6 +150,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_whatever_is_around(name):
     tx, prefixes = WRAPPED[name]

@@ -53,6 +53,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_equals_the_reducer_on_all_rows(row):
     program = both_ways(row.make())

@@ -138,6 +138,7 @@ def assert_same(got, wanted, rtol=2e-6):
 in_ci = lambda names: [pytest.param(x, marks=pytest.mark.whole_zoo) for x in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, *in_ci(CHAINS)])
 def test_two_mesh_axes_and_the_state(kind):
     """The first axis is the slowest; state and update are those of one device."""
@@ -149,6 +150,7 @@ def test_two_mesh_axes_and_the_state(kind):
     assert_same(got, in_memory(reducer, rows, weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fold", "combination", "gramian", "columns"])
 def test_factored_rows(kind):
     rows, _, _ = factored()

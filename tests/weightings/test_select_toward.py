@@ -57,6 +57,7 @@ def expected(
     return mass @ g / mass.sum(), passes.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("factored", [False, True])
 def test_equals_a_plain_loop(name, factored):
