@@ -11,6 +11,7 @@ from consensus_optax._rules.solvers import (
     SolverState,
     cancels,
     length_of,
+    not_better,
     over_simplex,
     product,
     proven,
@@ -19,7 +20,7 @@ from consensus_optax._rules.solvers import (
 )
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
-from consensus_optax._typing import Gramian, PerRow, Threshold
+from consensus_optax._typing import Gramian, Number, PerRow, Threshold
 from consensus_optax.weightings import _preference
 from consensus_optax.weightings._preference import Preference
 
@@ -51,8 +52,8 @@ def cagrad(
          many :math:`\lambda` are then as good.
 
     Guarantees: :math:`\|u - \bar g\| \le c \|\bar g\|`; with c >= 1 and without
-    ``clip`` no row is opposed; the order of the rows is irrelevant; scaling all rows
-    scales it.
+    ``clip`` no row is opposed beyond rounding, however unequal the rows' lengths, where
+    ``converged``; the order of the rows is irrelevant; scaling all rows scales it.
     Edge cases: c = 0: the mean. One row, or all equal: (1 + c) times that row. Rows
     that cancel, also some of them alone (a Pareto-stationary point): zero, not ready,
     unless c is so near 1 that a step across the others is left; with ``clip`` only
@@ -103,6 +104,11 @@ def cagrad(
         moving = roster.present & (gramian.diagonal() > 0)
         worst, new_state = over_simplex(gramian, moving, with_mean, radius)
         cancel = cancels(gramian, worst)  # so no step has a gain for every row
+        length = length_of(gramian, worst)
+        step = mean + ratio(radius, length) * worst
+        least = product(with_mean, worst) + radius * length
+        missing = jnp.where(moving, least - product(gramian, step), 0)
+        new_state = not_better(new_state, _shortfall(gramian, step, missing, least))
         nothing = cancel
         if clip:
             worst, nothing = jnp.minimum(worst, mean), jnp.bool_(False)
@@ -112,3 +118,16 @@ def cagrad(
         return jnp.where(nothing, 0, weights), proven(new_state, cancel)
 
     return reducer(Weighting(weigh, unsolved, degree=0))
+
+
+def _shortfall(
+    gramian: Gramian, weights: PerRow, missing: PerRow, least: Number
+) -> Number:
+    """By how much any row gains less than the dual says that all can, without units.
+
+    No lambda says less than the best step gives, and the best step gives every row what
+    the best lambda says: so this judges the step itself.
+    """
+    lengths = jnp.sqrt(jnp.maximum(gramian.diagonal(), 0))
+    size = lengths * product(jnp.abs(weights), lengths)
+    return jnp.max(ratio(missing, jnp.abs(least) + size), initial=0)

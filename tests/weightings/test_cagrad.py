@@ -1,5 +1,7 @@
 """CAGrad with a preference, and clipped at it."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import consensus_optax as co
@@ -58,3 +60,28 @@ def test_a_preference_for_one_row_clips_all_others_away():
     only = [0, 0, 0, 1.0, 0, 0, 0, 0, 0, 0]
     update = first_update(co.cagrad(0.5, only, clip=True), LARGE)
     assert cosine(update, LARGE[3]) > 1 - 1e-5
+
+
+def test_rows_of_very_unequal_length_are_not_opposed():
+    """To 1e10 in float32; what is not solved says so."""
+    random, rule, params = np.random.default_rng(0), co.cagrad(1.5), jnp.zeros(6)
+    rows = random.normal(size=(6, 20, 4, 6))
+    rows[:, :, 0] *= 10.0 ** np.array([0, 2, 4, 6, 8, 10])[:, None, None]
+    rows = rows.reshape(-1, 4, 6).astype(np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def first(stack):
+        update, state = rule.update(stack, rule.init(params), params)
+        return update, state.rule_state.converged, state.consensus_ready
+
+    updates, converged, ready = first(rows)
+    gains = np.einsum("sbp,sp->sb", rows.astype(float), np.asarray(updates, float))
+    lengths = np.linalg.norm(rows, axis=-1).astype(float)
+    lengths *= np.linalg.norm(updates, axis=-1, keepdims=True).astype(float)
+    # An update may be 7e-4 of the rows it is made of (or it is zero), each of which is
+    # known to a few eps.
+    allowed = 8 * np.finfo(np.float32).eps / 7e-4 * lengths
+    fair = (gains >= -allowed).all(1)
+    assert (fair | ~converged).all()
+    assert (converged & ready).mean() > 0.9

@@ -131,7 +131,7 @@ def _shift(gramian: Gramian, unit: Number) -> PerRow:
 
 def _raised(shift: PerRow) -> PerRow:
     """The same where rows may be zero."""
-    return shift + 1e-3 * jnp.finfo(shift.dtype).eps
+    return jnp.where(shift > 0, shift, 1e-3 * jnp.finfo(shift.dtype).eps)
 
 
 def _root(gramian: Gramian, unit: Number, raised: PerRow) -> Gramian:

@@ -47,6 +47,13 @@ def solution(weights: Array, residual: Number) -> Solution:
     return Solution(weights, SolverState(residual.astype(jnp.float32), small))
 
 
+def not_better(state: SolverState, residual: Number) -> SolverState:
+    """The state where the update has a residual of its own: the larger one counts."""
+    own = solution(residual, residual).state
+    worse = jnp.maximum(state.residual, own.residual)
+    return SolverState(worse, state.converged & own.converged)
+
+
 def proven(state: SolverState, known: Flag) -> SolverState:
     """The state, or that of a solution without error where one is known."""
     return SolverState(jnp.where(known, 0, state.residual), state.converged | known)
