@@ -127,6 +127,15 @@ def flag(name: str, value: Any) -> None:
         fail(name, "True or False, known when traced", value)
 
 
+def array(name: str, value: Any, wanted: str, hint: str = "") -> Array:
+    """What holds numbers as an array: a tree of rows, or text, does not."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        found = type(value).__name__
+        raise ValueError(f"`{name}` must be {wanted}; got a {found}{hint}") from None
+
+
 def count(name: str, value: Any, minimum: int = 1) -> None:
     """Checks a static integer: counts fix shapes, so no schedule and no tracer."""
     if isinstance(value, jax.Array):

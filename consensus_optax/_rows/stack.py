@@ -90,11 +90,23 @@ def as_rows(updates: Tree, params: Tree | None) -> tuple[list[Leaf], Any]:
         stack = as_stack(updates, params)
         return stack.leaves, stack.dtype
     flat, _ = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_outer_product)
+    leaves: list[Leaf] = []
     for path, leaf in flat:
         check_seal(leaf_name(path), leaf)
-    leaves = [
-        _on_device(leaf) for _, leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
+        if not hasattr(leaf, "dtype") or not jnp.ndim(leaf):
+            found = "a scalar" if jnp.isscalar(leaf) else f"a {type(leaf).__name__}"
+            raise ValueError(
+                "Every leaf of `rows` must be an array that leads with the axis of "
+                f"rows, (B, ...); {leaf_name(path)} is {found}."
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaves.append(_on_device(leaf))
+            if leaf.shape[0] != leaves[0].shape[0]:
+                raise ValueError(
+                    "All leaves of `rows` must have one number of rows B; "
+                    f"{leaf_name(path)} has {leaf.shape[0]}, another "
+                    f"{leaves[0].shape[0]}."
+                )
     return leaves, verbs.decision_dtype(leaves)
 
 
@@ -239,12 +251,15 @@ _MOST = 1e16  # counts of more are no longer exact, even in float64
 
 def _as_array(weights: Any) -> Any:
     """Counts above 2**31 are no integers of JAX, but they are floating numbers."""
-    if any(isinstance(x, jax.Array) for x in jax.tree.leaves(weights)):
-        return jnp.asarray(weights)
     try:
+        if any(isinstance(x, jax.Array) for x in jax.tree.leaves(weights)):
+            return jnp.asarray(weights)
         return np.asarray(weights, np.float64)
     except (TypeError, ValueError):
-        _check.fail("weights", "numbers, one for every row", weights)
+        raise ValueError(
+            "`weights` must be numbers, one for every row, (B,); got a "
+            f"{type(weights).__name__} of something else."
+        ) from None
 
 
 def _check_weights(weights: np.ndarray) -> None:

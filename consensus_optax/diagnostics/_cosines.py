@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 
+from consensus_optax import _check
 from consensus_optax._typing import Array
 from consensus_optax.diagnostics._gramian import present
 from consensus_optax.weightings._pairs import cosines, off_diagonal
@@ -105,6 +107,8 @@ def share_within(
       >>> share_within(rows @ rows.T, (0.5, 1.0)).tolist()
       [0.3333333432674408, 1.0]
     """
+    if not isinstance(max_distances, Iterable):
+        _check.fail("max_distances", "a sequence of numbers", max_distances)
     cosine, pairs = _pairs(gramian, weights)
     within = [pairs & (1 - cosine <= limit) for limit in max_distances]
     return jnp.stack([_share(near, pairs, cosine.dtype) for near in within])

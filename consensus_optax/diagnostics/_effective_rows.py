@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
@@ -28,6 +30,12 @@ def effective_rows(weights: Array) -> Array:
       >>> effective_rows(jnp.array([2., 2., 0.])).item()
       2.0
     """
+    if not isinstance(weights, jax.Array | np.ndarray) or weights.ndim != 1:
+        shape = getattr(weights, "shape", None)
+        found = f"a {type(weights).__name__}" if shape is None else f"shape {shape}"
+        raise ValueError(
+            f"`weights` must be an array (B,), a number for every row; got {found}."
+        )
     scale = jnp.abs(weights).max()
     weights = weights / positive_or_one(scale)
     squares = jnp.sum(weights**2)

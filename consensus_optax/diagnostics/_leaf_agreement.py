@@ -11,7 +11,7 @@ from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.stack import checked_weights
+from consensus_optax._rows.stack import as_rows, checked_weights
 from consensus_optax._rows.statistics import (
     WEIGHTED_MAGNITUDE,
     WEIGHTED_SIGN,
@@ -65,13 +65,14 @@ def leaf_agreement(
       (2.0, 0.0)
     """
     _check.one_of("measure", measure, ("coherence", "signs", "purity"))
+    leaves, _ = as_rows(rows, None)
+    weights, order = present_weights(leaves, weights)
     flat, treedef = jax.tree.flatten(rows, is_leaf=is_outer_product)
-    floating = [leaf for leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    weights, order = present_weights(floating, weights)
+    moving = iter(leaves)
     numbers = [
         jnp.zeros(())
         if not jnp.issubdtype(leaf.dtype, jnp.floating)
-        else _agreement(leaf, weights, order, measure)
+        else _agreement(next(moving), weights, order, measure)
         for leaf in flat
     ]
     return jax.tree.unflatten(treedef, numbers)
@@ -79,12 +80,11 @@ def leaf_agreement(
 
 def present_weights(leaves: list[Any], weights: Array | None) -> tuple[Array, Array]:
     """Weights with 0 for absent rows, and for each row one that is there to read."""
-    dtype = verbs.decision_dtype(leaves)
-    count = leaves[0].shape[0] if leaves else 0
+    if not leaves:
+        return jnp.zeros(0), jnp.zeros(0, jnp.int32)
+    dtype, count = verbs.decision_dtype(leaves), leaves[0].shape[0]
     weights = checked_weights(weights, count, dtype)
-    there = weights > 0
-    if leaves:
-        there &= finite_rows(leaves, dtype)
+    there = (weights > 0) & finite_rows(leaves, dtype)
     order = jnp.where(there, jnp.arange(count), jnp.argmax(there))
     return jnp.where(there, weights, 0), order
 

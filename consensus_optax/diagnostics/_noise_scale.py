@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array
 from consensus_optax.diagnostics._gramian import present
@@ -55,6 +56,9 @@ def noise_scale(
     Returns:
       A :class:`NoiseScale`.
 
+    Raises:
+      ValueError: ``gramian`` is no (B, B), ``group_size`` is not a count.
+
     Cost: O(B^2).
 
     References: McCandlish et al., `An empirical model of large-batch training
@@ -66,6 +70,7 @@ def noise_scale(
       >>> [float(x) for x in noise_scale(rows @ rows.T)]
       [3.0, 2.0, 0.6666666865348816]
     """
+    _check.count("group_size", group_size)
     gramian, weights = present(gramian, weights)
     shares = weights / positive_or_one(weights.sum())
     product = lambda x, y: jnp.matmul(x, y, precision=lax.Precision.HIGHEST)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from consensus_optax._rows.trees import leaf_name
 from consensus_optax._typing import Array, Tree
+from consensus_optax.diagnostics._gramian import checked_gramian
 from consensus_optax.weightings._pairs import cosines
 
 
@@ -29,7 +32,7 @@ def plot_gramian(gramian: Array, ax: Any = None, labels: Any = None) -> Any:
       'cosines of rows'
     """
     ax = _axes(ax)
-    cosine, _ = cosines(gramian)
+    cosine, _ = cosines(checked_gramian(gramian))
     image = ax.imshow(np.asarray(cosine), cmap="RdBu_r", vmin=-1, vmax=1)
     ax.figure.colorbar(image, ax=ax)
     ax.set(title="cosines of rows", xlabel="row", ylabel="row")
@@ -58,6 +61,12 @@ def plot_agreement(agreement: Tree, ax: Any = None) -> Any:
     """
     ax = _axes(ax)
     flat, _ = jax.tree_util.tree_flatten_with_path(agreement)
+    for path, number in flat:
+        if jnp.ndim(number) or not jnp.isscalar(number):
+            raise ValueError(
+                "`agreement` must be a tree of numbers, as `leaf_agreement(rows)` "
+                f"gives them; {leaf_name(path)} is none."
+            )
     names = [jax.tree_util.keystr(path) or "(root)" for path, _ in flat]
     ax.barh(range(len(names)), [float(number) for _, number in flat])
     ax.set_yticks(range(len(names)), names)

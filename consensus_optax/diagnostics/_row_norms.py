@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.explicit import of_each_row
-from consensus_optax._rows.stack import as_rows
 from consensus_optax._typing import Array, Tree
+from consensus_optax.diagnostics._gramian import floating_rows
 
 
 def row_norms(rows: Tree) -> Array:
@@ -40,9 +40,7 @@ def row_norms(rows: Tree) -> Array:
       >>> row_norms({"w": jnp.array([[3., 0.], [0., 1.]]), "b": jnp.array([4., 0.])})
       Array([5., 1.], dtype=float32)
     """
-    leaves, dtype = as_rows(rows, None)
-    if not leaves:
-        raise ValueError("`rows` must have a floating leaf; got none")
+    leaves, dtype = floating_rows(rows)
 
     def total(leaves: list[Any]) -> Array:
         parts = [verbs.squared_norms(leaf, dtype) for leaf in leaves]

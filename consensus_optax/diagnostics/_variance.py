@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
 from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.stack import as_rows
 from consensus_optax._rows.statistics import MOMENTS
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array, Tree
@@ -45,15 +46,16 @@ def gradient_variance(rows: Tree, weights: Array | None = None) -> Tree:
       >>> gradient_variance(jnp.array([[1., 0.], [3., 0.]])).tolist()
       [2.0, 0.0]
     """
+    leaves, _ = as_rows(rows, None)
+    weights, order = present_weights(leaves, weights)
     flat, treedef = jax.tree.flatten(rows, is_leaf=is_outer_product)
-    floating = [leaf for leaf in flat if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    weights, order = present_weights(floating, weights)
+    moving = iter(leaves)
     told = Roster(weights, jnp.zeros((), jnp.int32), {})
 
     def variance(leaf: Any) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape[1:])
-        (moments,) = verbs.fold(leaf, (MOMENTS,), weights, order)
+        (moments,) = verbs.fold(next(moving), (MOMENTS,), weights, order)
         found = mean_and_variance(moments, told)[1]
         return jnp.where(weights.any(), found, 0)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from consensus_optax import _check
 from consensus_optax._typing import Array
 
@@ -16,7 +14,7 @@ def checked_counts(counts: Array, num_sampled: int, repeated: bool = False) -> A
       num_sampled: how many are to be drawn.
       repeated: whether one may be drawn more than once.
     """
-    counts = jnp.asarray(counts)
+    counts = _check.array("counts", counts, "an array (num_clients,)")
     if counts.ndim != 1 or not counts.size:
         raise ValueError(
             f"`counts` must have shape (num_clients,), one at least; got {counts.shape}"

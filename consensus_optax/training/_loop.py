@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from consensus_optax import _check
 from consensus_optax._gradients.per_example import per_example_value_and_grad
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax.training._clients import ClientMemory
@@ -251,8 +252,10 @@ def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
       >>> float(weighted_mean(values, weights))
       1.0
     """
+    values = _check.array("values", values, "an array (N,)")
     if weights is None:
         return values.mean()
+    weights = _check.array("weights", weights, "an array (N,)")
     total = weights.sum()
     sum_present = jnp.where(weights > 0, values * weights, 0).sum()
     return sum_present / positive_or_one(total)

@@ -12,6 +12,7 @@ from jax import lax
 from consensus_optax._gradients.arguments import Argnums, arranger, positions
 from consensus_optax._gradients.examples import example_numbers
 from consensus_optax._gradients.per_example import per_example_value_and_grad
+from consensus_optax._rows.stack import checked_weights
 from consensus_optax._rows.trees import leaf_name
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._rules.arithmetic import positive_or_one
@@ -100,8 +101,8 @@ def _merged(
     for leaf in filter(_is_floating, leaves):
         there &= jnp.isfinite(leaf).reshape(len(leaf), -1).all(1)
     dtype = decision_dtype([leaf for leaf in leaves if _is_floating(leaf)] or values)
-    given = jnp.ones(there.shape, dtype) if weights is None else weights.astype(dtype)
-    counts = jnp.where(there, given, 0)
+    given = checked_weights(weights, there.shape[0], dtype)
+    counts = jnp.where(there & (given > 0), given, 0)
     add = lambda x: x if axis_name is None else lax.psum(x, axis_name)
     total = add(counts.sum())
 

@@ -82,7 +82,8 @@ def row_values(roster: Roster) -> Array:
             "as `update(rows, state, params, values=values)`; got None. "
             "`co.per_example_value_and_grad` gives them with the rows."
         )
-    values = jnp.asarray(values)
+    hint = ". Of a dict of losses it is `jnp.stack(jax.tree.leaves(losses))`."
+    values = _check.array("values", values, "an array (B,) of losses", hint)
     if values.shape != (count,):
         raise ValueError(
             f"`values` must have shape ({count},), one loss for every row; got "

@@ -230,7 +230,7 @@ def _given_hessian(roster: Roster) -> Array:
             "(B, B), passed as `update(rows, state, params, span_hessian=H)`; got "
             "None. `co.span_hessian(loss, params, rows, batch)` computes it."
         )
-    hessian = jnp.asarray(hessian)
+    hessian = _check.array("span_hessian", hessian, "an array (B, B)")
     if hessian.shape != (count, count):
         raise ValueError(
             f"`span_hessian` must have shape ({count}, {count}), one entry for every "

@@ -57,3 +57,8 @@ def test_no_pair_gives_zero():
         assert conflicting_share(gramian(rows)) == 0
         assert not cosine_quantiles(gramian(rows)).any()
         assert not share_within(gramian(rows), (2.0,)).any()
+
+
+def test_one_limit_is_no_sequence():
+    with pytest.raises(ValueError, match="`max_distances` must be a sequence"):
+        share_within(jnp.eye(2), 0.5)

@@ -17,3 +17,9 @@ def test_known_values(scale):
 def test_nothing_and_what_cancels():
     assert effective_rows(jnp.zeros(3)) == 0
     assert effective_rows(jnp.array([1.0, -1.0])) == 0
+
+
+@pytest.mark.parametrize("given", [{"w": jnp.ones(3)}, [1.0], None, jnp.ones((3, 2))])
+def test_what_is_no_weights(given):
+    with pytest.raises(ValueError, match=r"`weights` must be an array \(B,\)"):
+        effective_rows(given)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 
 from consensus_optax import diagnostics
 
@@ -21,3 +22,11 @@ def test_plot_agreement_draws_into_given_axes():
     assert diagnostics.plot_agreement(agreement, ax) is ax
     assert [patch.get_width() for patch in ax.patches] == [0.5, 2.0]
     plt.close(figure)
+
+
+def test_rows_are_neither():
+    rows = {"w": jnp.ones((4, 2))}
+    with pytest.raises(ValueError, match="`gramian` must be an array"):
+        diagnostics.plot_gramian(rows)
+    with pytest.raises(ValueError, match=r"`agreement` must be a tree of numbers.*'w'"):
+        diagnostics.plot_agreement(rows)

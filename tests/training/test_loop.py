@@ -74,3 +74,10 @@ def test_watched_fields():
     assert training.watched(state, "absent") is None
     nested = co.among(co.cosine_filter(), co.sign_consensus()).init(jnp.zeros(2))
     assert training.watched(nested, "consensus_ratio").shape == ()
+
+
+def test_a_mean_is_of_an_array():
+    with pytest.raises(ValueError, match="`values` must be an array"):
+        training.weighted_mean({"a": jnp.ones(2)}, jnp.ones(2))
+    with pytest.raises(ValueError, match="`weights` must be an array"):
+        training.weighted_mean(jnp.ones(2), {"a": jnp.ones(2)})

@@ -52,3 +52,5 @@ def test_missing_or_misshapen_losses_are_errors():
         first_update(rule, SMALL)
     with pytest.raises(ValueError, match=r"`values` must have shape \(2,\)"):
         first_update(rule, SMALL, values=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"`values` must be an array \(B,\).*a dict"):
+        first_update(rule, SMALL, values={"fit": 1.0, "size": 2.0})
