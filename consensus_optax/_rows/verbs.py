@@ -67,7 +67,10 @@ def _row_sums(rows: Array, factor: float) -> Array:
 
 
 def scale(leaf: AnyLeaf, factors: Array) -> Any:
-    """Row i times factors[i]; of a product one factor is scaled, whatever its size."""
+    """Row i times factors[i], in the dtype of these: nothing is rounded to a narrower.
+
+    Of a product one factor is scaled, whatever its size.
+    """
     if isinstance(leaf, Mixed):
         return leaf._replace(matrix=leaf.matrix * factors[:, None])
     if isinstance(leaf, SumOfProducts):
@@ -77,7 +80,7 @@ def scale(leaf: AnyLeaf, factors: Array) -> Any:
         side = "left" if may and leaf.left.size <= leaf.right.size else "right"
         scaled: Any = _scaled(getattr(leaf, side), factors)
         return dataclasses.replace(leaf, **{side: scaled})
-    return _scaled(leaf, factors).astype(leaf.dtype)
+    return _scaled(leaf, factors)
 
 
 def times(leaf: AnyLeaf, factor: Array) -> AnyLeaf:

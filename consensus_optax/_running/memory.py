@@ -101,10 +101,7 @@ class Memory(NamedTuple):
     def scaled(self, factors: Array, sound: Array, tested: bool) -> Memory:
         """Of products one factor is scaled; arrays are not rounded to narrow dtypes."""
         factors = jnp.broadcast_to(factors, self.seen.roster.weights.shape)
-        wide = lambda leaf: (
-            leaf.astype(factors.dtype) if isinstance(leaf, jax.Array) else leaf
-        )
-        leaves = [verbs.scale(wide(leaf), factors) for leaf in self.leaves]
+        leaves = [verbs.scale(leaf, factors) for leaf in self.leaves]
         seen = self.seen.without(sound)
         if not tested:
             bad = _overflown(leaves, seen.roster.weights.dtype, factors)

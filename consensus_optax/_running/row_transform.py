@@ -134,6 +134,8 @@ def _scaled(
     def scale(leaf: Any) -> Any:
         moves = jnp.issubdtype(leaf.dtype, jnp.floating)
         scaled = verbs.scale(leaf, factors) if moves else leaf
+        if not is_outer_product(leaf):  # optax has rows in their own dtype
+            scaled = scaled.astype(leaf.dtype)
         return spoiled(scaled, sound) if stops else scaled
 
     return jax.tree.map(scale, updates, is_leaf=is_outer_product), new

@@ -30,6 +30,10 @@ def chain(*parts: RowTransform | Mixing | Scaling | Reducer) -> Reducer:
     ``num_nonfinite``: a row that a transformation cannot keep, say for a norm that
     overflows, is excluded and counted. Inner products that :func:`probe` has looked at
     are not computed again for the next part.
+    Between parts rows are in the dtype of decisions, float32 at least: nothing is
+    rounded on the way, wherever rows come from. ``optax.chain`` hands every part an
+    ordinary tree of rows, in their own dtype: rows of bfloat16, as arrays, are rounded
+    to it after each of its parts, and its update differs by that.
     Edge cases: those of the parts. A reducer alone: that reducer.
     ``weights``: 0 = absent for every part; else as each of them says.
 

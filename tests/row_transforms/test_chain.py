@@ -153,6 +153,27 @@ def test_numbers_of_a_chain_are_those_of_its_parts():
     assert repr(chain) == wanted
 
 
+def test_narrow_rows_are_rounded_between_parts_by_optax_alone():
+    rows = np.random.default_rng(0).normal(size=(3, 64)).astype(jnp.bfloat16)
+    params, batch = jnp.zeros(64, jnp.bfloat16), jnp.asarray(rows)
+    parts = co.scale_examples(1 / 3), co.scale_examples(3.0), co.mean()
+    chain, other = co.chain(*parts), optax.chain(*parts)
+    loss = lambda w, x: jnp.sum(w * x.mean(0))
+    found = [chain.update(batch, chain.init(params), params)[0]]
+    for ways in ({"hold_rows": False}, {"microbatch_size": 2}):
+        reduced = co.value_and_reduced_grad(loss, chain, **ways)
+        found.append(reduced(params, batch, state=chain.init(params))[1])
+    rounded, _ = other.update(batch, other.init(params), params)
+    wide = rows.astype(np.float64)
+    sums = 8 * np.finfo(np.float32).eps * np.abs(wide).mean(0)  # 3 terms, 2 factors
+    # One rounding of the update, to the 8 digits of bfloat16.
+    once = 2.0**-8 * np.abs(wide.mean(0)) + sums
+    gaps = [np.abs(np.asarray(x, np.float64) - wide.mean(0)) for x in (*found, rounded)]
+    for gap in gaps[:-1]:
+        assert (gap <= once).all()
+    assert (gaps[-1] > once).any()
+
+
 def test_a_norm_that_overflows_is_excluded_and_counted():
     chain, params = co.chain(co.clip_examples(1.0), co.mean()), jnp.zeros(2)
     rows = jnp.array([[3e38, 3e38], [3.0, 4.0]])

@@ -97,16 +97,15 @@ class Batch(NamedTuple):
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
             if is_outer_product(rows) and (self.dealing is not None or not rows.size):
                 rows = rows.materialize()  # each on its own device, or of no entries
-            if self.scalings:
-                rows = self.scaled(_as_decided(rows, claim.dtype))
-            whole = _as_decided(rows, claim.dtype)
+            whole = self.scaled(_as_decided(rows, claim.dtype))
+            rows = whole if self.scalings else rows
             bad = (~finite_rows([whole], self.dtype)).astype(jnp.int32)
             if self.dealing is None or not together:
                 sums, made = read(in_memory([whole], roster), claim)
                 return Reduced((bad, sums), made)
 
             def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
-                own = in_memory([rows.astype(claim.dtype)], roster)
+                own = in_memory([rows.astype(whole.dtype)], roster)
                 return read(own, claim._replace(like=like))
 
             sums, made = self.dealing.of_coordinates(of_part, rows, claim)
