@@ -90,16 +90,14 @@ class Data:
     def _perturbed(self, row, leaves, rng):
         """Entries changed as their rounding does; for products of rows as theirs."""
         eps = 1e-14 if self.dtype == jnp.float64 else 1e-6
-        own = max(eps, DTYPES[self.case.dtype] if self._rounds else 0)
+        rule = row.make().rule
+        own = max(eps, DTYPES[self.case.dtype] if self._rounds(rule) else 0)
         total = np.sqrt(sum((leaf**2).sum(1, keepdims=True) for leaf in leaves))
-        by_products = not isinstance(row.make().rule, Fold | Columns)
+        by_products = row.degree is not None or not hasattr(rule, "resolve")
         changed = []
         for leaf in leaves:
             noise = rng.standard_normal((2, *leaf.shape))
             kept = leaf * (1 + own * noise[0])
-            by_products = row.degree is not None or not hasattr(
-                row.make().rule, "resolve"
-            )
             changed.append(kept + (eps * total * noise[1] if by_products else 0))
         return changed
 
@@ -120,10 +118,14 @@ class Data:
         lost = len(values) < len(rows) or values[-1] < least * values[0]
         return bool(row.rounding) and lost
 
-    @property
-    def _rounds(self):
-        """Whether products may have been rounded on their way."""
-        return self.case.source not in ("arrays", "mesh")
+    def _rounds(self, rule):
+        """Whether products may have been rounded on their way, or parts of a sum.
+
+        On a mesh every device sends its part of a combination in the rows' dtype.
+        """
+        if self.case.source == "mesh":
+            return not isinstance(rule, Fold | Columns)
+        return self.case.source != "arrays"
 
     def rtol(self, row):
         """Of the rule, a few times, and of the update's dtype."""
