@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consensus_optax.tasks._ragged import side_by_side
 from consensus_optax.tasks._task import Array
 
 _ROLE = re.compile(r"^\*\*(.+?)\*\*[ \t]*$", re.MULTILINE)
@@ -103,11 +104,12 @@ def shakespeare(
     numbers = {character: number for number, character in enumerate(vocabulary)}
     ids = [np.array([numbers[c] for c in text], np.uint8) for text in chosen.values()]
     cuts = [len(text) - round(test_share * len(text)) for text in ids]
+    pairs = list(zip(ids, cuts, strict=True))
     return Roles(
         names=tuple(chosen),
         vocabulary=vocabulary,
-        train=_pad([text[:cut] for text, cut in zip(ids, cuts, strict=True)]),
-        test=_pad([text[cut:] for text, cut in zip(ids, cuts, strict=True)]),
+        train=Texts(*side_by_side([text[:cut] for text, cut in pairs])),
+        test=Texts(*side_by_side([text[cut:] for text, cut in pairs])),
     )
 
 
@@ -157,12 +159,3 @@ def _speeches(play: str) -> Iterator[tuple[str, str]]:
         text = "\n".join(line for line in lines if line)
         if text:
             yield role.strip(), text
-
-
-def _pad(texts: list[np.ndarray]) -> Texts:
-    """Texts side by side, 0 after the end of each."""
-    counts = np.array([len(text) for text in texts], np.int32)
-    ids = np.zeros((len(texts), counts.max()), np.uint8)
-    for row, text in zip(ids, texts, strict=True):
-        row[: len(text)] = text
-    return Texts(ids, counts)

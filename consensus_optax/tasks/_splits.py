@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from consensus_optax import _check
+from consensus_optax.tasks._ragged import side_by_side
 
 
 class Split(NamedTuple):
@@ -226,11 +227,7 @@ def _cut(members: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
 
 
 def _padded(parts: list[np.ndarray]) -> Split:
-    counts = np.array([len(part) for part in parts], np.int32)
-    indices = np.zeros((len(parts), counts.max()), np.int32)
-    for row, part in zip(indices, parts, strict=True):
-        row[: len(part)] = part
-    return Split(indices, counts)
+    return Split(*side_by_side([part.astype(np.int32) for part in parts]))
 
 
 def _clients(num_clients: int) -> int:
