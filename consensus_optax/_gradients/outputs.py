@@ -97,7 +97,9 @@ def output_grad(
     Guarantees: the rows are ``jax.jacrev(fun)`` with the axes of examples and outputs
     joined, to rounding; they come as those of :func:`per_example_grad` do, as
     :class:`OuterProduct` where possible. An output must depend on its own example.
-    Edge cases: an output that depends on no parameter has a zero row.
+    Edge cases: an output that depends on no parameter has a zero row. There is no
+    ``group_size`` and no ``num_rows``: a row is of one output of one example, and what
+    is averaged over examples is a loss, for :func:`task_grad`.
 
     Args:
       fun: outputs of a batch, (B, ...) floating: ``fun(params, batch)``, called with

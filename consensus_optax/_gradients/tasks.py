@@ -29,6 +29,7 @@ def task_value_and_grad(
     has_aux: bool = False,
     keep_batch_dim: bool = True,
     group_size: int | None = None,
+    num_rows: int | None = None,
     microbatch_size: int | None = None,
     prng_argnum: int | None = None,
     materialize: bool = False,
@@ -42,6 +43,7 @@ def task_value_and_grad(
       has_aux: whether ``fun`` returns (losses, aux).
       keep_batch_dim: whether ``fun`` sees a batch axis.
       group_size: how many examples make a row of each loss, None for all.
+      num_rows: how many rows each loss has, instead.
       microbatch_size: how many examples are computed at a time, None for all.
       prng_argnum: which argument is a random key.
       materialize: whether to multiply all leaves out.
@@ -49,7 +51,7 @@ def task_value_and_grad(
     Returns:
       A function of ``fun``'s arguments that gives (losses, rows), or ((losses, aux),
       rows) with ``has_aux``; losses as ``fun`` returns them, a vector or the same dict,
-      with ``group_size`` each with a leading axis of groups.
+      with ``group_size`` or ``num_rows`` each with a leading axis of groups.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -61,12 +63,15 @@ def task_value_and_grad(
     """
     _check.flag("materialize", materialize)
     _check.flag("has_aux", has_aux)
-    if group_size is not None and microbatch_size is not None:
-        wanted = "None with `group_size`, whose rows are of few examples each"
+    grouped = {"group_size": group_size, "num_rows": num_rows}
+    by = next((name for name, size in grouped.items() if size is not None), None)
+    if by is not None and microbatch_size is not None:
+        wanted = f"None with `{by}`, whose rows are of few examples each"
         _check.fail("microbatch_size", wanted, microbatch_size)
     of_rows = functools.partial(arranger, argnums, batch_argnums)
-    if group_size is not None:
-        arrange = of_rows(keep_batch_dim, group_size, prng_argnum)
+    if by is not None:
+        size = 1 if group_size is None else group_size
+        arrange = of_rows(keep_batch_dim, size, prng_argnum, num_rows=num_rows)
         evaluate = of_groups
     elif microbatch_size is not None:
         arrange = of_rows(True, microbatch_size, prng_argnum, size="microbatch_size")
@@ -79,7 +84,7 @@ def task_value_and_grad(
         losses = checked_losses(functools.partial(fun, **kwargs), has_aux)
         arranged = arrange(args)
         values, aux, rows = evaluate(arranged.of_modules(losses), arranged)
-        if group_size is not None:
+        if by is not None:
             found = values, aux
             values, aux = with_batch_axis(losses, arranged, has_aux, found)
         rows = multiplied_out(rows) if materialize else rows
@@ -96,6 +101,7 @@ def task_grad(
     has_aux: bool = False,
     keep_batch_dim: bool = True,
     group_size: int | None = None,
+    num_rows: int | None = None,
     microbatch_size: int | None = None,
     prng_argnum: int | None = None,
     materialize: bool = False,
@@ -128,27 +134,29 @@ def task_grad(
       argnums: argument or arguments to differentiate, as in ``jax.grad``; their leaves
         are floating arrays or numbers.
       batch_argnums: argument or arguments whose leaves lead with the example axis;
-        read with ``group_size`` or ``microbatch_size`` alone.
+        read with one of the three sizes below.
       has_aux: whether ``fun`` returns (losses, aux); the gradient function then returns
-        (rows, aux); with ``group_size`` aux is that of :func:`per_example_grad`.
+        (rows, aux); of groups of examples aux is that of :func:`per_example_grad`.
       keep_batch_dim: with ``group_size`` 1: whether ``fun`` sees batches of one example
         or one example without a batch axis.
       group_size: None: K rows, of the losses of the batch. A number: a row for every
         loss of every ``group_size`` examples, K B of one example each; row i K + k is
         loss k of group i. Losses and aux then lead with the axis of groups.
+      num_rows: rows of each loss, instead of ``group_size``: K times as many in all,
+        each of B / num_rows examples that follow each other.
       microbatch_size: examples computed at a time: rows are means over microbatches,
         added in float32 at least; products stay so where the factors of all are smaller
         than the rows. It divides the number of examples.
         The losses must be means over the batch, for these means to be theirs; of a sum
         they are smaller by the number of microbatches. Aux has a leading axis of these.
-      prng_argnum: with ``group_size`` or ``microbatch_size`` the argument that is a
-        random key, see :func:`per_example_grad`: i counts groups or microbatches. The
-        whole batch gets its key as it is.
+      prng_argnum: with one of these sizes the argument that is a random key, see
+        :func:`per_example_grad`: i counts groups or microbatches. The whole batch gets
+        its key as it is.
       materialize: True gives arrays only; False may leave outer products.
 
     Returns:
       A function of ``fun``'s arguments that gives rows: a tree like the differentiated
-      argument with (K, \*shape) leaves, or (K B / group_size, \*shape).
+      argument with (K, \*shape) leaves, or (K R, \*shape) of R groups of examples.
 
     Raises:
       ValueError: a static argument is wrong; when traced, ``fun`` returns no several
@@ -189,6 +197,7 @@ def task_grad(
         has_aux=has_aux,
         keep_batch_dim=keep_batch_dim,
         group_size=group_size,
+        num_rows=num_rows,
         microbatch_size=microbatch_size,
         prng_argnum=prng_argnum,
         materialize=materialize,

@@ -58,7 +58,7 @@ def explain(
       keep_batch_dim: whether ``fun`` sees a batch axis.
       group_size: how many examples make one row; None for 1, of several losses for
         the whole batch.
-      num_rows: how many rows there are, instead; of one loss.
+      num_rows: how many rows there are, instead; of several losses, of each.
       prng_argnum: which argument is a random key.
       spmd_axis_name: mesh axes that cut the rows.
       tasks: whether ``fun`` returns several losses, as for :func:`task_grad`.
@@ -83,10 +83,8 @@ def explain(
     _check.flag("tasks", tasks)
     said: list[str] = []
     if tasks:
-        if num_rows is not None:
-            _check.fail("num_rows", "None of several losses", num_rows)
         arrange = task_arranger(
-            argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum
+            argnums, batch_argnums, keep_batch_dim, group_size, num_rows, prng_argnum
         )
     else:
         arrange = arranger(
@@ -102,7 +100,7 @@ def explain(
     def rows_and_ends(arranged: Arranged) -> tuple[Any, list[tuple[str, str]]]:
         """Rows, and for every leaf where it ends and what else there is to say."""
         if tasks:
-            groups = group_size is not None
+            groups = group_size is not None or num_rows is not None
             rows, ends, header = task_rows(fun, arranged, has_aux, groups)
             said[:] = [header]
             return rows, ends

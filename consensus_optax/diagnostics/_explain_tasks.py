@@ -22,12 +22,15 @@ def task_arranger(
     batch_argnums: Argnums,
     keep_batch_dim: bool,
     group_size: int | None,
+    num_rows: int | None,
     prng_argnum: int | None,
 ) -> Callable[[Sequence[Any]], Arranged]:
     """What arranges a call: all rows of one batch, or of groups of examples."""
-    if group_size is None:
+    if group_size is None and num_rows is None:
         return of_one_call(argnums)
-    return arranger(argnums, batch_argnums, keep_batch_dim, group_size, prng_argnum)
+    size = 1 if group_size is None else group_size
+    given = argnums, batch_argnums, keep_batch_dim, size, prng_argnum
+    return arranger(*given, num_rows=num_rows)
 
 
 def task_rows(

@@ -116,11 +116,10 @@ def test_what_no_loss_depends_on_has_zero_rows():
     assert not rows["w"][0].any()
 
 
-@pytest.mark.parametrize("group_size", [1, 3])
-def test_rows_of_losses_and_examples(group_size):
-    grad = co.task_value_and_grad(
-        losses, batch_argnums=(1, 2), group_size=group_size, has_aux=False
-    )
+@pytest.mark.parametrize("size", [{"group_size": 1}, {"num_rows": 2}])
+def test_rows_of_losses_and_examples(size):
+    group_size = size.get("group_size", 3)
+    grad = co.task_value_and_grad(losses, batch_argnums=(1, 2), has_aux=False, **size)
     values, rows = jax.jit(grad)(W, X, Y)
     parts = [slice(i, i + group_size) for i in range(0, 6, group_size)]
     assert_rows(rows, np.concatenate([by_hand(W, X[at], Y[at]) for at in parts]))

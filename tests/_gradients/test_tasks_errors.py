@@ -40,6 +40,26 @@ WRONG = {
         {"group_size": 1, "microbatch_size": 2},
         "`microbatch_size` must be None with `group_size`.*; got 2",
     ),
+    "rows and microbatches": (
+        lambda w, x: w,
+        {"num_rows": 3, "microbatch_size": 2},
+        "`microbatch_size` must be None with `num_rows`.*; got 2",
+    ),
+    "rows and groups": (
+        lambda w, x: w,
+        {"num_rows": 3, "group_size": 2},
+        "`num_rows` must be None with `group_size` above 1; got 3",
+    ),
+    "not so many rows": (
+        lambda w, x: w,
+        {"num_rows": 4},
+        "`num_rows` must divide the number of examples.*; got 4 for 6",
+    ),
+    "rows without a batch axis": (
+        lambda w, x: w,
+        {"num_rows": 3, "keep_batch_dim": False},
+        "`keep_batch_dim` must be True when `num_rows` is set",
+    ),
     "no divisor": (
         lambda w, x: w,
         {"microbatch_size": 4},

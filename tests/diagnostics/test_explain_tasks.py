@@ -27,9 +27,9 @@ def losses(weights, x):
     }
 
 
-@pytest.mark.parametrize("size", [None, 1])
+@pytest.mark.parametrize("size", [{}, {"group_size": 1}, {"num_rows": 4}])
 def test_says_who_has_a_gradient_and_where_arrays_end(size, capsys):
-    co.explain(losses, WEIGHTS, BATCH, tasks=True, group_size=size)
+    co.explain(losses, WEIGHTS, BATCH, tasks=True, **size)
     said = {line[:10].strip(): line for line in capsys.readouterr().out.splitlines()}
     assert said["rows of 3"] == "rows of 3 losses: ['fit'], ['penalty'], ['side']"
     assert "mul of ['penalty']" in said["['bias']"]
@@ -39,7 +39,7 @@ def test_says_who_has_a_gradient_and_where_arrays_end(size, capsys):
     assert "of ['penalty'], dot_general" in said["['side']"]
     assert said["['side']"].endswith("['side']; ['penalty'] and ['side']")
     assert said["['trunk']"].endswith("; ['fit'] and ['side']")
-    rows = co.task_grad(losses, group_size=size)
+    rows = co.task_grad(losses, **size)
     rows = jax.eval_shape(rows, WEIGHTS, BATCH)
     for name, leaf in rows.items():
         factored = " factored: " in said[f"['{name}']"]
