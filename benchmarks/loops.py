@@ -21,7 +21,7 @@ from benchmarks._harness import Row
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py"))
-NEEDS = {"haiku": "haiku"}  # what is not among the optional packages
+NEEDS = {"haiku": "haiku", "tensorboard": "tensorboardX"}  # modules that may lack
 
 
 def changed_lines(name: str) -> int:

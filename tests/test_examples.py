@@ -18,7 +18,7 @@ MARGIN = {"dp_sgd": 0.08}
 def test_every_example_has_its_plain_loop():
     plain = {path.stem for path in (EXAMPLES / "plain").glob("[!_]*.py")}
     assert plain == set(NAMES)
-    assert len(NAMES) == 13
+    assert len(NAMES) == 14
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,6 +39,33 @@ def test_the_table_of_the_page_is_that_of_the_results():
     page = (EXAMPLES.parent / "docs" / "loops.md").read_text(encoding="utf-8")
     own, shown = (re.sub(r"\]\([^)]*\)", "]", text) for text in (table(rows), page))
     assert own in shown  # whatever the links lead to
+
+
+def scalars(folder):
+    """By name the steps that TensorBoard's event files have."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = folder.iterdir()
+    data, found = path.read_bytes(), {}
+    while data:  # a length, its check sum, an event, its check sum
+        size = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append(event.step)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+def test_tensorboard_sees_what_the_rule_does(monkeypatch, tmp_path):
+    pytest.importorskip("tensorboardX")
+    module = importlib.import_module("examples.tensorboard")
+    monkeypatch.setattr(module, "num_steps", lambda: 3)
+    with jax.numpy_rank_promotion("allow"):
+        module.main(str(tmp_path))
+    found = scalars(tmp_path)
+    assert {"loss", "consensus_ratio", "num_present", "ready"} <= set(found)
+    assert all(steps == [0, 1, 2] for steps in found.values())
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
 
-from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import cleared, finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
