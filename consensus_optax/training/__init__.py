@@ -29,7 +29,10 @@ from consensus_optax.training._late import (
     late_round,
     start_late,
 )
-from consensus_optax.training._linen import linen_value_and_rows
+from consensus_optax.training._linen import (
+    linen_value_and_reduced_grad,
+    linen_value_and_rows,
+)
 from consensus_optax.training._loop import (
     Fit,
     mean_step,
@@ -39,7 +42,10 @@ from consensus_optax.training._loop import (
     watched,
     weighted_mean,
 )
-from consensus_optax.training._nnx import nnx_value_and_rows
+from consensus_optax.training._nnx import (
+    nnx_value_and_reduced_grad,
+    nnx_value_and_rows,
+)
 
 __all__ = [
     "CharacterMLP",
@@ -60,9 +66,11 @@ __all__ = [
     "init_many",
     "late_batches",
     "late_round",
+    "linen_value_and_reduced_grad",
     "linen_value_and_rows",
     "local_updates",
     "mean_step",
+    "nnx_value_and_reduced_grad",
     "nnx_value_and_rows",
     "personalized",
     "row_step",

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from consensus_optax._gradients.arguments import Argnums
+from consensus_optax._running.reducer import Reducer
 from consensus_optax._typing import Array, AxisName
-from consensus_optax.training._state_of_rows import rows_with_state
+from consensus_optax.engines.mesh.aggregator import Sharded
+from consensus_optax.training._state_of_rows import (
+    Engine,
+    reduced_by,
+    rows_of,
+    with_state,
+)
 
 
 def nnx_value_and_rows(
@@ -83,7 +90,93 @@ def nnx_value_and_rows(
     def value_and_rows(
         model: nnx.Module, *args: Any, weights: Array | None = None, **kwargs: Any
     ) -> Any:
-        graphdef, params, keys, rest = nnx.split(model, wrt, nnx.RngKey, ...)
+        called = _Call(fun, wrt, has_aux, batch_argnums, axis_name, options)
+        return called(rows_of(options), model, args, kwargs, weights)
+
+    return value_and_rows
+
+
+def nnx_value_and_reduced_grad(
+    fun: Callable[..., Any],
+    reducer: Reducer | Sharded,
+    *,
+    wrt: Any = nnx.Param,
+    has_aux: bool = False,
+    batch_argnums: Argnums = 1,
+    axis_name: AxisName | None = None,
+    **options: Any,
+) -> Callable[..., Any]:
+    """:func:`nnx_value_and_rows`, and a reducer: rows a few at a time, or never held.
+
+    Guarantees: what the model keeps, and what each row draws, is that of
+    :func:`nnx_value_and_rows`, however many rows are computed at a time; value, update
+    and the reducer's state are those of
+    :func:`consensus_optax.value_and_reduced_grad`.
+
+    Args:
+      fun: loss, a scalar: ``fun(model, *args, **kwargs)``; with ``has_aux`` a pair.
+      reducer: any reducer, or a sharded one.
+      wrt: filter of what is differentiated.
+      has_aux: whether ``fun`` returns (value, aux).
+      batch_argnums: argument or arguments whose leaves lead with the example axis.
+      axis_name: inside ``jax.shard_map`` the mesh axes that cut the batch.
+      **options: ``group_size``, ``num_rows``, ``microbatch_size``, ``hold_rows`` and
+        ``spmd_axis_name`` of :func:`consensus_optax.value_and_reduced_grad`.
+
+    Returns:
+      A function of ``fun``'s arguments, and of ``state``, what ``reducer.init(params)``
+      or the last call gave, ``weights`` and ``extra``. It gives (value, update, state),
+      or ((value, aux), update, state), the update a ``nnx.State`` for an
+      ``nnx.Optimizer`` without a reducer, and changes the model.
+
+    Raises:
+      ValueError: as both do.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, consensus_optax as co
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)),
+      ...                        nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+      >>> optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+      >>> loss = lambda model, batch: (model(batch) ** 2).mean()
+      >>> rule = co.sign_consensus()
+      >>> reduced = nnx_value_and_reduced_grad(loss, rule, microbatch_size=2)
+      >>> state = rule.init(nnx.state(model, nnx.Param))
+      >>> value, update, state = reduced(model, jnp.ones((8, 2)), state=state)
+      >>> _ = optimizer.update(model, update)
+      >>> int(state.num_present), int(model.layers[1].rngs.count[...])
+      (8, 1)
+    """
+
+    def reduced(
+        model: nnx.Module,
+        *args: Any,
+        state: Any = None,
+        weights: Array | None = None,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        called = _Call(fun, wrt, has_aux, batch_argnums, axis_name, options)
+        engine = reduced_by(reducer, options, state, weights, extra)
+        return called(engine, model, args, kwargs, weights)
+
+    return reduced
+
+
+class _Call(NamedTuple):
+    """A loss of a model that keeps something, and how its arguments are meant."""
+
+    fun: Callable[..., Any]
+    wrt: Any
+    has_aux: bool
+    batch_argnums: Argnums
+    axis_name: AxisName | None
+    options: dict[str, Any]
+
+    def __call__(
+        self, engine: Engine, model: nnx.Module, args: Any, kwargs: Any, weights: Any
+    ) -> Any:
+        """What the engine gives; the model is changed."""
+        graphdef, params, keys, rest = nnx.split(model, self.wrt, nnx.RngKey, ...)
         leaves, treedef = jax.tree.flatten(rest)
         names = _names(rest)
 
@@ -92,9 +185,9 @@ def nnx_value_and_rows(
             own = jax.tree.map(lambda key: _folded(key, number), keys)
             same = jax.tree.map(lambda leaf: leaf, (params, rest))
             called = nnx.merge(graphdef, same[0], own, same[1])
-            returned = fun(called, *args, **kwargs)
-            loss, aux = returned if has_aux else (returned, None)
-            *_, after = nnx.split(called, wrt, nnx.RngKey, ...)
+            returned = self.fun(called, *args, **kwargs)
+            loss, aux = returned if self.has_aux else (returned, None)
+            *_, after = nnx.split(called, self.wrt, nnx.RngKey, ...)
             left, structure = jax.tree.flatten(after)
             if structure != treedef:
                 raise ValueError(
@@ -105,23 +198,22 @@ def nnx_value_and_rows(
             pairs = zip(names, left, leaves, strict=True)
             return loss, ({name: x for name, x, y in pairs if x is not y}, aux)
 
-        found = rows_with_state(
+        found = with_state(
+            engine,
             of_row,
             dict(zip(names, leaves, strict=True)),
             params,
             args,
             weights,
-            axis_name,
-            batch_argnums,
-            options,
+            self.axis_name,
+            self.batch_argnums,
+            self.options,
             counts=_names(nnx.state(model, nnx.RngCount)),
         )
         pairs = zip(names, leaves, strict=True)
         merged = [found.state.get(name, leaf) for name, leaf in pairs]
         nnx.update(model, jax.tree.unflatten(treedef, merged))
-        return ((found.values, found.aux) if has_aux else found.values), found.rows
-
-    return value_and_rows
+        return ((found.value, found.aux) if self.has_aux else found.value), *found.made
 
 
 def _names(state: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -17,29 +18,55 @@ from consensus_optax._rows.trees import leaf_name
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, AxisName
+from consensus_optax.engines._value_and_reduced_grad import value_and_reduced_grad
 
 # Of parameters, the number of the row's first example, and its arguments, to the loss,
 # and to what the call left of the state, by name, and aux.
 OfRow = Callable[..., tuple[Array, tuple[dict[str, Any], Any]]]
+# Of a loss with aux, and its batch arguments, to a function of its arguments that gives
+# ((value, aux), ...): rows, or what became of them.
+Engine = Callable[[Callable[..., Any], tuple[int, ...]], Callable[..., Any]]
 
 
-class Rows(NamedTuple):
-    """What all rows gave.
+class Kept(NamedTuple):
+    """What is left by the calls of all rows.
 
     Attributes:
-      values: (R,) losses.
+      value: what the engine makes of the losses: all of them, or their mean.
       state: by name what the calls of the rows left, merged to one.
       aux: of the batch.
-      rows: gradients.
+      made: whatever else the engine gives: rows, or an update and a reducer's state.
     """
 
-    values: Array
+    value: Array
     state: dict[str, Any]
     aux: Any
-    rows: Any
+    made: tuple[Any, ...]
 
 
-def rows_with_state(
+def rows_of(options: dict[str, Any]) -> Engine:
+    """The engine that gives rows, by :func:`per_example_value_and_grad`."""
+    return lambda loss, batched: per_example_value_and_grad(
+        loss, batch_argnums=batched, has_aux=True, **options
+    )
+
+
+def reduced_by(
+    reducer: Any, options: dict[str, Any], state: Any, weights: Any, extra: Any
+) -> Engine:
+    """The engine that reduces them, by :func:`value_and_reduced_grad`."""
+    return lambda loss, batched: functools.partial(
+        value_and_reduced_grad(
+            loss, reducer, batch_argnums=batched, has_aux=True, **options
+        ),
+        state=state,
+        weights=weights,
+        extra=extra,
+    )
+
+
+def with_state(
+    engine: Engine,
     of_row: OfRow,
     before: dict[str, Any],
     params: Any,
@@ -49,10 +76,11 @@ def rows_with_state(
     batch_argnums: Argnums,
     options: dict[str, Any],
     counts: Collection[str] = (),
-) -> Rows:
+) -> Kept:
     """Rows of a loss that leaves something behind, which is merged.
 
     Args:
+      engine: what rows are computed by.
       of_row: the loss of a row: ``of_row(params, number, *args)``.
       before: by name the state that a row's call starts with; names that are not there
         are of rows, and stay so.
@@ -61,7 +89,7 @@ def rows_with_state(
       weights: (R,) or None, what a row's state counts.
       axis_name: mesh axes along which examples differ, inside ``jax.shard_map``.
       batch_argnums: of ``args``.
-      options: of :func:`per_example_value_and_grad`.
+      options: of the engine; ``group_size`` and ``num_rows`` are read.
       counts: names of integers that are known to be the same after every row.
     """
     batched = positions("batch_argnums", batch_argnums, 1 + len(args))
@@ -70,18 +98,16 @@ def rows_with_state(
     own = 1, *(i + 1 for i in batched)
 
     def loss(params: Any, numbers: Array, *args: Any) -> Any:
-        return of_row(params, numbers[0], *args)
+        value, (left, aux) = of_row(params, numbers[0], *args)
+        return value, (value, left, aux)
 
-    rows_of = per_example_value_and_grad(
-        loss, batch_argnums=own, has_aux=True, **options
-    )
-    (values, (left, aux)), rows = rows_of(*given)
+    (value, (values, left, aux)), *made = engine(loss, own)(*given)
     kept = {name: left[name] for name in left if name in before}
     size = {key: options[key] for key in ("group_size", "num_rows") if key in options}
     unsure = {name: left[name] for name in kept if name not in counts}
     _check_integers(loss, given, own, unsure, size)
     merged = _merged(before, kept, values, weights, axis_name)
-    return Rows(values, {**left, **merged}, aux, rows)
+    return Kept(value, {**left, **merged}, aux, tuple(made))
 
 
 def _merged(
@@ -157,7 +183,7 @@ def _check_integers(
         """Whether any of these leaves does, as what is mapped over rows then is."""
 
         def of_leaves(*args: Any) -> list[Array]:
-            _, (state, _) = loss(*args)
+            _, (_, state, _) = loss(*args)
             leaves = jax.tree.leaves({name: state[name] for name in left})
             return [leaves[i] for i in numbers]
 

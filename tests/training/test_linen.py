@@ -88,6 +88,23 @@ def test_rows_and_updates_are_those_of_calls_one_by_one(variables):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ways", [{"microbatch_size": 2}, {"hold_rows": False}])
+def test_collections_do_not_depend_on_how_rows_are_reduced(variables, ways):
+    weights, rule = jnp.array([1.0, 2.0, 0.0]), co.krum(0)
+    (values, merged, ys), rows = ROWS_OF(variables, X, rngs=RNGS, weights=weights)
+    params, state = variables["params"], rule.init(variables["params"])
+    update, after = rule.update(rows, state, params, weights=weights)
+    reduced = training.linen_value_and_reduced_grad(
+        loss, rule, has_aux=True, num_rows=3, **ways
+    )
+    run = jax.jit(lambda v: reduced(v, X, rngs=RNGS, state=state, weights=weights))
+    (value, kept, aux), *got = run(variables)
+    assert_close(got, [update, after])
+    assert_close((kept, aux), (merged, ys))
+    np.testing.assert_allclose(value, (values[0] + 2 * values[1]) / 3, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_train_state_with_statistics_keys_and_weights(variables):
     """The loop of Flax's documentation."""
 

@@ -92,6 +92,37 @@ def test_rows_and_state_are_those_of_calls_one_by_one():
     assert model.dropout.rngs.key[...] == make().dropout.rngs.key[...]
 
 
+RULE = co.chain(co.clip_examples(0.5), co.sign_consensus(0.6))
+WAYS = [{"microbatch_size": 2}, {"microbatch_size": 1}, {"hold_rows": False}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", WAYS, ids=str)
+def test_masks_and_statistics_do_not_depend_on_how_rows_are_reduced(ways):
+    """Of four rows one is absent, and one is not finite."""
+    weights = jnp.array([1.0, 2.0, 0.0, 1.0])
+    x = jnp.concatenate([X, X[:2]]).at[6, 0].set(jnp.nan)
+    batch = x, jnp.concatenate([Y, Y[:2]])
+    given = {"has_aux": True, "num_rows": 4}
+    rows_of = training.nnx_value_and_rows(loss, **given)
+    reduced = training.nnx_value_and_reduced_grad(loss, RULE, **given, **ways)
+    held, model = make(), make()
+    params = nnx.state(held, nnx.Param)
+    step = nnx.jit(
+        lambda model, state: reduced(model, batch, state=state, weights=weights)
+    )
+    (values, predicted), rows = rows_of(held, batch, weights=weights)
+    update, state = RULE.update(rows, RULE.init(params), params, weights=weights)
+    (value, aux), got, own = step(model, RULE.init(params))
+    assert np.any(update["head"]["kernel"][...])
+    assert_close((got, own), (update, state))
+    np.testing.assert_allclose(value, (values[0] + 2 * values[1]) / 3, rtol=1e-5)
+    assert_close(aux, predicted)
+    numbers = nnx.Not(nnx.RngKey)
+    assert_close(nnx.state(model, numbers), nnx.state(held, numbers))
+    assert model.dropout.rngs.key[...] == held.dropout.rngs.key[...]
+
+
 @pytest.mark.slow
 def test_rows_that_are_not_finite_leave_nothing_behind():
     model, other = make(), make()
