@@ -122,7 +122,8 @@ def _check_leaf(path: str, leaf: Leaf, param: Any) -> None:
     if shape[1:] != wanted or len(shape) != len(wanted) + 1:
         if shape == wanted:
             cause = (
-                "It has no example axis: was it already averaged, or reduced twice? "
+                "It has no example axis: was it already averaged, or reduced twice, or "
+                "is the reducer inside of `optax.MultiSteps` (`co.accumulate` waits)? "
                 "Pass rows, as `co.per_example_grad` or `jax.vmap(jax.grad(f), "
                 "(None, 0))` give them, to one reducer."
             )

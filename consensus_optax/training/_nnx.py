@@ -46,6 +46,9 @@ def nnx_value_and_rows(
                                example, as they have no mean
     ========================== =====================================================
 
+    So is what other arguments keep that are ``nnx.Rngs`` or modules, positional or
+    named; they are not differentiated.
+
     Batch normalization in a row sees the examples of the row: use ``num_rows`` a few.
     Running variances are means of those within rows, and so smaller than that of the
     batch by the variance of the rows' means; of single examples they are nothing, and
@@ -175,8 +178,12 @@ class _Call(NamedTuple):
     def __call__(
         self, engine: Engine, model: nnx.Module, args: Any, kwargs: Any, weights: Any
     ) -> Any:
-        """What the engine gives; the model is changed."""
-        graphdef, params, keys, rest = nnx.split(model, self.wrt, nnx.RngKey, ...)
+        """What the engine gives; the model, and others like it, are changed."""
+        modules = {i: arg for i, arg in enumerate(args) if _is_node(arg)}
+        named = {name: arg for name, arg in kwargs.items() if _is_node(arg)}
+        whole = model, modules, named
+        graphdef, split, keys, rest = nnx.split(whole, self._moves, nnx.RngKey, ...)
+        params = split[_MODEL] if _MODEL in split else nnx.State({})
         leaves, treedef = jax.tree.flatten(rest)
         names = _names(rest)
 
@@ -184,10 +191,12 @@ class _Call(NamedTuple):
             # New variables: a call that changed those of ``model`` would leak tracers.
             own = jax.tree.map(lambda key: _folded(key, number), keys)
             same = jax.tree.map(lambda leaf: leaf, (params, rest))
-            called = nnx.merge(graphdef, same[0], own, same[1])
-            returned = self.fun(called, *args, **kwargs)
+            state = nnx.State({_MODEL: same[0]})
+            called = nnx.merge(graphdef, state, own, same[1])
+            given = [called[1].get(i, arg) for i, arg in enumerate(args)]
+            returned = self.fun(called[0], *given, **{**kwargs, **called[2]})
             loss, aux = returned if self.has_aux else (returned, None)
-            *_, after = nnx.split(called, self.wrt, nnx.RngKey, ...)
+            *_, after = nnx.split(called, self._moves, nnx.RngKey, ...)
             left, structure = jax.tree.flatten(after)
             if structure != treedef:
                 raise ValueError(
@@ -203,22 +212,38 @@ class _Call(NamedTuple):
             of_row,
             dict(zip(names, leaves, strict=True)),
             params,
-            args,
+            [None if i in modules else arg for i, arg in enumerate(args)],
             weights,
             self.axis_name,
             self.batch_argnums,
             self.options,
-            counts=_names(nnx.state(model, nnx.RngCount)),
+            counts=_names(nnx.state(whole, nnx.RngCount)),
         )
         pairs = zip(names, leaves, strict=True)
         merged = [found.state.get(name, leaf) for name, leaf in pairs]
-        nnx.update(model, jax.tree.unflatten(treedef, merged))
+        nnx.update(whole, jax.tree.unflatten(treedef, merged))
         return ((found.value, found.aux) if self.has_aux else found.value), *found.made
+
+    def _moves(self, path: Any, value: Any) -> bool:
+        """Whether a variable of all that is given is differentiated: of the model."""
+        return path[0] == _MODEL and nnx.filterlib.to_predicate(self.wrt)(
+            path[1:], value
+        )
+
+
+_MODEL = 0  # its place beside other modules
+
+
+def _is_node(arg: Any) -> bool:
+    """Whether an argument holds variables of its own, as `nnx.Rngs` do."""
+    return isinstance(arg, nnx.Pytree | nnx.Variable)
 
 
 def _names(state: Any) -> list[str]:
+    """What variables are called: those of the model as there."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [jax.tree_util.keystr(path) for path, _ in flat]
+    own = lambda path: path[1:] if path[0].key == _MODEL else path
+    return [jax.tree_util.keystr(own(path)) for path, _ in flat]
 
 
 def _folded(key: Array, number: Array) -> Array:
