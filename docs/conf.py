@@ -40,6 +40,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them
 python_use_unqualified_type_names = True
 # Fields of several states share a name: a word that names one is no link.
 suppress_warnings = ["ref.python"]

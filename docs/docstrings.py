@@ -36,6 +36,8 @@ def paragraphs(
         return
     told: list[str] = []
     for line in lines:
+        if told and told[-1] == "Returns:":  # ahead of a colon napoleon sees a type
+            line = re.sub(r"^( *)(?=\S.*:)", r"\1: ", line)
         label = LABEL.match(line)
         if label and told and told[-1]:
             told.append("")
@@ -43,6 +45,14 @@ def paragraphs(
         text = line if bold else LABEL.sub(r"**\1:**", line)
         told.append(text)
     lines[:] = told
+
+
+def is_a_field(
+    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Fields of tuples are left out: Attributes says what they are."""
+    del app, what, name, options
+    return skip or type(obj).__name__ == "_tuplegetter" or None
 
 
 def known(text: str) -> str:
@@ -79,6 +89,7 @@ def displayed_formula(writer: Any, node: Any) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """For Sphinx."""
     app.connect("autodoc-process-docstring", paragraphs, priority=400)
+    app.connect("autodoc-skip-member", is_a_field)
     app.add_html_math_renderer(
         "mathml", (inline_formula, None), (displayed_formula, None)
     )
