@@ -15,7 +15,8 @@ from tests._reference_multi_objective import relative
 def others_of(key, step, i, count):
     """The other rows, in the random order in which row i meets them."""
     row_key = jax.random.fold_in(jax.random.fold_in(key, step), i)
-    draw = lambda j: float(jax.random.uniform(jax.random.fold_in(row_key, j)))
+    fold = lambda j: jax.random.fold_in(row_key, j)
+    draw = lambda j: float(jax.random.uniform(fold(j), dtype="float32"))
     return sorted([j for j in range(count) if j != i], key=draw)
 
 
