@@ -236,7 +236,7 @@ _MODEL = 0  # its place beside other modules
 
 def _is_node(arg: Any) -> bool:
     """Whether an argument holds variables of its own, as `nnx.Rngs` do."""
-    return isinstance(arg, nnx.Pytree | nnx.Variable)
+    return isinstance(arg, nnx.Pytree)
 
 
 def _names(state: Any) -> list[str]:
