@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 # What starts nothing: names for values, and what has been started before.
@@ -32,8 +33,9 @@ class Program(NamedTuple):
       trips: turns of every loop, in order of its place; None where data decide.
       fusions: fusions in the program's text.
       least: kernels that are started and, on a TPU, the cycles that XLA expects of them
-        ("kernels", "cycles"); those of a loop as often as it turns, once where data
-        decide; of a conditional the branch that takes least.
+        and the bundles of instructions that they are ("kernels", "cycles", "bundles");
+        those of a loop as often as it turns, once where data decide; of a conditional
+        the branch that takes least.
       most: the same with the branch that takes most.
     """
 
@@ -43,8 +45,11 @@ class Program(NamedTuple):
     most: Counter[str]
 
 
-def read(hlo: str) -> Program:
-    """Counts of an optimized module, as ``compiled.as_text()`` prints it."""
+def read(hlo: str, bundles: Mapping[str, int] = MappingProxyType({})) -> Program:
+    """Counts of an optimized module, as ``compiled.as_text()`` prints it.
+
+    ``bundles`` of its operations by name, where they are known.
+    """
     parts, entry = computations(hlo)
     trips: dict[str, int | None] = {}  # by the loop's name
 
@@ -62,10 +67,15 @@ def read(hlo: str) -> Program:
                 total += Counter({key: n * (count or 1) for key, n in body.items()})
             elif kind in ("conditional", "call"):
                 branches = [cost(each, choose) for each in called(line)]
-                total += choose(branches, key=lambda c: (c["cycles"], c["kernels"]))
+                size = lambda c: (c["cycles"], c["bundles"], c["kernels"])
+                total += choose(branches, key=size)
             elif kind not in _FREE:
                 cycles = _CYCLES.search(line)
-                total += Counter(kernels=1, cycles=int(cycles[1]) if cycles else 0)
+                total += Counter(
+                    kernels=1,
+                    cycles=int(cycles[1]) if cycles else 0,
+                    bundles=bundles.get(found["name"], 0),
+                )
         return total
 
     least, most = cost(entry, min), cost(entry, max)

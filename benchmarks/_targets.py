@@ -5,21 +5,33 @@ CUDA: with ``jax-cuda12-plugin``; TPU: with ``libtpu``. Nothing runs.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from importlib import util
+from pathlib import Path
 from typing import Any
 
 # Before a plugin is loaded: there are no CUDA libraries and no TPU to ask about.
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compilers for a TPU that is not there need not wait for each other.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 
-from benchmarks import _harness
+from benchmarks import _bundles, _harness, _programs
+
+# What the compiler for a TPU dumps, which is told before it is first asked.
+_DUMPS = Path(tempfile.gettempdir()) / f"bundles-{os.getpid()}"
+if util.find_spec("libtpu") and "LIBTPU_INIT_ARGS" not in os.environ:
+    os.environ["LIBTPU_INIT_ARGS"] = _bundles.options(_DUMPS)
+    atexit.register(shutil.rmtree, _DUMPS, ignore_errors=True)
 
 # NVIDIA's numbers of an H100 SXM.
 _H100 = """
@@ -74,6 +86,14 @@ def versions(target: str) -> dict[str, Any]:
     """What compiled it, on whatever machine."""
     known = _harness.environment(package(target).replace("_", "-"))
     return {"versions": known["versions"], "commit": known["commit"]}
+
+
+def program(compile_it: Callable[[], Any]) -> tuple[Any, Any]:
+    """What a call compiles, and what it consists of: the compiler dumps meanwhile."""
+    shutil.rmtree(_DUMPS, ignore_errors=True)
+    executable = compile_it()
+    text = executable.as_text()
+    return executable, _programs.read(text, _bundles.of_operations(text, _DUMPS))
 
 
 def clusters() -> tuple[str, ...]:

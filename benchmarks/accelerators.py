@@ -15,7 +15,7 @@ from typing import Any
 import optax
 
 import consensus_optax as co
-from benchmarks import _harness, _programs, _steps, _targets, _workloads
+from benchmarks import _harness, _steps, _targets, _workloads
 from benchmarks._harness import Row
 from benchmarks._steps import Step
 from benchmarks._traffic import collectives
@@ -38,6 +38,7 @@ SMOKE: dict[str, Callable[[], Any]] = {
 }
 BY_HAND = "vmap(grad), min/max"
 _KEY = ("target", "workload", "contestant")
+_TO_PLAIN = ("cycles", "cycles_most", "bundles", "flops", "bytes_accessed", "kernels")
 
 
 def steps(work: Workload, names: Sequence[str]) -> Iterator[tuple[str, Step]]:
@@ -53,15 +54,15 @@ def steps(work: Workload, names: Sequence[str]) -> Iterator[tuple[str, Step]]:
 def facts(target: str, step: Step, work: Workload) -> Row:
     """What XLA says of one compiled step; what it does not say of a GPU is None."""
     start = time.perf_counter()
-    executable = _targets.compiled(target, step, work.params, work.batch)
+    executable, program = _targets.program(
+        lambda: _targets.compiled(target, step, work.params, work.batch)
+    )
     seconds = time.perf_counter() - start
-    text = executable.as_text()
-    program = _programs.read(text)
     analysis = executable.cost_analysis() or {}
     return {
         "compile_s": round(seconds, 1),
         "temp_bytes": executable.memory_analysis().temp_size_in_bytes,
-        "collective_bytes": sum(size for _, size in collectives(text)),
+        "collective_bytes": sum(size for _, size in collectives(executable.as_text())),
         "fusions": program.fusions,
         "kernels": program.least["kernels"],
         "kernels_most": program.most["kernels"],
@@ -69,6 +70,7 @@ def facts(target: str, step: Step, work: Workload) -> Row:
         "trips": program.trips,
         "cycles": program.least["cycles"] or None,
         "cycles_most": program.most["cycles"] or None,
+        "bundles": program.least["bundles"] or None,
         "flops": analysis.get("flops"),
         "bytes_accessed": analysis.get("bytes accessed"),
         "optimal_seconds": analysis.get("optimal_seconds"),
@@ -83,7 +85,7 @@ def rows_of(target: str, work: Workload, names: Sequence[str]) -> Iterator[Row]:
         plain = plain or known
         ratios = {
             f"{key}_ratio": round(known[key] / plain[key], 3)
-            for key in ("cycles", "cycles_most", "flops", "bytes_accessed", "kernels")
+            for key in _TO_PLAIN
             if known[key] and plain[key]
         }
         yield {
@@ -104,7 +106,8 @@ def table(rows: Sequence[Row], target: str, workload: str) -> str:
     chosen = [r for r in rows if (r["target"], r["workload"]) == (target, workload)]
     heads = ["temporary / parameters", "kernels", "loops (turns)", "fusions"]
     on_tpu = any(row["cycles"] for row in chosen)
-    heads += ["cycles / plain", "flops / plain", "bytes / plain"] if on_tpu else []
+    if on_tpu:
+        heads += ["bundles / plain", "cycles / plain", "flops / plain", "bytes / plain"]
     heads += ["compiled in s"]
     lines = [f"| {target}, {workload} | " + " | ".join(heads) + " |"]
     lines += ["|---" * (len(heads) + 1) + "|"]
@@ -118,6 +121,7 @@ def table(rows: Sequence[Row], target: str, workload: str) -> str:
         ]
         if on_tpu:
             cells += [
+                f"{row['bundles_ratio']:.2f}" if row.get("bundles_ratio") else "",
                 _span(row["cycles_ratio"], row["cycles_most_ratio"], ".2f"),
                 f"{row['flops_ratio']:.2f}",
                 f"{row['bytes_accessed_ratio']:.2f}",

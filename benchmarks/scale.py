@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 import consensus_optax as co
-from benchmarks import _flops, _harness, _llama, _programs, _targets, _traffic
+from benchmarks import _flops, _harness, _llama, _targets, _traffic
 from benchmarks._harness import Row
 from benchmarks._llama import AXIS, Model
 
@@ -91,17 +91,17 @@ def facts(target: str, model: Model, name: str) -> Row:
 def _compiled(lowered: Any, chips: int) -> Row:
     """What the compiled program says; of one that does not fit, why."""
     try:
-        executable = lowered.compile()
+        executable, program = _targets.program(lowered.compile)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"error": str(error).splitlines()[0][:200], "temp_bytes": None}
     hlo = executable.as_text()
-    program = _programs.read(hlo)
     return {
         "temp_bytes": executable.memory_analysis().temp_size_in_bytes,
         "bytes_sent": _traffic.bytes_in_turns(hlo, chips),
         "cycles": program.least["cycles"] or None,
+        "bundles": program.least["bundles"] or None,
         "trips": program.trips,
     }
 
@@ -109,7 +109,7 @@ def _compiled(lowered: Any, chips: int) -> Row:
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """Each to the plain step of its target, where that is known."""
     plain = {row["target"]: row for row in rows if row["contestant"] == "plain"}
-    keys = ("temp_bytes", "bytes_sent", "flops", "cycles")
+    keys = ("temp_bytes", "bytes_sent", "flops", "cycles", "bundles")
 
     def related(row: Row) -> Row:
         base = plain.get(row["target"], {})
@@ -130,12 +130,12 @@ def table(rows: Sequence[Row], target: str) -> str:
     heads = ["temporary, GiB", "with state, GiB", "fits", "sent, GB"]
     heads += ["memory / plain", "sent / plain", "flops / plain"]
     on_tpu = any(row.get("cycles") for row in chosen)
-    heads += ["cycles / plain"] if on_tpu else []
+    heads += ["bundles / plain", "cycles / plain"] if on_tpu else []
     lines = [f"| {size} | " + " | ".join(heads) + " | compiled in s |"]
     lines += ["|---" * (len(heads) + 2) + "|"]
     for row in chosen:
         whole = (row["temp_bytes"] or 0) + row["state_bytes"]
-        ratio = lambda key, row=row: f"{row.get(f'{key}_ratio', float('nan')):.2f}"
+        ratio = lambda key, row=row: _two_places(row.get(f"{key}_ratio"))
         if row["temp_bytes"] is None:
             cells = [row["error"], "", "no", "", "", "", ratio("flops")]
         else:
@@ -146,10 +146,14 @@ def table(rows: Sequence[Row], target: str) -> str:
                 f"{row['bytes_sent'] / 1e9:.2f}",
                 *map(ratio, ("temp_bytes", "bytes_sent", "flops")),
             ]
-        cells += [ratio("cycles")] if on_tpu else []
+        cells += [ratio("bundles"), ratio("cycles")] if on_tpu else []
         cells += [f"{row['compile_s']:.0f}"]
         lines.append(f"| {row['contestant']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _two_places(number: float | None) -> str:
+    return "" if number is None else f"{number:.2f}"
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:

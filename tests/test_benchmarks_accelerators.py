@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import _harness, _programs, _targets, accelerators
+from benchmarks import _bundles, _harness, _programs, _targets, accelerators
 
 # As XLA prints it: a loop of three turns in a branch, one that data decide, and one
 # whose turns are told by its condition alone.
@@ -64,9 +64,40 @@ true_computation=%loops, false_computation=%does_not
 def test_loops_branches_and_cycles_of_a_program():
     program = _programs.read(HLO)
     assert program.trips == (7, None, 3)
-    assert program.least == {"kernels": 2 * (7 + 1), "cycles": 15 * (7 + 1)}
-    assert program.most == {"kernels": 2 * (7 + 1 + 3), "cycles": 15 * (7 + 1 + 3)}
+    for counts, turns in ((program.least, 7 + 1), (program.most, 7 + 1 + 3)):
+        assert (counts["kernels"], counts["cycles"]) == (2 * turns, 15 * turns)
+        assert counts["bundles"] == 0
     assert program.fusions == 2
+
+
+# As libtpu dumps it: one bundle ahead, a loop that counts to 9 with a stage to fill its
+# pipeline, in it one of 3 turns, and an empty bundle, which does not say where it is.
+DUMP = """\
+LB: loop body
+     0   :  { %s1 = smov 0 }
+   0x1 LB: > { %s2 = sadd.s32 1, %s1 /* iteration index, stage = 1 */ }
+   0x2   :  {} /* End region 27 */
+   0x3 LB: > > { %p1 = scmp.ge.s32.totalorder %s3, 3 /* loop exit test */ }
+   0x4   : > > { %v1 = vld [vmem:[%s1]] }
+   0x5 PF: > { %p2 = scmp.ge.s32.totalorder %s2, 9 /* loop exit test */ }
+   0x6   :  { %s4 = smov 0 }
+"""
+
+
+def test_bundles_of_a_kernel_and_of_those_like_it(tmp_path):
+    assert _bundles.of_kernel(DUMP) == 2 + (9 - 1) * (3 + 3 * 2)
+    # XLA knows of 7 turns: two more fill and empty the pipeline
+    assert _bundles.of_kernel(DUMP, 7) == 2 + 7 * (3 + 3 * 2)
+    (tmp_path / "1-once-01-final_bundles.txt").write_text(DUMP)
+    (tmp_path / "1-TLP-01-final_bundles.txt").write_text(DUMP)
+    alike = "  %other = f32[4]{0} fusion(%once), calls=%fused2, metadata={x}\n"
+    text = HLO.replace("  %twice", alike + "  %twice")
+    copy = text[text.index("%fused (x") : text.index("%counts")]
+    text = text.replace("%counts (", copy.replace("%fused", "%fused2") + "%counts (", 1)
+    found = _bundles.of_operations(text, tmp_path)
+    assert found == dict.fromkeys(("once", "other"), _bundles.of_kernel(DUMP))
+    least = _programs.read(HLO, found).least
+    assert least["bundles"] == (7 + 1) * found["once"]
 
 
 def test_turns_of_a_program_compiled_here():
@@ -95,7 +126,7 @@ def test_new_rows_take_the_place_of_old_ones():
     merged = accelerators.merged(old, new)
     assert [one["temp_in_params"] for one in merged] == [4.0, 2.0, 3.0]
     text = accelerators.report(merged)
-    line = "| median | 3.00 | 3 to 4 | 1 (5) | 2 | 1.00 to 2.00 | 1.00 | 1.00 | 9 |"
+    line = "| median | 3.00 | 3 to 4 | 1 (5) | 2 |  | 1.00 to 2.00 | 1.00 | 1.00 | 9 |"
     assert line in text.splitlines()
 
 
@@ -112,3 +143,4 @@ def test_one_rule_of_each_kind_compiles(target, tmp_path):
     assert [one["contestant"] for one in rows] == ["plain", *accelerators.SMOKE]
     assert rows[0]["loops"] == 0
     assert all(one["collective_bytes"] == 0 < one["kernels"] for one in rows)
+    assert all((one["bundles"] is not None) == (target == "v5e") for one in rows)
