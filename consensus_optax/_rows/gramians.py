@@ -196,9 +196,30 @@ def multiplied_out(
     def product(ours: Array, theirs: Array) -> Array:
         if about is not None:
             ours, theirs = (z - z[about][None] for z in (ours, theirs))
-        return _decided(x, jnp.matmul, ours, theirs.T)
+        return lax.platform_dependent(
+            *(ours, theirs),
+            tpu=functools.partial(line_by_line, x),
+            default=functools.partial(as_one_line, x),
+        )
 
     return _over_blocks(product, x, y, dtype, entries)
+
+
+def as_one_line(x: OuterProduct, ours: Array, theirs: Array) -> Array:
+    """Inner products of rows (B, m, N) and (C, m, N) that x multiplies to, (B, C)."""
+    rows, others = (flat(z, z.dtype) for z in (ours, theirs))
+    return _decided(x, jnp.matmul, rows, others.T)
+
+
+def line_by_line(x: OuterProduct, ours: Array, theirs: Array) -> Array:
+    """The same, summed over the m lines, as a TPU does it.
+
+    Of 32 rows of 256 x 1024, three passes, its compiler makes 86,000 bundles of
+    instructions instead of 135,000.
+    """
+    return _decided(x, functools.partial(jnp.einsum, "bmn,cmn->mbc"), ours, theirs).sum(
+        0
+    )
 
 
 def squares(x: OuterProduct, dtype: Any) -> Array:
@@ -210,9 +231,8 @@ def squares(x: OuterProduct, dtype: Any) -> Array:
         square = lambda row: jnp.vdot(row, row, precision=lax.Precision.HIGHEST)
         row = lambda factors: square(contract(x, *factors).astype(dtype))
         return lax.map(row, x.factors)
-    of_rows = lambda rows, _: jnp.einsum(
-        "bp,bp->b", rows, rows, precision=lax.Precision.HIGHEST
-    )
+    inner = functools.partial(jnp.einsum, "bp,bp->b", precision=lax.Precision.HIGHEST)
+    of_rows = lambda rows, _: inner(flat(rows, dtype), flat(rows, dtype))
     in_blocks = lambda entries: lambda: _over_blocks(of_rows, x, x, dtype, entries)
     cpu, other = map(in_blocks, (_ENTRIES, _ENTRIES_ELSEWHERE))
     return lax.platform_dependent(cpu=cpu, default=other)
@@ -234,25 +254,28 @@ def _over_blocks(
     dtype: Any,
     entries: int,
 ) -> Array:
-    """function(columns of x's rows, the same of y's), summed over blocks of columns."""
+    """function(lines of x's rows, the same of y's), summed over blocks of lines.
+
+    Lines are (B, size, N).
+    """
     terms, m, n = x.sides
     blocks = math.ceil(x.shape[0] * m * n / entries)
     size = math.ceil(m / blocks)
     blocks = math.ceil(m / size)
-    # columns of zeros add nothing
+    # lines of zeros add nothing
     fill = ((0, 0), (0, 0), (0, blocks * size - m))
 
     def parts(z: OuterProduct) -> Array:  # (blocks, B, T, size)
         split = jnp.pad(z.left, fill).reshape(-1, terms, blocks, size)
         return split.transpose(2, 0, 1, 3)
 
-    def rows(left: Array, right: Array) -> Array:  # (B, size * N)
+    def rows(left: Array, right: Array) -> Array:  # (B, size, N)
         product = functools.partial(
             *(jnp.einsum, "tm,tn->mn"),
             precision=x.precision,
             preferred_element_type=dtype,
         )
-        return over_rows(product, left, right).reshape(right.shape[0], -1)
+        return over_rows(product, left, right)
 
     def of_block(left: tuple[Array, Array]) -> Array:
         ours = rows(left[0], x.right)

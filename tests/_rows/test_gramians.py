@@ -165,6 +165,23 @@ def test_wide_rows_are_cut_where_they_fill_the_cache(width):
     assert (f"tensor<{B}x8192xf32>" in text) == (width >= 16384)
 
 
+@pytest.mark.parametrize("way", [gramians.as_one_line, gramians.line_by_line])
+def test_lines_of_rows_at_once_or_one_by_one(way):
+    random = np.random.default_rng(3)
+    x, y = (jnp.asarray(random.normal(1, 1, (c, 4, 9)), jnp.float32) for c in (B, C))
+    check(way(factored(B, 0, 2, 4, 9), x, y), x, y)
+
+
+def test_a_tpu_takes_them_one_by_one():
+    x = factored(4, 0, 40, 16, 24)
+    gramian = jax.jit(lambda x: gramians.cross_gramian(x, x, jnp.float32)).trace(x)
+    batched = {}
+    for platform in ("cpu", "tpu"):
+        text = gramian.lower(lowering_platforms=(platform,)).as_text()
+        batched[platform] = "tensor<16x4x4xf32>" in text
+    assert batched == {"cpu": False, "tpu": True}
+
+
 @pytest.mark.parametrize("name", ["multiplied out", "in blocks"])
 def test_squared_norms_from_rows_multiplied_out_in_blocks(name):
     terms, m, n, _ = SHAPES[name]
