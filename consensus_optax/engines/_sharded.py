@@ -47,6 +47,7 @@ from consensus_optax.engines.mesh.specs import (
     place,
     specs_of,
     spread_of,
+    stays,
     without,
 )
 from consensus_optax.engines.mesh.wire import Wire, reads_signs, update_dtype
@@ -127,9 +128,10 @@ def sharded(
       param_specs: how parameters are sharded along other mesh axes, as ``in_specs``
         tells ``shard_map``: ``PartitionSpec`` leaves, one for a whole subtree allowed.
         Inner products are then summed over these axes as well. None: as explicit axes
-        say, else whole. May name ``axis_name`` too outside of ``shard_map``: rows that
-        :func:`value_and_reduced_grad` reduces inside of the backward pass are dealt out
-        along the axis that is cut so, and their update stays where the parameter is.
+        say, else whole. May name ``axis_name`` too outside of ``shard_map``: the update
+        of a parameter that is cut so by its first axis stays where it is made, which
+        saves the P of the update; and rows that :func:`value_and_reduced_grad` reduces
+        inside of the backward pass are dealt out along whichever axis is cut so.
       wire: a compressor of ``co.compressors``, in whose messages rows travel, each leaf
         in N pieces that are compressed by themselves: the update is that of
         ``co.compressed(co.compressors.bucketed(wire, count=N))``, decided and summed in
@@ -191,7 +193,7 @@ def sharded(
         if is_inside(axes):
             check_inside(specs, axes)
             check_varying(stack.leaves, axes)
-            across = functools.partial(across, list(map(manual, specs)))
+            across = functools.partial(across, list(map(manual, specs)), None)
             given = stack.leaves, weights, named, extra, state
             lie = Explicit.of((list(stack.params), state))
             update, new = freed(across, given, lie.specs)
@@ -210,11 +212,16 @@ def sharded(
         ]
         of_extra = {name: inner if name == "target" else whole for name in extra}
         in_specs = (of_rows, by_row, by_row, of_extra, of_state)
+        pairs = zip(leaves, specs, strict=True)
+        still = [
+            stays(leaf, spec, axes, where, reads_signs(rule)) for leaf, spec in pairs
+        ]
+        triples = zip(still, specs, inner, strict=True)
         mapped = jax.shard_map(
-            functools.partial(across, inner),
+            functools.partial(across, inner, still),
             mesh=where,
             in_specs=in_specs,
-            out_specs=(inner, of_state),
+            out_specs=([spec if own else x for own, spec, x in triples], of_state),
         )
 
         @jax.jit  # eagerly every operation would be sent to the devices by itself
@@ -239,6 +246,7 @@ def _update(
     wire: Wire,
     stack: Stack,
     specs: list[PartitionSpec],
+    still: list[bool] | None,
     leaves: list[Any],
     weights: Array,
     named: dict[str, Any],
@@ -246,8 +254,9 @@ def _update(
     state: Any,
 ) -> tuple[list[Array], Any]:
     """What one device does, inside ``shard_map``: its rows to the update."""
-    pairs = list(zip(leaves, specs, strict=True))
-    exchange = Exchange(axes, [spread_of(leaf.shape[1:], spec) for leaf, spec in pairs])
+    triples = zip(leaves, specs, still or [False] * len(leaves), strict=True)
+    spreads = [spread_of(leaf.shape[1:], spec, own) for leaf, spec, own in triples]
+    exchange = Exchange(axes, spreads)
     leaves = wire.ready(leaves, reads_signs(rule))
 
     def everywhere(finite: Array) -> Array:
@@ -263,7 +272,12 @@ def _update(
     dtypes = [update_dtype(param.dtype, wire.dtype) for param in stack.params]
     source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named), wire)
     outcome, source = run(rule, source, state.rule_state)
-    return finished(stack, outcome, source.seen, state)
+    seen = source.seen
+    if still and any(still):
+        outcome = outcome._replace(update=exchange.slabs(outcome.update))
+        roster = seen.roster._replace(coordinates=exchange.of_blocks(dtypes))
+        seen = seen._replace(roster=roster)
+    return finished(stack, outcome, seen, state)
 
 
 def _row_spec(leaf: Leaf, axes: tuple[str, ...], spec: PartitionSpec) -> PartitionSpec:

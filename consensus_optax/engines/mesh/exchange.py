@@ -30,11 +30,14 @@ class Spread(NamedTuple):
       shape: of the part that a device has.
       axes: for every axis of the array the mesh axes that it is cut along, often none.
       layout: of the blocks of that part which are dealt out along the rows' axes.
+      stays: whether the parameter is cut along these too, by its first axis: blocks are
+        then slabs of it, and the update's are left where they are.
     """
 
     shape: tuple[int, ...]
     axes: tuple[tuple[str, ...], ...]
     layout: Layout
+    stays: bool = False
 
     @property
     def mesh_axes(self) -> tuple[str, ...]:
@@ -105,6 +108,26 @@ class Exchange(NamedTuple):
         pairs = zip(self.spreads, self.gather(blocks), strict=True)
         return [spread.layout.joined(parts) for spread, parts in pairs]
 
+    def settle(self, blocks: Sequence[Array]) -> list[Array]:
+        """The same, but of what stays where it is the slab that this device has."""
+        sent = [i for i, spread in enumerate(self.spreads) if not spread.stays]
+        others = self._replace(spreads=[self.spreads[i] for i in sent])
+        whole = dict(zip(sent, others.collect([blocks[i] for i in sent]), strict=True))
+        rest = lambda i: blocks[i].reshape(-1, *self.spreads[i].shape[1:])
+        return [whole[i] if i in whole else rest(i) for i in range(len(blocks))]
+
+    def slabs(self, leaves: Sequence[Array]) -> list[Array]:
+        """Leaves, whole or not, to this device's slabs of those that stay in place."""
+
+        def slab(spread: Spread, leaf: Array) -> Array:
+            size = spread.shape[0] // self.num_devices if spread.stays else 0
+            if not spread.stays or leaf.shape[0] == size:
+                return leaf
+            start = lax.axis_index(self.axis_name) * size
+            return lax.dynamic_slice_in_dim(leaf, start, size)
+
+        return [slab(*pair) for pair in zip(self.spreads, leaves, strict=True)]
+
     def gather(self, own: Sequence[Array]) -> list[Array]:
         """What each device has for a leaf, (width,), to that of all, (N, width)."""
         send = lambda strung: lax.all_gather(strung, self.axis_name, to="invarying")
@@ -167,9 +190,8 @@ class Exchange(NamedTuple):
                 return [leaf.astype(block.dtype) for leaf, block in pairs]
             wanted = [block.dtype for block in blocks] if exact else dtypes
             pairs = zip(blocks, wanted, strict=True)
-            pairs = zip(
-                self.collect([narrowed(*x) for x in pairs]), blocks, strict=True
-            )
+            send = self.collect if exact else self.settle
+            pairs = zip(send([narrowed(*x) for x in pairs]), blocks, strict=True)
             return [leaf.astype(block.dtype) for leaf, block in pairs]
 
         own = lambda leaves: [self.own_block(*each) for each in enumerate(leaves)]

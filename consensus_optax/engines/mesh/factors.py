@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from consensus_optax._rows.addition import one_product
 from consensus_optax._rows.outer_product import OuterProduct, restored
 from consensus_optax._rows.sums import SumOfProducts
-from consensus_optax._rows.verbs import AnyLeaf, Mixed
+from consensus_optax._rows.verbs import AnyLeaf, Leaf, Mixed
 from consensus_optax._rows.views import as_matrix, reshaped, unshared
 from consensus_optax._running.memory import as_sent
 from consensus_optax._typing import Array
@@ -78,19 +78,22 @@ class Factors(NamedTuple):
 
 
 def as_travelling(
-    leaf: AnyLeaf, count: int, signs: bool, dtype: Any
+    leaf: AnyLeaf, count: int, signs: bool, dtype: Any, stays: bool = False
 ) -> Array | Factors:
-    """Rows, or their signs in int8, as they are dealt to so many devices."""
+    """Rows, or their signs in int8, as they are dealt to so many devices.
+
+    ``stays``: devices shall have slabs along the parameter's first axis.
+    """
     leaf = _one(leaf)
     if isinstance(leaf, OuterProduct):
-        dealt = _least(leaf, count, signs)[1]
+        dealt = _least(leaf, count, signs, stays)[1]
         if dealt:
             leaf = unshared(leaf)
             return Factors(_signs(leaf) if _has_signs(leaf, signs) else leaf, dealt)
     return as_sent(leaf, signs, dtype)
 
 
-def bytes_each(leaf: AnyLeaf, count: int, signs: bool) -> int:
+def bytes_each(leaf: AnyLeaf, count: int, signs: bool, stays: bool = False) -> int:
     r"""Bytes that a device sends to each of the other N - 1 for its rows of one leaf.
 
     .. math:: L \min(\lceil M K / N \rceil, T (M + \lceil K / N \rceil),
@@ -101,14 +104,27 @@ def bytes_each(leaf: AnyLeaf, count: int, signs: bool) -> int:
     third; every layer has T terms of its own. Parts of a matrix may be filled up more
     than those of an array: what an update sends for that is added.
     """
-    return _least(leaf, count, signs)[0]
+    return _least(leaf, count, signs, stays)[0]
 
 
-def _least(leaf: AnyLeaf, count: int, signs: bool) -> tuple[int, str]:
+def stays_for_less(leaf: Leaf, count: int, signs: bool) -> bool:
+    """Whether devices with slabs along the first axis send less, the update included.
+
+    Of rows of all devices; the update of slabs stays where it is.
+    """
+    length, part = leaf.shape[0] // count, -(-math.prod(leaf.shape[1:]) // count)
+    ways = [_least(leaf, count, signs, stays, length)[0] for stays in (True, False)]
+    return ways[0] <= ways[1] + part * leaf.dtype.itemsize
+
+
+def _least(
+    leaf: AnyLeaf, count: int, signs: bool, stays: bool, length: int | None = None
+) -> tuple[int, str]:
     """These bytes, and which factor is dealt out, "" if the leaf is multiplied out."""
     leaf = _one(leaf)
     rows: Any = leaf.leaf if isinstance(leaf, Mixed) else leaf
-    length, part = rows.shape[0], lambda size: -(-size // count)
+    length = rows.shape[0] if length is None else length
+    part = lambda size: -(-size // count)
     least = part(math.prod(rows.shape[1:]))
     options = [(length * least * (1 if signs else rows.dtype.itemsize), "")]
     if isinstance(leaf, OuterProduct) and not any(leaf.spec):
@@ -123,8 +139,10 @@ def _least(leaf: AnyLeaf, count: int, signs: bool) -> tuple[int, str]:
             return length * there + (layers * width - least) * leaf.dtype.itemsize
 
         lines = 1 if leaf.is_look_up else m
-        options += [(sent(lines, part(n), m * part(n)), "right")]
-        if not leaf.is_look_up:
+        if not stays:
+            options += [(sent(lines, part(n), m * part(n)), "right")]
+        in_order = layers == 1 and all(name == "reshape" for name, _ in leaf.steps)
+        if not leaf.is_look_up and (not stays or (in_order and m % count == 0)):
             options += [(sent(part(m), n, part(m) * n), "left")]
     return min(options, key=lambda option: option[0])
 

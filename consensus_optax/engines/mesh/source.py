@@ -168,7 +168,8 @@ class Shared(NamedTuple):
             blocks = self.wire.deal(leaves, exchange, there, own.step)
             return Memory(blocks, self._in_blocks)
         count, dtype = exchange.num_devices, self.seen.roster.weights.dtype
-        leaves = [as_travelling(leaf, count, signs, dtype) for leaf in local.leaves]
+        pairs = zip(local.leaves, exchange.spreads, strict=True)
+        leaves = [as_travelling(x, count, signs, dtype, s.stays) for x, s in pairs]
         source = self._replace(exchange=exchange.laid_out(leaves))
         return Memory(exchange.deal_rows(leaves), source._in_blocks)
 
@@ -223,7 +224,9 @@ class Shared(NamedTuple):
         if all(x.shape[0] == 1 for x in leaves) and max(sizes) < 4:
             return False
         sizes = [wide] * len(sizes) if min(sizes) >= 4 else sizes
-        return self._bytes(sizes) <= self._dealt_bytes(signs=False)
+        spreads = self.exchange.spreads
+        returned = [y * s.stays for y, s in zip(sizes, spreads, strict=True)]
+        return self._bytes(sizes) + self._bytes(returned) <= self._dealt_bytes(False)
 
     def _folds(self, rule: Fold) -> bool:
         """Whether the statistics of these rows are less to send than they are.
@@ -247,7 +250,8 @@ class Shared(NamedTuple):
     def _dealt_bytes(self, signs: bool) -> int:
         """The same of the rows, or of their signs."""
         count = self.exchange.num_devices
-        return sum(bytes_each(leaf, count, signs) for leaf in self._leaves)
+        pairs = zip(self._leaves, self.exchange.spreads, strict=False)
+        return sum(bytes_each(leaf, count, signs, s.stays) for leaf, s in pairs)
 
     def _row_dtypes(self, combined: list[Array]) -> list[Any]:
         """Those in which rows, or what they combine to, travel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -10,8 +11,10 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.mesh.exchange import Spread
+from consensus_optax.engines.mesh.factors import stays_for_less
 from consensus_optax.engines.mesh.layout import flat_layout
 
 
@@ -107,9 +110,24 @@ def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
     return PartitionSpec(*(names or None for names in kept))
 
 
-def spread_of(shape: tuple[int, ...], spec: PartitionSpec) -> Spread:
+def spread_of(
+    shape: tuple[int, ...], spec: PartitionSpec, stays: bool = False
+) -> Spread:
     """How a parameter lies of which a device has a part of this shape."""
-    return Spread(shape, tuple(_names(spec)), flat_layout(shape))
+    return Spread(shape, tuple(_names(spec)), flat_layout(shape), stays)
+
+
+def stays(
+    leaf: Leaf, spec: PartitionSpec, axes: tuple[str, ...], mesh: Any, signs: bool
+) -> bool:
+    """Whether the update of a parameter is to stay where rows are dealt out.
+
+    It is cut along the axes of the rows by its first one alone, and less is sent so.
+    """
+    count = math.prod(mesh.shape[name] for name in axes)
+    first, *others = _names(spec) or [()]
+    is_cut = first == axes and not any(others) and leaf.shape[1] % count == 0
+    return is_cut and stays_for_less(leaf, count, signs)
 
 
 def place(tree: Tree, specs: Tree, mesh: Any) -> Tree:
