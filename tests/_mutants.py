@@ -85,6 +85,7 @@ _OF_FACTORS = (
     f"{_FACTORS}_a_parameter_cut_along_an_explicit_axis_is_multiplied_out",
     f"{_FACTORS}_factors_of_a_parameter_cut_along_another_axis",
     f"{_FACTORS}_two_mesh_axes_the_state_and_what_is_asked_of_coordinates",
+    "engines/test_sharded_fsdp_bytes.py",
 )
 IN_CI = {  # those of `make test` leave the rest to these
     "engines/_sharded": ("engines/test_sharded_bytes.py",),
