@@ -1,17 +1,17 @@
 """How many dishonest clients does a rule bear, if each attack is as strong as can be?
 
-    python -m benchmarks.breakdown --tasks digits --rules mean median
+    python -m benchmarks.breakdown --tasks digits --rules mean median --shares 0.4
 
 Accuracy against the share of attackers in every round, for every robust rule under
 every attack; those whose strength is searched face the rule's own update in each round.
 The same server for all: rates are not tuned, so rules are to be compared with
-themselves.
+themselves. Rows of earlier runs that are not made anew stay.
 Clients of the digits are unlike (Dirichlet, 0.3), those of Shakespeare are the roles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -84,17 +84,20 @@ TASKS = {"digits": digits, "shakespeare": shakespeare}
 
 
 def run(
-    setting: Setting, of_tasks: Sequence[str], names: Sequence[str], some: Sequence[str]
-) -> list[Row]:
-    """Every rule under every attack, by every share of attackers."""
-    rows: list[Row] = []
+    setting: Setting,
+    of_tasks: Sequence[str],
+    shares: Sequence[float],
+    names: Sequence[str],
+    some: Sequence[str],
+) -> Iterator[list[Row]]:
+    """Every rule under every attack, by every share of attackers; one at a time."""
     made = comparison.named_attacks()
     n = setting.num_sampled
     for task in of_tasks:
         work = TASKS[task](setting)
-        for share in SHARES:
+        for share in shares:
             f = max(1, round(share * n))
-            # told of as many as there are; without attackers of as many as of the fewest
+            # told of as many as there are; if there are none, of the fewest
             given = ("none", *some) if share == min(SHARES) else some
             for name in names:
                 rule = rules(f, n)[name]()
@@ -109,26 +112,43 @@ def run(
                     local_rate=setting.local_rates[task],
                     num_evaluations=1,
                 )
-                for attack in given:
-                    curves = result.curves.get(attack)
-                    accuracy = None
-                    if curves is not None:
-                        last = curves["test_accuracy"][-1, 0]
-                        accuracy = [round(float(x), 4) for x in last]
-                    rows.append(
-                        {
-                            "benchmark": "breakdown",
-                            "task": task,
-                            "contestant": name,
-                            "attack": attack,
-                            "share": share if attack != "none" else 0.0,
-                            "accuracy": accuracy,
-                            "left_out": result.failed.get(attack),
-                            **result.settings,
-                        }
-                    )
-                    _harness.show(rows[-1])
-    return rows
+                yield [
+                    {
+                        "benchmark": "breakdown",
+                        "task": task,
+                        "contestant": name,
+                        "attack": attack,
+                        "share": share if attack != "none" else 0.0,
+                        "accuracy": accuracies(result, attack),
+                        "left_out": result.failed.get(attack),
+                        **result.settings,
+                    }
+                    for attack in given
+                ]
+
+
+def accuracies(result: comparison.Federation, attack: str) -> list[float] | None:
+    """In the end, of every seed; None where the rule cannot be."""
+    curves = result.curves.get(attack)
+    if curves is None:
+        return None
+    return [round(float(x), 4) for x in curves["test_accuracy"][-1, 0]]
+
+
+def joined(fresh: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
+    """Rows of this run, and of earlier ones that it has not made anew, in order."""
+    what = lambda row: tuple(
+        row[key] for key in ("task", "contestant", "attack", "share")
+    )
+    known = [*rules(1, 20)]
+    rows = [*{what(row): row for row in [*earlier, *fresh]}.values()]
+    place = lambda row: (
+        list(TASKS).index(row["task"]),
+        row["share"],
+        known.index(row["contestant"]),
+        ("none", *ATTACKS).index(row["attack"]),
+    )
+    return sorted(rows, key=place)
 
 
 def cell(rows: Sequence[Row]) -> str:
@@ -215,13 +235,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--rules", choices=known, nargs="+")
     options.add_argument("--attacks", choices=ATTACKS, nargs="+")
     options.add_argument("--tasks", choices=tuple(TASKS), nargs="+")
+    options.add_argument("--shares", type=float, choices=SHARES, nargs="+")
     args = _harness.parse(options, argv)
     setting = SMOKE if args.smoke else Setting()
     names = args.rules or (known[:2] if args.smoke else known)
     some = args.attacks or (ATTACKS[:2] if args.smoke else ATTACKS)
     of_tasks = args.tasks or (["digits"] if args.smoke else [*TASKS])
-    rows = run(setting, of_tasks, names, some)
-    _harness.write("breakdown", rows, _harness.environment("flax"), args.out)
+    env = _harness.environment("flax")
+    rows = _harness.read("breakdown", args.out)
+    for fresh in run(setting, of_tasks, args.shares or SHARES, names, some):
+        for row in fresh:
+            _harness.show(row)
+        # what is finished stays if this takes too long
+        rows = joined([{**row, **env} for row in fresh], rows)
+        _harness.write("breakdown", rows, {}, args.out)
     (args.out / "breakdown.md").write_text(table(rows) + "\n", encoding="utf-8")
     plot(rows, args.out / "breakdown.png")
 

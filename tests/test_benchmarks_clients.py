@@ -29,6 +29,13 @@ def test_curves_tables_and_pictures_are_of_one_run(tmp_path):
     assert 0 < (tmp_path / "breakdown.png").stat().st_size < 200_000
 
 
+def test_what_is_not_made_anew_stays():
+    row = {"task": "digits", "contestant": "mean", "attack": "mimic", "share": 0.1}
+    old, new = {**row, "accuracy": [0.1]}, {**row, "accuracy": [0.2]}
+    other = {**old, "share": 0.2}
+    assert breakdown.joined([new], [other, old]) == [new, other]
+
+
 def test_the_worst_attack_is_told_and_who_cannot_be():
     row = {"contestant": "a", "share": 0.1, "task": "t"}
     rows = [
