@@ -117,7 +117,8 @@ def federate(
         local_rate=local_rate,
         rate=rate,
     )
-    faced, programs = _faced(task, contestants), {}
+    faced = _faced(task, contestants)
+    programs: dict[Any, tuple[Any, Callable[..., Any]]] = {}
     curves: dict[str, dict[str, np.ndarray]] = {}
     failed: dict[str, str] = {}
     num_bytes: dict[str, int] = {}

@@ -98,11 +98,10 @@ def test_without_ages_it_is_a_federated_round():
 
 @pytest.mark.slow
 def test_who_waits_is_in_a_checkpoint(tmp_path):
-    """An update in the buffer, and old versions: the same bits with or without a stop."""
+    """An update in the buffer, and old versions: a stop changes no bit."""
     order, _, data = story()
-    chain = server(
-        3, federated.polynomial_staleness()
-    )  # K does not divide two at a time
+    # three make a version, and two come at a time
+    chain = server(3, federated.polynomial_staleness())
     step = jax.jit(training.late_round(loss, chain, optax.sgd(LOCAL)))
     draw = functools.partial(training.draw_examples, batch_size=2)
     batch_at = training.late_batches(
