@@ -193,37 +193,41 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """A panel for each task and attack: accuracy against the share of attackers."""
     import matplotlib.pyplot as plt
 
-    found = list(dict.fromkeys(row["task"] for row in rows))
-    some = [a for a in dict.fromkeys(row["attack"] for row in rows) if a != "none"]
-    size = (3.2 * len(some), 3.0 * len(found) + 1)
+    shown = dict.fromkeys((r["task"], r["attack"]) for r in rows if r["share"])
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
     figure, grid = plt.subplots(
-        len(found), len(some), figsize=size, squeeze=False, sharey="row"
+        lines,
+        columns,
+        figsize=(4.4 * columns, 3.1 * lines + 1.1),
+        squeeze=False,
+        sharey=True,
     )
     names = list(dict.fromkeys(row["contestant"] for row in rows))
-    for i, task in enumerate(found):
-        for j, attack in enumerate(some):
-            axes = grid[i][j]
-            for number, name in enumerate(names):
-                points = [
-                    (100 * row["share"], 100 * np.array(row["accuracy"]))
-                    for row in rows
-                    if (row["task"], row["contestant"]) == (task, name)
-                    and row["attack"] in (attack, "none")
-                    and row["accuracy"] is not None
-                ]
-                if not points:
-                    continue
-                x = np.array([share for share, _ in points])
-                y = np.stack([accuracy for _, accuracy in points])
-                style = ("-", "--", ":")[number // 10]
-                (line,) = axes.plot(x, y.mean(1), style, label=name, linewidth=1.3)
-                color = line.get_color()
-                axes.fill_between(x, y.min(1), y.max(1), color=color, alpha=0.12)
-            axes.set_title(f"{task}: {attack}", fontsize=9)
-            axes.set_xlabel("attackers, %")
+    colors = plt.colormaps["tab20"].colors
+    for axes, (task, attack) in zip(grid.flat, shown, strict=False):
+        for number, name in enumerate(names):
+            points = [
+                (100 * row["share"], 100 * np.array(row["accuracy"]))
+                for row in rows
+                if (row["task"], row["contestant"]) == (task, name)
+                and row["attack"] in (attack, "none")
+                and row["accuracy"] is not None
+            ]
+            x = np.array([share for share, _ in points])
+            y = np.array([accuracy for _, accuracy in points])
+            if not points:
+                continue
+            style = {"label": name, "color": colors[number % len(colors)]}
+            axes.plot(x, y.mean(1), "o-", linewidth=1.4, markersize=3, **style)
+            axes.fill_between(x, y.min(1), y.max(1), color=style["color"], alpha=0.08)
+        axes.set_title(f"{task}, {attack}: accuracy, %", fontsize=9)
+        axes.set_xlabel("attackers, %", fontsize=8)
+    for axes in [*grid.flat][len(shown) :]:
+        axes.set_visible(False)
     handles = grid[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="lower center", ncols=5, fontsize=8)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.tight_layout(rect=(0, 0.8 / (3.1 * lines + 1.1), 1, 1))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
