@@ -1,6 +1,7 @@
 """Contestants of one program are those of programs of their own."""
 
 import numpy as np
+import optax
 import pytest
 
 import consensus_optax as co
@@ -11,28 +12,39 @@ pytest.importorskip("sklearn", reason='needs pip install "consensus_optax[demo]"
 pytestmark = pytest.mark.slow
 
 
-def test_attacks_on_one_server_share_a_program(monkeypatch):
-    task = comparison.digits_clients(lambda y: tasks.even_split(len(y), 6))
-    made, rule, calls = comparison.named_attacks(), co.mean(), []
-    program = _federate._program
+TASK = comparison.digits_clients(lambda y: tasks.even_split(len(y), 6))
+OPTIONS = {"rounds": 1, "seeds": 1, "num_sampled": 4, "num_byzantine": 1}
 
-    def counted(*args, **options):
-        calls.append(args)
-        return program(*args, **options)
 
-    monkeypatch.setattr(_federate, "_program", counted)
-    options = {"rounds": 2, "seeds": 1, "num_sampled": 4, "num_byzantine": 1}
+def test_attacks_on_one_server_share_a_program():
+    made, rule = comparison.named_attacks(), co.mean()
     names = "none", "label_flip", "ipm", "silence"
     several = {name: Contestant(rule, made[name]()) for name in names}
-    together = comparison.federate(task, several, **options)
-    assert len(calls) == 1
-    for name in names:
-        alone = comparison.federate(task, {name: several[name]}, **options)
+    together = comparison.federate(TASK, several, **OPTIONS)
+    for name in ("label_flip", "ipm"):
+        alone = comparison.federate(TASK, {name: several[name]}, **OPTIONS)
         one, other = together.curves[name], alone.curves[name]
         # the same sums, which another program may make in another order
         np.testing.assert_allclose(one["test_loss"], other["test_loss"], rtol=1e-5)
-    assert len(calls) == 1 + len(names)
-    again = {"one": Contestant(rule), "other": Contestant(rule, error_feedback=True)}
-    again |= {"coded": Contestant(rule, compressor=co.compressors.scaled_sign())}
-    comparison.federate(task, again, **{**options, "rounds": 1})
-    assert len(calls) == 1 + len(names) + 3
+
+
+def test_a_program_for_every_server(monkeypatch):
+    calls = []
+
+    def program(task, contestant, faced, **options):
+        calls.append((contestant.compressor, contestant.error_feedback, len(faced)))
+        run = lambda fit, length, seeds, which: (fit, np.zeros(seeds.shape))
+        return optax.sgd(1.0), run
+
+    monkeypatch.setattr(_federate, "_program", program)
+    code, made = co.compressors.scaled_sign(), comparison.named_attacks()
+    rule, none, ipm = co.mean(), made["none"](), made["ipm"]()
+    several = {
+        "plain": Contestant(rule, none),
+        "attacked": Contestant(rule, ipm),
+        "coded": Contestant(rule, none, code),
+        "fed back": Contestant(rule, none, code, True),
+        "coded, attacked": Contestant(rule, ipm, code),
+    }
+    comparison.federate(TASK, several, **OPTIONS)
+    assert calls == [(None, False, 2), (code, False, 2), (code, True, 1)]
