@@ -12,26 +12,30 @@ pytest.importorskip("sklearn", reason='needs pip install "consensus_optax[demo]"
 pytestmark = pytest.mark.slow
 
 
-TASK = comparison.digits_clients(lambda y: tasks.even_split(len(y), 6))
 OPTIONS = {"rounds": 1, "seeds": 1, "num_sampled": 4, "num_byzantine": 1}
 
 
-def test_attacks_on_one_server_share_a_program():
+@pytest.fixture(name="task", scope="module")
+def _task():
+    return comparison.digits_clients(lambda y: tasks.even_split(len(y), 6))
+
+
+def test_attacks_on_one_server_share_a_program(task):
     made, rule = comparison.named_attacks(), co.mean()
     names = "none", "label_flip", "ipm", "silence"
     several = {name: Contestant(rule, made[name]()) for name in names}
-    together = comparison.federate(TASK, several, **OPTIONS)
+    together = comparison.federate(task, several, **OPTIONS)
     for name in ("label_flip", "ipm"):
-        alone = comparison.federate(TASK, {name: several[name]}, **OPTIONS)
+        alone = comparison.federate(task, {name: several[name]}, **OPTIONS)
         one, other = together.curves[name], alone.curves[name]
         # the same sums, which another program may make in another order
         np.testing.assert_allclose(one["test_loss"], other["test_loss"], rtol=1e-5)
 
 
-def test_a_program_for_every_server(monkeypatch):
+def test_a_program_for_every_server(task, monkeypatch):
     calls = []
 
-    def program(task, contestant, faced, **options):
+    def program(_, contestant, faced, **options):
         calls.append((contestant.compressor, contestant.error_feedback, len(faced)))
         run = lambda fit, length, seeds, which: (fit, np.zeros(seeds.shape))
         return optax.sgd(1.0), run
@@ -46,5 +50,5 @@ def test_a_program_for_every_server(monkeypatch):
         "fed back": Contestant(rule, none, code, True),
         "coded, attacked": Contestant(rule, ipm, code),
     }
-    comparison.federate(TASK, several, **OPTIONS)
+    comparison.federate(task, several, **OPTIONS)
     assert calls == [(None, False, 2), (code, False, 2), (code, True, 1)]
