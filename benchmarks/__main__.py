@@ -14,6 +14,7 @@ from benchmarks import _harness, _report
 
 SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
 SCRIPTS += ("long_sequences", "federated", "compression", "client_memory", "clients")
+SCRIPTS += ("breakdown", "unlike_and_late")
 SCRIPTS += ("gauss_newton", "how_many_rows", "tasks", "privacy", "loops", "peers")
 
 

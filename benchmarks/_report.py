@@ -33,6 +33,7 @@ TABLES = {
     "compression": "Federated rounds with compressed messages",
     "client_memory": "A federated round of clients that keep something",
     "breakdown": "Accuracy against the share of attackers",
+    "unlike_and_late": "Federated rounds of clients who are unlike, or late",
     "clients": "Rounds of many clients",
 }
 

@@ -129,7 +129,7 @@ def _list() -> int:
         "rules that need arguments": _registry.needing_arguments(),
         "tasks": found,
         "attacks": comparison.named_attacks(),
-        "compressors": _registry.compressors(),
+        "compressors": _federated_command.wires(),
     }
     sections = {title: entries for title, entries in sections.items() if entries}
     for title, entries in sections.items():

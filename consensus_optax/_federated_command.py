@@ -2,8 +2,10 @@
 
 import argparse
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import consensus_optax as co
 from consensus_optax import _registry
 from consensus_optax._command_line import (
     INTERRUPTED,
@@ -21,6 +23,29 @@ from consensus_optax._command_line import (
 CLIENT_TASKS = ("digits", "shakespeare")
 
 
+class _Wire(NamedTuple):
+    """How clients send: a code, or None, and whether its error is fed back."""
+
+    code: co.compressors.Compressor | None
+    error_feedback: bool = False
+
+
+def wires() -> dict[str, Callable[..., Any]]:
+    """What ``--compress`` may name: codes, and one that has a code inside."""
+
+    def none() -> _Wire:
+        """Numbers of four bytes."""
+        return _Wire(None)
+
+    def error_feedback(code: Any) -> _Wire:
+        """What a code loses is added to the same client's next message."""
+        co.error_feedback(code, 1)  # raises, if it cannot be fed back
+        return _Wire(code, True)
+
+    own = {"none": none, "error_feedback": error_feedback}
+    return {**_registry.compressors(), **own}
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains, writes and tells; the exit code."""
     from consensus_optax import comparison
@@ -30,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
         named = _registry.parse_calls(
             args.attacks, comparison.named_attacks(), "attack"
         )
-        known = {"none": lambda: None, **_registry.compressors()}
-        wires = _registry.parse_calls(args.compress, known, "compressor")
+        sent = _registry.parse_calls(args.compress, wires(), "compressor")
         task = _clients(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -42,10 +66,11 @@ def run(args: argparse.Namespace) -> int:
         )
     contestants = {}
     for (rule, made), (attack, does), (wire, how) in itertools.product(
-        rules.items(), named.items(), wires.items()
+        rules.items(), named.items(), sent.items()
     ):
         parts = [rule, *[x for x in (attack, wire) if x != "none"]]
-        contestants[" / ".join(parts)] = comparison.Contestant(made, does, how)
+        how = how if isinstance(how, _Wire) else _Wire(how)
+        contestants[" / ".join(parts)] = comparison.Contestant(made, does, *how)
     out = folder(args.out, f"runs/federated-{args.task}", overwrite=args.overwrite)
     print(
         f"{task.name}: {len(contestants)} contestant(s) x {args.seeds} seed(s), "
@@ -136,7 +161,11 @@ def add_to(commands: Any) -> None:
         help="digits: even, dirichlet(alpha), shards(each), quantity(alpha) or "
         "noise(strength) (default: dirichlet(0.3))",
     )
-    add("--compress", default="none", help="comma list; --list names them")
+    add(
+        "--compress",
+        default="none",
+        help="comma list, e.g. 'top_k(0.01),error_feedback(top_k(0.01))'; --list",
+    )
     add("--clients", type=positive(int), help="digits: how many (default: 40)")
     add("--sampled", type=positive(int), default=20, help="of a round (default: 20)")
     add("--byzantine", type=count, default=4, help="attackers of a round (default: 4)")

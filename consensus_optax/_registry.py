@@ -117,7 +117,7 @@ def parse_calls(text: str, known: Mapping[str, Factory], kind: str) -> dict[str,
     """Makes other things than rules from such a list, of names that are given.
 
     Args:
-      text: names, with literal arguments where wanted.
+      text: names, with literal arguments where wanted, or such calls themselves.
       known: what each name makes.
       kind: what they are called in errors, such as ``"attack"``.
 
@@ -130,17 +130,20 @@ def parse_calls(text: str, known: Mapping[str, Factory], kind: str) -> dict[str,
     Examples:
       >>> parse_calls("double(2), double(4)", {"double": lambda x: 2 * x}, "number")
       {'double(2)': 4, 'double(4)': 8}
+      >>> parse_calls("double(double(2))", {"double": lambda x: 2 * x}, "number")
+      {'double(double(2))': 8}
     """
-    found = {}
-    for node in _listed(text, f"{kind}s"):
-        name, args, kwargs = _called(node, kind)
+
+    def build(node: ast.expr) -> Any:
+        name, args, kwargs = _called(node, kind, build)
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else "known: "
             hint += "" if close else ", ".join(known)
             raise ValueError(f"unknown {kind} {name!r}; {hint}")
-        found[ast.unparse(node)] = _made(node, kind, known[name], args, kwargs)
-    return found
+        return _made(node, kind, known[name], args, kwargs)
+
+    return {ast.unparse(node): build(node) for node in _listed(text, f"{kind}s")}
 
 
 def compressors() -> dict[str, Factory]:
@@ -171,21 +174,23 @@ def _listed(text: str, called: str) -> list[ast.expr]:
 
 def _build(node: ast.expr) -> Any:
     """The reducer that a name or a call stands for."""
-    name, args, kwargs = _called(node, "rule")
+    name, args, kwargs = _called(node, "rule", _build)
     rule = _made(node, "rule", _find(name), args, kwargs)
     if not isinstance(rule, co.Reducer):
         raise ValueError(f"{ast.unparse(node)!r} is not a reducer")
     return rule
 
 
-def _called(node: ast.expr, kind: str) -> tuple[str, list[Any], dict[str, Any]]:
+def _called(
+    node: ast.expr, kind: str, build: Callable[[ast.expr], Any]
+) -> tuple[str, list[Any], dict[str, Any]]:
     """The name of a call and its arguments; a name alone is a call without any."""
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     if not isinstance(call.func, ast.Name) or None in keywords:
         raise ValueError(f"cannot read the {kind} {ast.unparse(node)!r}")
-    args = [_argument(arg) for arg in call.args]
-    kwargs = {str(name): _argument(value) for name, value in keywords.items()}
+    args = [_argument(arg, build) for arg in call.args]
+    kwargs = {str(name): _argument(value, build) for name, value in keywords.items()}
     return call.func.id, args, kwargs
 
 
@@ -200,12 +205,13 @@ def _made(
         raise ValueError(f"{kind} {ast.unparse(node)!r}: {error}") from None
 
 
-def _argument(node: ast.expr) -> Any:
+def _argument(node: ast.expr, build: Callable[[ast.expr], Any]) -> Any:
+    """A literal, a random key, or what ``build`` makes of a call."""
     match node:
         case ast.Call(ast.Name("key"), [ast.Constant(int() as seed)], []):
             return jax.random.key(seed)
         case ast.Call():
-            return _build(node)
+            return build(node)
     try:
         return ast.literal_eval(node)
     except ValueError:

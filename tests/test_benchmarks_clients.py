@@ -20,13 +20,20 @@ def test_curves_tables_and_pictures_are_of_one_run(tmp_path):
     options = ["--rules", "mean", "--attacks", "label_flip", "--out", str(tmp_path)]
     breakdown.main(["--smoke", *options])
     rows = _harness.read("breakdown", tmp_path)
-    assert [row["share"] for row in rows] == list(breakdown.SHARES)
+    assert [row["share"] for row in rows] == [0.0, *breakdown.SHARES]
     assert all(len(row["accuracy"]) == breakdown.SMOKE.seeds for row in rows)
     text = (tmp_path / "breakdown.md").read_text(encoding="utf-8")
     last = 100 * np.mean(rows[-1]["accuracy"])
     assert f"{last:.1f} ± " in text
     assert "label_flip" in text
     assert 0 < (tmp_path / "breakdown.png").stat().st_size < 200_000
+
+
+def test_what_is_not_made_anew_stays():
+    row = {"task": "digits", "contestant": "mean", "attack": "mimic", "share": 0.1}
+    old, new = {**row, "accuracy": [0.1]}, {**row, "accuracy": [0.2]}
+    other = {**old, "share": 0.2}
+    assert breakdown.joined([new], [other, old]) == [new, other]
 
 
 def test_the_worst_attack_is_told_and_who_cannot_be():

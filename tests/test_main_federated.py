@@ -78,9 +78,23 @@ def test_shakespeare(tmp_path, monkeypatch):
     assert "pictures" in report["failed"]["mean / back_door"]
 
 
-def quick(task, contestant, **settings):
+@pytest.mark.slow
+def test_errors_of_a_code_may_be_fed_back(tmp_path):
+    """The same bytes, and another model; a code inside of a code."""
+    codes = "top_k(0.05),error_feedback(top_k(0.05)),bucketed(scaled_sign(), size=64)"
+    options = ["--rules", "mean", "--byzantine", 0, "--compress", codes]
+    assert federated(*SMALL, *options, "--rounds", 3, "--out", tmp_path) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["contestants"]
+    plain, fed_back, _ = found.values()
+    assert plain["bytes_from_a_client"] == fed_back["bytes_from_a_client"]
+    loss = lambda row: row["final_of_each_seed"]["test_loss"]
+    assert not np.allclose(loss(plain), loss(fed_back), rtol=1e-3)
+
+
+def quick(task, contestant, faced, **settings):
     """Stands in for a program: its optimizer and what runs it."""
-    return optax.sgd(1.0), lambda fit, length, seeds: (fit, jnp.zeros(seeds.shape))
+    run = lambda fit, length, seeds, which: (fit, jnp.zeros(seeds.shape))
+    return optax.sgd(1.0), run
 
 
 @pytest.mark.slow
@@ -114,6 +128,12 @@ def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
         (["--split", "even,even()"], "--split takes one split"),
         (["--split", "dirichlet(-1)"], "`concentration` must be in (0, inf]; got -1"),
         (["--compress", "zip"], "unknown compressor 'zip'"),
+        (["--compress", "error_feedback(zip())"], "unknown compressor 'zip'"),
+        (
+            ["--compress", "error_feedback(random_k(0.1, key=key(0)))"],
+            "`compressor` must be a contraction",
+        ),
+        (["--attacks", "silence(2)"], "`probability` must be in [0, 1]; got 2"),
         (["--sampled", 5, "--byzantine", 5], "must increase; got 5, 5 and 40"),
         (["--clients", 5, "--sampled", 7], "must increase; got 4, 7 and 5"),
         (["--byzantine", -1], "argument --byzantine: must be 0 or more; got -1"),
@@ -129,4 +149,6 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(args, message, capsys):
 
 def test_list_names_attacks(capsys):
     assert federated("--list") == 0
-    assert "  strongest_alie " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "  strongest_alie " in told
+    assert "  error_feedback " in told

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 import consensus_optax as co
 from consensus_optax import attacks, training
@@ -21,11 +22,19 @@ Progress = Callable[[str, int], None]
 
 
 class Contestant(NamedTuple):
-    """What is compared: what the server does, and what is done to it."""
+    """What is compared: what the server does, and what is done to it.
+
+    Attributes:
+      rule: of the server.
+      attack: what dishonest clients do.
+      compressor: of what clients send; None: numbers as they are.
+      error_feedback: whether a client adds what that loses to its next message.
+    """
 
     rule: co.Reducer
     attack: NamedAttack = NamedAttack()
     compressor: Any = None
+    error_feedback: bool = False
 
 
 class Federation(NamedTuple):
@@ -68,6 +77,7 @@ def federate(
 
     The last of the clients drawn for a round are the attackers; all clients that are
     there weigh the same, since counts that clients tell are one more thing to lie in.
+    Contestants that differ in their attack alone share one compiled program.
 
     Args:
       task: the clients.
@@ -98,7 +108,7 @@ def federate(
     """
     chunk = max(1, rounds // num_evaluations)
     lengths = [min(chunk, rounds - done) for done in range(0, rounds, chunk)]
-    work = functools.partial(
+    make = functools.partial(
         _program,
         task,
         num_sampled=num_sampled,
@@ -107,6 +117,8 @@ def federate(
         local_rate=local_rate,
         rate=rate,
     )
+    faced = _faced(task, contestants)
+    programs: dict[Any, tuple[Any, Callable[..., Any]]] = {}
     curves: dict[str, dict[str, np.ndarray]] = {}
     failed: dict[str, str] = {}
     num_bytes: dict[str, int] = {}
@@ -117,12 +129,18 @@ def federate(
         for name, contestant in contestants.items():
             progress(name, 0)
             try:
-                optimizer, run = work(contestant)
+                server = _server_of(contestant)
+                if contestant.attack not in faced[server]:
+                    raise ValueError("a back door needs pictures")
+                if server not in programs:
+                    programs[server] = make(contestant, faced[server])
+                optimizer, run = programs[server]
+                which = faced[server].index(contestant.attack)
                 begin = functools.partial(training.start, optimizer=optimizer)
                 fit = jax.vmap(begin)(start)
                 found = [evaluate(fit.params)]
                 for length in lengths:
-                    fit, loss = run(fit, length, jnp.arange(seeds))
+                    fit, loss = run(fit, length, jnp.arange(seeds), which)
                     found.append(evaluate(fit.params) | {"train_loss": loss})
                     progress(name, length)
             except ValueError as error:
@@ -148,9 +166,29 @@ def federate(
     return Federation(task, settings, places, curves, num_bytes, failed, interrupted)
 
 
+def _server_of(contestant: Contestant) -> Any:
+    """What those have in common that differ in their attack alone."""
+    rule, _, code, feedback = contestant
+    return id(rule), id(code), feedback
+
+
+def _faced(
+    task: ClientTask, contestants: Mapping[str, Contestant]
+) -> dict[Any, list[NamedAttack]]:
+    """By server the attacks that its contestants face, as far as the task has them."""
+    faced: dict[Any, list[NamedAttack]] = {}
+    for contestant in contestants.values():
+        found = faced.setdefault(_server_of(contestant), [])
+        possible = contestant.attack.data != "patch" or task.pictures
+        if possible and contestant.attack not in found:
+            found.append(contestant.attack)
+    return faced
+
+
 def _program(
     task: ClientTask,
     contestant: Contestant,
+    faced: Sequence[NamedAttack],
     *,
     num_sampled: int,
     num_byzantine: int,
@@ -158,48 +196,62 @@ def _program(
     local_rate: float,
     rate: float,
 ) -> tuple[Any, Callable[..., Any]]:
-    """A contestant's optimizer, and (fits, rounds, seeds) to (fits, mean loss)."""
-    rule, attack, compressor = contestant
-    if attack.data == "patch" and not task.pictures:
-        raise ValueError("a back door needs pictures")
+    """A contestant's optimizer, and what trains with it under one of some attacks.
+
+    The latter takes (fits, rounds, seeds, which attack) to (fits, mean loss).
+    """
+    rule, _, code, feedback = contestant
     parts = [rule, optax.sgd(rate, momentum=MOMENTUM)]
-    if compressor is not None:
-        parts.insert(0, co.compressed(compressor))
+    if code is not None and feedback:
+        parts.insert(0, co.error_feedback(code, len(task.counts)))
+    elif code is not None:
+        parts.insert(0, co.compressed(code))
     optimizer = optax.chain(*parts)
 
-    def run(fit: Any, seed: jax.Array, data: Any, counts: Any, length: int) -> Any:
+    def run(
+        fit: Any, seed: jax.Array, which: Any, data: Any, counts: Any, length: int
+    ) -> Any:
         sampling, poison, absence = jax.random.split(jax.random.key(seed), 3)
         batch_at = training.client_batches(
             *(sampling, data, counts, task.draw),
             num_sampled=num_sampled,
             num_steps=num_steps,
+            as_cohort=True,
         )
-        step = training.federated_round(
-            task.loss,
-            optimizer,
-            optax.sgd(local_rate),
-            attack=on_rows(attack, rule, num_byzantine, poison),
-        )
+
+        def spoiled(attack: NamedAttack) -> Callable[..., Any]:
+            def of(batch: Any, weights: Any, key: Any) -> Any:
+                batch = on_data(attack, batch, num_byzantine, task.num_classes)
+                if attack.absent and num_byzantine:
+                    weights = attacks.silence(
+                        weights, num_byzantine, key, probability=attack.absent
+                    )
+                return batch, weights
+
+            return of
 
         def poisoned(number: jax.Array) -> tuple[Any, jax.Array]:
-            batch, weights = batch_at(number)
+            cohort, weights = batch_at(number)
             weights = (weights > 0).astype(jnp.float32)
-            batch = on_data(attack, batch, num_byzantine, task.num_classes)
-            if attack.absent and num_byzantine:
-                key = jax.random.fold_in(absence, number)
-                weights = attacks.silence(
-                    weights, num_byzantine, key, probability=attack.absent
-                )
-            return batch, weights
+            given = cohort.batches, weights, jax.random.fold_in(absence, number)
+            batches, weights = lax.switch(which, [*map(spoiled, faced)], *given)
+            return cohort._replace(batches=batches), weights
 
+        def replaced(rows: Any, step: jax.Array) -> Any:
+            made = [on_rows(x, rule, num_byzantine, poison) for x in faced]
+            own = lambda rows, step: rows
+            return lax.switch(which, [make or own for make in made], rows, step)
+
+        local = optax.sgd(local_rate)
+        step = training.federated_round(task.loss, optimizer, local, attack=replaced)
         fit, metrics = training.train(step, fit, poisoned, length)
         return fit, metrics["loss"].mean()
 
     @functools.partial(jax.jit, static_argnums=1)
-    def of_seeds(fits: Any, length: int, seeds: jax.Array) -> Any:
+    def of_seeds(fits: Any, length: int, seeds: jax.Array, which: Any) -> Any:
         data = jax.tree.map(jnp.asarray, task.data)
-        own = functools.partial(run, data=data, counts=task.counts, length=length)
-        return jax.vmap(own)(fits, seeds)
+        one = functools.partial(run, data=data, counts=task.counts, length=length)
+        return jax.vmap(one, (0, 0, None))(fits, seeds, which)
 
     return optimizer, of_seeds
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 import consensus_optax as co
-from consensus_optax import attacks
+from consensus_optax import _check, attacks
 
 
 class NamedAttack(NamedTuple):
@@ -62,6 +62,7 @@ def named_attacks() -> dict[str, Callable[..., NamedAttack]]:
 
     def silence(probability: float = 0.5) -> NamedAttack:
         """All attackers stay away together, every other round."""
+        _check.static_number("probability", probability, 0, 1)
         return NamedAttack(absent=probability)
 
     def sign_flip(scale: float = 1.0) -> NamedAttack:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 
 import consensus_optax as co
@@ -93,6 +94,33 @@ def test_without_ages_it_is_a_federated_round():
         fit, _ = late(fit, (batches, jnp.full(3, number)), weights)
         other, _ = step(other, batches, weights)
     np.testing.assert_allclose(fit.params, other.params, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_who_waits_is_in_a_checkpoint(tmp_path):
+    """An update in the buffer, and old versions: a stop changes no bit."""
+    order, _, data = story()
+    # three make a version, and two come at a time
+    chain = server(3, federated.polynomial_staleness())
+    step = jax.jit(training.late_round(loss, chain, optax.sgd(LOCAL)))
+    draw = functools.partial(training.draw_examples, batch_size=2)
+    batch_at = training.late_batches(
+        jax.random.key(1), data, jnp.full(6, 4), draw, order, num_steps=3
+    )
+    start = training.start_late(jnp.zeros(()), chain, max_age=3)
+    middle = start
+    for number in range(5):
+        middle, _ = step(middle, *batch_at(number))
+    assert int(federated.buffer_of(middle.opt_state).num_held) > 0
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "fit", middle)
+        checkpointer.wait_until_finished()
+        again = checkpointer.restore(tmp_path / "fit", start)
+    wanted = middle
+    for number in range(5, 9):
+        wanted, _ = step(wanted, *batch_at(number))
+        again, _ = step(again, *batch_at(number))
+    jax.tree.map(np.testing.assert_array_equal, again, wanted)
 
 
 def test_bad_arguments():

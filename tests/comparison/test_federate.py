@@ -1,0 +1,54 @@
+"""Contestants of one program are those of programs of their own."""
+
+import numpy as np
+import optax
+import pytest
+
+import consensus_optax as co
+from consensus_optax import comparison, tasks
+from consensus_optax.comparison import Contestant, _federate
+
+pytest.importorskip("sklearn", reason='needs pip install "consensus_optax[demo]"')
+pytestmark = pytest.mark.slow
+
+
+OPTIONS = {"rounds": 1, "seeds": 1, "num_sampled": 4, "num_byzantine": 1}
+
+
+@pytest.fixture(name="task", scope="module")
+def _task():
+    return comparison.digits_clients(lambda y: tasks.even_split(len(y), 6))
+
+
+def test_attacks_on_one_server_share_a_program(task):
+    made, rule = comparison.named_attacks(), co.mean()
+    names = "none", "label_flip", "ipm", "silence"
+    several = {name: Contestant(rule, made[name]()) for name in names}
+    together = comparison.federate(task, several, **OPTIONS)
+    for name in ("label_flip", "ipm"):
+        alone = comparison.federate(task, {name: several[name]}, **OPTIONS)
+        one, other = together.curves[name], alone.curves[name]
+        # the same sums, which another program may make in another order
+        np.testing.assert_allclose(one["test_loss"], other["test_loss"], rtol=1e-5)
+
+
+def test_a_program_for_every_server(task, monkeypatch):
+    calls = []
+
+    def program(_, contestant, faced, **options):
+        calls.append((contestant.compressor, contestant.error_feedback, len(faced)))
+        run = lambda fit, length, seeds, which: (fit, np.zeros(seeds.shape))
+        return optax.sgd(1.0), run
+
+    monkeypatch.setattr(_federate, "_program", program)
+    code, made = co.compressors.scaled_sign(), comparison.named_attacks()
+    rule, none, ipm = co.mean(), made["none"](), made["ipm"]()
+    several = {
+        "plain": Contestant(rule, none),
+        "attacked": Contestant(rule, ipm),
+        "coded": Contestant(rule, none, code),
+        "fed back": Contestant(rule, none, code, True),
+        "coded, attacked": Contestant(rule, ipm, code),
+    }
+    comparison.federate(task, several, **OPTIONS)
+    assert calls == [(None, False, 2), (code, False, 2), (code, True, 1)]
