@@ -14,8 +14,8 @@ from benchmarks import _harness, _report
 
 SCRIPTS = ("speed", "scans", "memory", "scaling", "rules", "bytes", "multihost")
 SCRIPTS += ("long_sequences", "federated", "compression", "client_memory", "clients")
-SCRIPTS += ("breakdown", "unlike_and_late")
-SCRIPTS += ("gauss_newton", "how_many_rows", "tasks", "privacy", "loops", "peers")
+SCRIPTS += ("breakdown", "unlike_and_late", "gauss_newton", "uses", "how_many_rows")
+SCRIPTS += ("tasks", "privacy", "loops", "peers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,8 @@ COMPILE_TARGETS = (4.0, 3.0, 3.0)
 TABLES = {
     "scans": "Layers and steps inside `lax.scan`",
     "tasks": "Several losses",
+    "uses": "Rows looked at, selected, followed by more than a rule",
+    "privacy": "Private gradients",
     "memory": "Memory",
     "gauss_newton": "Second order in the span",
     "long_sequences": "Long sequences",

@@ -27,9 +27,6 @@ REDUCERS: dict[str, Callable[[], Any]] = {
     "cosine_filter": co.cosine_filter,
     "subspace_weighting": co.subspace_weighting,
     "clip_examples, mean": lambda: optax.chain(co.clip_examples(1.0), co.mean()),
-    # what looking on costs on top of the rule
-    "probe of norms, mean": lambda: co.chain(co.probe(reads="norms"), co.mean()),
-    "probe, cosine_filter": lambda: co.chain(co.probe(), co.cosine_filter()),
 }
 # How rows reach the reducer, and which reducers are measured that way.
 FEW = ("mean", "sign_consensus", "sign_consensus(quorum=0.8)", "cosine_filter")

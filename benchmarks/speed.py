@@ -24,7 +24,6 @@ def contestants(
     step, arguments = _steps.adam(work)
     yield compiled("adam alone", step, *arguments, compiles=compiles)
     for name, step in {
-        "norms alone": _steps.norms(work),
         "vmap(grad), min/max": _steps.stacked_min_max(work),
         "vmap(grad), Gramian": _steps.stacked_gramian(work),
     }.items():

@@ -40,10 +40,15 @@ def test_private_training_learns_the_digits():
         assert _private_digits.accuracies(make, setting, 1.5)[0] > 0.8, name
 
 
-def test_smoke_run_writes_rows_and_a_table(tmp_path):
+def test_smoke_run_writes_rows_and_a_table_and_leaves_others(tmp_path):
+    common = {"contestant": "private_sum", "mean": 0.5, "standard_error": 0.01}
+    digits = [{"workload": "digits", "commit": "before", **common}]
+    _harness.write("privacy", digits, {}, tmp_path)
     privacy.main(["--smoke", "--out", str(tmp_path), "--workload", "mlp"])
     rows = _harness.read("privacy", tmp_path)
-    steps = [row for row in rows if row["workload"] == "mlp"]
-    assert all(row["ratio"] > 0 for row in steps)
+    assert rows[-1:] == digits
+    assert all(row["ratio"] > 0 for row in rows[:-1])
+    assert rows[0]["commit"] != "before"
     text = (tmp_path / "privacy.md").read_text(encoding="utf-8")
     assert "| private_sum | ×" in text
+    assert "| 50.0 ± 1.0 |" in text

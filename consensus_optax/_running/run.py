@@ -79,15 +79,18 @@ def init_rule(rule: Rule, params: Tree) -> Any:
                 states = [rule.init(leaf, dtype) for leaf in leaves]
                 state = jax.tree.map(lambda *fields: jnp.stack(fields), *states)
             if rule.remembers:
-                zeros = [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
-                return MemoryState(zeros, state)
+                return MemoryState(_zeros_like(leaves, dtype), state)
             return state
         case Fold(remembers=names) if names:
             leaves = floating_leaves(params)
-            zeros = lambda: [jnp.zeros(leaf.shape, dtype) for leaf in leaves]
-            arrays = {name: zeros() for name in names}
+            arrays = {name: _zeros_like(leaves, dtype) for name in names}
             return FoldState(jnp.zeros((), jnp.int32), arrays)
     return ()
+
+
+def _zeros_like(leaves: list[Array], dtype: Any) -> list[Array]:
+    """Arrays of their own that lie on a mesh as the parameters do."""
+    return [jnp.zeros_like(leaf, dtype) for leaf in leaves]
 
 
 def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
@@ -146,8 +149,8 @@ def resolved(
 ) -> Outcome:
     """What a fold makes of the merged statistics of all rows, and of what it has kept.
 
-    On a mesh that is whole on every device, as the parameters are, and travels with the
-    update.
+    Where rows are dealt out as coordinates, that is whole on every device meanwhile,
+    and travels with the update.
     """
     if not rule.remembers:
         return _settled(rule.resolve(merged, roster), roster)

@@ -150,8 +150,9 @@ def sharded(
 
     Returns:
       An aggregator as any reducer is, first in ``optax.chain`` or given to
-      :func:`value_and_reduced_grad`, with the reducer's state, which is the same on all
-      devices and independent of their number.
+      :func:`value_and_reduced_grad`, with the reducer's state, which is independent of
+      the number of devices: arrays like the parameters lie as these do, and all else is
+      the same on all devices.
 
     Raises:
       ValueError: ``reducer`` is none of this library, ``wire_dtype`` is no such dtype,
@@ -227,7 +228,9 @@ def sharded(
         @jax.jit  # eagerly every operation would be sent to the devices by itself
         def run(*given: Any) -> tuple[list[Array], Any]:
             update, new = mapped(*place(given, in_specs, where))
-            return place(update, specs, where), new
+            lie = lambda kept: place(kept, specs, where)  # as the parameters
+            kept = map_previous(lie, rule, new.rule_state)
+            return lie(update), new._replace(rule_state=kept)
 
         update, new = run(leaves, weights, named, extra, state)
         return stack.rebuild(update), new

@@ -66,7 +66,8 @@ def scale_by_example_moments(
       ValueError: a static argument is out of range.
 
     Cost: one pass over the rows, two arrays like the parameters carried, and two kept.
-    On a mesh these travel with the update, as they are the same on all devices.
+    On a mesh these lie as the parameters do, as those of ``optax.adam``; under
+    :func:`sharded` they travel with the update, and are whole while a step is made.
 
     References: Roulet, Agarwala, `Per-example gradients: a new frontier for
     understanding and improving optimizers <https://arxiv.org/abs/2510.00236>`_, 2025;

@@ -191,3 +191,28 @@ def test_what_several_devices_hold_is_counted_once(kind):
         lambda rows: rule.update(rows, rule.init(params), params)
     )
     assert_same(step(across)(rows), step(reducer)(rows))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "reducer", [co.scale_by_example_moments(), co.centered_clipping(1.0)], ids=repr
+)
+def test_what_is_kept_lies_where_the_parameters_do(kind, reducer):
+    """From the start, and along the rows' own axis as well (FSDP)."""
+    mesh = mesh_of(2, 2, names=("data", "model"), kind=kind)
+    specs = {"w": P("data", "model"), "b": P()}
+    across = co.sharded(reducer, "data", mesh=mesh, param_specs=specs)
+    rows = put(given()[0], {"w": P("data"), "b": P("data")}, mesh)
+    params = put(PARAMS, specs, mesh)
+    before = across.init(params)
+    step = jax.jit(across.update)
+    _, after = step(rows, before, params)
+    for state in (before, after):
+        like = [x for x in jax.tree.leaves(state.rule_state) if x.ndim]
+        assert len(like) % 2 == 0  # an array like each parameter, or two
+        for kept, (name, param) in zip(like, sorted(params.items()) * 2, strict=False):
+            assert kept.sharding.is_equivalent_to(param.sharding, kept.ndim), name
+    again = step(rows, after, params)
+    plain = jax.jit(reducer.update)
+    _, after = plain(given()[0], reducer.init(PARAMS), PARAMS)
+    assert_same(again, plain(given()[0], after, PARAMS))
