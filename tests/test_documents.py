@@ -1,6 +1,7 @@
 """The pictures show every rule; the citation says what version it is."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def test_every_rule_is_on_the_page(page):
     needing = {name.partition("(")[0] for name in _registry.needing_arguments()}
     for name in {*_registry.factories(), *needing}:
         assert f"`{name}" in text or f".{name}(" in text, name
+
+
+PAGES = sorted(ROOT.glob("docs/*.md"))
+TABLES = {"several_losses": "tasks", "privacy": "privacy"}
+TABLES |= {"natural_gradient": "gauss_newton", "speed": "uses"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_on_a_page_are_there_and_made_by_a_script(page):
+    """What several losses, privacy, ... cost is told on the page of each."""
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"^```\{include\} (\S*results/\S+)$", text, re.MULTILINE)
+    for path in shown:
+        table = (page.parent / path).read_text(encoding="utf-8")
+        assert len(table.splitlines()) > 2, path
+    if page.stem in TABLES:
+        name = TABLES[page.stem]
+        assert f"../benchmarks/results/{name}.md" in shown
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()
 
 
 def test_citation_has_this_version():

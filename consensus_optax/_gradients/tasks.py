@@ -172,7 +172,8 @@ def task_grad(
 
     Cost: the forward pass, K backward passes through what losses share, one through
     what they do not. Memory: without ``microbatch_size`` that of ``jax.jacrev`` at the
-    most.
+    most. With ``group_size`` each of the K rows of a group has left factors of its own,
+    copies of the activations, and is combined by itself.
 
     References:
       Sener and Koltun, `Multi-task learning as multi-objective optimization

@@ -171,11 +171,12 @@ def test_a_weight_multiplies_its_row_before_it_is_clipped():
 
 
 def test_a_weight_that_overflows_costs_its_own_row_alone():
-    """Of a tiny row, multiplied by a huge weight and clipped with hardly a divisor."""
-    rule = co.clipped_sum(1.0, clipping="automatic", stability=1e-30)
+    """Of a zero row, 1e16 of which are brought to a huge norm with hardly a divisor."""
+    options = {"clipping": "automatic", "stability": 1e-30}
+    rule = co.clipped_sum(1e12, divisor=1e-9, **options)
     rows = jnp.array([[0.0, 0.0], [0.0, 3.0]])
     update, state = first_update(rule, rows, weights=jnp.array([1e16, 1.0]))
-    np.testing.assert_allclose(update, [0, 1], rtol=1e-5)  # C is lowered by 2e-6
+    np.testing.assert_allclose(update, [0, 1e21], rtol=1e-5)  # C is lowered by 2e-6
     assert state.consensus_ready
 
 
