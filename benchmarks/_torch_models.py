@@ -1,4 +1,4 @@
-"""The three workloads as torch modules; only ``peers.py`` imports this.
+"""The three workloads as torch modules; only what measures torch imports this.
 
 Layers are standard modules called by their parents (what TorchJD's engine asks for);
 each model maps (B, ...) to logits with the example axis first. Attention is written out
@@ -7,6 +7,7 @@ as in the JAX model: the fused kernel has no rule for ``torch.func.vmap``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -108,3 +109,32 @@ def _transformer(work: Workload) -> nn.Module:
         nn.LayerNorm(dim),
         nn.Linear(dim, vocabulary),
     )
+
+
+def temporary_bytes(step: Callable[[], Any], output_bytes: int) -> int:
+    """What a step holds at the most besides its gradient, as XLA plans it.
+
+    Of what torch's profiler sees given out in one step, and taken back of that: the
+    gradient of the step before is not its own.
+    """
+    step()  # what is made once
+    watched = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=watched, profile_memory=True) as seen:
+        step()
+    events = list(seen.profiler.kineto_results.experimental_event_tree())
+    found = []
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            own = event.extra_fields
+            found.append((event.start_time_ns, own.ptr, own.alloc_size))
+    held: dict[int, int] = {}
+    most = 0
+    for _, place, size in sorted(found):
+        if size > 0:
+            held[place] = size
+        else:
+            held.pop(place, None)
+        most = max(most, sum(held.values()))
+    return most - output_bytes

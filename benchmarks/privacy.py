@@ -89,8 +89,10 @@ def contestants(work: Workload) -> Iterator[Contestant]:
         yield compiled(name, step, *given, side=side)
     if installed("torch") and installed("opacus"):
         theirs = importlib.import_module("benchmarks._torch_private")
+        memory = importlib.import_module("benchmarks._torch_models").temporary_bytes
         for name, run in theirs.steps(work, CLIP, NOISE):
-            yield Contestant(name, run, {"side": "torch"}, baseline="torch: plain")
+            facts = {"side": "torch", "temp_bytes": memory(run, work.param_bytes)}
+            yield Contestant(name, run, facts, baseline="torch: plain")
 
 
 def speed(work: Workload, repeats: int, seconds: float) -> list[Row]:
@@ -153,7 +155,7 @@ def table(rows: Sequence[Row]) -> str:
         if row["workload"] == "digits":
             text = f"{100 * row['mean']:.1f} ± {100 * row['standard_error']:.1f}"
         else:
-            memory = row.get("temp_above_plain_in_params")  # torch does not plan it
+            memory = row.get("temp_above_plain_in_params")
             more = "" if memory is None else f", {memory:+.2g} P"
             text = f"×{row['ratio']:.3g}{more}"
         cells.setdefault(name, {})[row["workload"]] = text

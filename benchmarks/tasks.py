@@ -74,8 +74,10 @@ def _torch_contestants(work: Workload) -> Iterator[Contestant]:
     if not (installed("torch") and installed("torchjd")):
         return
     steps = importlib.import_module("benchmarks._torch_tasks").steps(work)
+    memory = importlib.import_module("benchmarks._torch_models").temporary_bytes
     for name, step in steps:
-        yield Contestant(name, step, {"side": "torch"}, baseline="torch: plain")
+        facts = {"side": "torch", "temp_bytes": memory(step, work.param_bytes)}
+        yield Contestant(name, step, facts, baseline="torch: plain")
 
 
 def run(work: Workload, repeats: int, seconds: float) -> list[Row]:
