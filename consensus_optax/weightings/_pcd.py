@@ -91,9 +91,9 @@ def pcd(
 
     Cost: one Gramian, some tens of products [B] x [B, B], one combination.
 
-    References: `Not All Objectives Are Born Equal: Priority-Constrained Descent for
-    Hierarchical Multi-Objective Optimization <https://arxiv.org/abs/2606.29521>`_,
-    2026.
+    References: Varam, AlHajri, `Not All Objectives Are Born Equal: Priority-Constrained
+    Descent for Hierarchical Multi-Objective Optimization
+    <https://arxiv.org/abs/2606.29521>`_, 2026, and the authors' code.
 
     Examples:
       >>> import jax.numpy as jnp
