@@ -99,7 +99,7 @@ def table(rows: Sequence[Row]) -> str:
     for contestant in dict.fromkeys(row["contestant"] for row in rows):
         own = [cells[contestant, name] for name in names]
         texts = [
-            f"{row['ratio']:.2f}, {row['temp_above_plain_in_params']:+.2g} P"
+            f"{row['ratio']:.2f}, {row['temp_above_plain_in_params']:+.3g} P"
             for row in own
         ]
         lines.append(f"| {contestant} | " + " | ".join(texts) + " |")
