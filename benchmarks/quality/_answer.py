@@ -53,14 +53,7 @@ def answers(
             cell = _cell(question, setting, name, choice.rows, (choice.rate,), False)
             found = _found(question, cell, setting, arm, cells, say, train)
             if found is not None:
-                units = np.array(found["units"])
-                curves = {
-                    key: np.stack(
-                        [_inference.by_unit(x, units) for x in np.array(v)[0].T], -1
-                    )
-                    for key, v in found.items()
-                    if key != "units"
-                }
+                curves = {key: np.array(values) for key, values in found.items()}
                 yield Answer(setting, name, choice, curves)
 
 
@@ -83,7 +76,7 @@ def _chosen(
         found = _found(question, cell, there, arm, cells, say, train)
         if found is None:
             return None
-        ends = np.array(found[question.metric])[..., -1].mean(1)  # (H,)
+        ends = np.array(found[question.metric])  # (H,)
         ends = ends if question.higher_is_better else -ends
         ends = np.where(np.isfinite(ends), ends, -np.inf)
         best.append((ends.max(), Choice(rows, rates[int(ends.argmax())])))
@@ -132,5 +125,7 @@ def _found(
     decay = float(setting.get("weight_decay", 0.0))
     found = fit(problem, arm, cell["rows"], tuple(cell["rates"]), size, decay)
     if tuning:  # only what is chosen by is kept
-        found = {question.metric: found[question.metric][..., -1:]}
-    return cells.add(cell, {**found, "units": problem.units})
+        ends = found[question.metric][..., -1]
+        return cells.add(cell, {question.metric: ends.mean(1)})  # (H,)
+    of_units = lambda x: _inference.by_unit(x[0], problem.units)
+    return cells.add(cell, {key: of_units(x) for key, x in found.items()})  # (U, E)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import jax
@@ -66,16 +67,47 @@ def fit(
 
         return jax.lax.scan(part, (params, optimizer.init(params)), numbers)[1]
 
-    at_all_rates = jax.vmap(train, in_axes=(0, None, None))
-    replicates = len(problem.units)
-
-    @jax.jit
-    def program(rates: jax.Array, keys: jax.Array, data: Any) -> dict[str, jax.Array]:
-        of_one = lambda given: at_all_rates(rates, *given)
-        return jax.lax.map(of_one, (keys, data), batch_size=size.at_once or replicates)
-
     # A replicate's key hangs on its own number alone: all arms start from the same
     # weights and see the same batches, so that differences between them are paired.
+    replicates = len(problem.units)
     keys = jax.vmap(jax.random.key)(jnp.arange(replicates))
-    found = program(jnp.asarray(rates), keys, problem.data)  # (R, H, E)
-    return {k: np.moveaxis(np.asarray(v), 0, 1) for k, v in found.items()}
+    given = [jnp.repeat(jnp.asarray(rates), replicates)]
+    given += [_tiled(part, len(rates)) for part in (keys, problem.data)]  # (H R, ...)
+    found = _in_parts(jax.vmap(train), given, size.at_once or len(given[0]))
+    shape = (len(rates), replicates, -1)
+    return {name: values.reshape(shape) for name, values in found.items()}
+
+
+def _tiled(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x)] * count), tree)
+
+
+def _in_parts(function: Any, given: list[Any], size: int) -> dict[str, np.ndarray]:
+    """So many at a time; the last ones are there again to fill the last part."""
+    total = len(given[0])
+    parts = [
+        jax.tree.map(
+            operator.itemgetter(np.minimum(np.arange(start, start + size), total - 1)),
+            given,
+        )
+        for start in range(0, total, size)
+    ]
+    program = _compiled(function, parts[0])
+    found = [program(*part) for part in parts]
+    return jax.tree.map(lambda *x: np.concatenate(x)[:total], *found)
+
+
+_PROGRAMS: dict[str, Any] = {}
+
+
+def _compiled(function: Any, given: list[Any]) -> Any:
+    """Compiled once for all seeds, rates and settings that change only the data.
+
+    Compiling takes longer than training does at these sizes, so LLVM tries less.
+    """
+    lowered = jax.jit(function).lower(*given)
+    text = lowered.as_text()
+    if text not in _PROGRAMS:
+        quickly = {"xla_backend_optimization_level": 1}
+        _PROGRAMS[text] = lowered.compile(quickly)
+    return _PROGRAMS[text]

@@ -30,8 +30,8 @@ class Difference(NamedTuple):
 
 
 def by_unit(values: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Means of replicates of the same unit, (U,): seeds of one task are no tasks."""
-    return np.array([values[units == unit].mean() for unit in np.unique(units)])
+    """Means of replicates of the same unit, (U, ...): seeds of a task are no tasks."""
+    return np.array([values[units == unit].mean(0) for unit in np.unique(units)])
 
 
 def estimate(values: np.ndarray) -> Estimate:

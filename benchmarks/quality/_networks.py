@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from benchmarks.quality import _data
 
 
 def init_mlp(sizes: list[int]) -> Any:
@@ -29,3 +32,23 @@ def mlp(
     for k, b in hidden:
         x = activation(x @ k + b)
     return x @ kernel + bias
+
+
+class Classifier(NamedTuple):
+    """Of digits: two hidden layers of one width."""
+
+    init: Callable[[jax.Array], Any]
+    logits: Callable[[Any, jax.Array], jax.Array]
+    loss: Callable[[Any, _data.Digits], jax.Array]  # the mean of a batch
+
+
+def classifier(width: int) -> Classifier:
+    """With the cross-entropy to the labels, be they right or not."""
+
+    def loss(params: Any, batch: _data.Digits) -> jax.Array:
+        logits = mlp(params, batch.pixels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses.mean()
+
+    sizes = [_data.PIXELS, width, width, _data.CLASSES]
+    return Classifier(init_mlp(sizes), mlp, loss)

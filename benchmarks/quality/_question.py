@@ -62,7 +62,8 @@ class Arm(NamedTuple):
         """The whole chain for so many rows, at a rate."""
         adam = optax.adamw(rate, weight_decay=decay) if decay else optax.adam(rate)
         ahead = [make() for make in self.ahead]
-        return optax.chain(*ahead, self.reducer(rows), self.around(adam))
+        around = self.around(optax.flatten(adam))  # one leaf: soon compiled
+        return optax.chain(*ahead, self.reducer(rows), around)
 
 
 class Size(NamedTuple):

@@ -28,7 +28,7 @@ from benchmarks.quality._question import (
     grouped,
 )
 
-WIDTH = 128
+WIDTH = 64
 
 
 def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> Problem:
@@ -37,17 +37,14 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
     data = _data.stacked([_data.split(seed) for seed in seeds])
     workers, each = int(setting["workers"]), int(setting["batch"])
 
-    def loss(params: Any, batch: _data.Digits) -> jax.Array:
-        logits = _networks.mlp(params, batch.pixels)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return losses.mean()
+    network = _networks.classifier(WIDTH)
 
     def scores(params: Any, train: Any, valid: Any, test: Any) -> dict[str, jax.Array]:
         found = {}
         for name, part in {"train": train, "valid": valid, "test": test}.items():
-            logits = _networks.mlp(params, part.pixels)
+            logits = network.logits(params, part.pixels)
             found[f"{name}_accuracy"] = accuracy(logits, part.labels)
-            found[f"{name}_loss"] = loss(params, part)
+            found[f"{name}_loss"] = network.loss(params, part)
         return found
 
     def look(rule: Any, params: Any, batch: Any, stack: Any) -> dict[str, jax.Array]:
@@ -62,8 +59,8 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
         return {"cosine_to_mean": cosine}
 
     return Problem(
-        init=_networks.init_mlp([_data.PIXELS, WIDTH, WIDTH, _data.CLASSES]),
-        rows=grouped(loss, workers, workers * each),
+        init=network.init,
+        rows=grouped(network.loss, workers, workers * each),
         batch=drawn(workers * each),
         scores=scores,
         data=data,

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import consensus_optax as co
 from benchmarks.quality import _data, _networks
@@ -29,7 +28,7 @@ from benchmarks.quality._question import (
     grouped,
 )
 
-BATCH, WIDTH = 100, 128
+BATCH, WIDTH = 100, 64
 _TRACE = 1e-6  # far below what a decision hangs on
 
 
@@ -38,14 +37,10 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
     del tuning
     data = _data.stacked([_data.split(seed, setting["noise"]) for seed in seeds])
 
-    def loss(params: Any, batch: _data.Digits) -> jax.Array:
-        logits = _networks.mlp(params, batch.pixels)
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits, batch.labels
-        ).mean()
+    network = _networks.classifier(WIDTH)
 
     def scores(params: Any, train: Any, valid: Any, test: Any) -> dict[str, jax.Array]:
-        said = lambda part: _networks.mlp(params, part.pixels)
+        said = lambda part: network.logits(params, part.pixels)
         wrong = train.labels != train.truth
         repeated = said(train).argmax(-1) == train.labels
         share = lambda which: (repeated & which).sum() / jnp.maximum(which.sum(), 1)
@@ -69,8 +64,8 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
         }
 
     return Problem(
-        init=_networks.init_mlp([_data.PIXELS, WIDTH, WIDTH, _data.CLASSES]),
-        rows=grouped(loss, rows, BATCH),
+        init=network.init,
+        rows=grouped(network.loss, rows, BATCH),
         batch=arranged(setting.get("groups", "random")),
         scores=scores,
         data=data,
@@ -124,14 +119,14 @@ def arms(setting: Setting) -> Mapping[str, Arm]:
     del setting
     filters = {
         f"GAF {distance:g}": Arm(always(co.cosine_filter, distance))
-        for distance in (0.9, 0.97, 1.0, 1.3, 2.0)
+        for distance in (0.97, 1.0, 1.3)
     }
     return {
-        **baselines(rows=2),
+        **baselines(rows=4),
         **filters,
         "GAF 1, soft": Arm(always(co.cosine_filter, 1.0, temperature=0.1)),
         "sign consensus 0.7": Arm(always(co.sign_consensus, 0.7)),
-        "median": Arm(always(co.median), rows=(5, 10, 20)),
+        "median": Arm(always(co.median)),
         "geometric median": Arm(always(co.geometric_median)),
         "small losses": Arm(
             lambda rows: co.keep_smallest_losses(round(0.6 * rows)), rows=(20, 100)
@@ -139,21 +134,24 @@ def arms(setting: Setting) -> Mapping[str, Arm]:
     }
 
 
+SIZE = Size(steps=300, seeds=6, tuning_seeds=2, rates=(1e-3, 3e-3, 1e-2))
+SHOWN = {
+    "test_accuracy": "Test accuracy, %",
+    "right_learned": "Training accuracy where the label is right, %",
+    "wrong_learned": "Training accuracy where the label is wrong (memorized), %",
+    "left_out": "Examples left out, %",
+    "left_out_wrong": "Wrong labels among what is left out, %",
+    "wrong_left_out": "Left out of what has a wrong label, %",
+}
+
 QUESTION = Question(
     name="label_noise",
     problem=problem,
-    settings=tuple({"noise": share} for share in (0.0, 0.2, 0.4, 0.6)),
+    settings=tuple({"noise": share} for share in (0.0, 0.3, 0.6)),
     arms=arms,
-    rows=(2, 5, 20, 100),
-    size=Size(steps=400, seeds=8, tuning_seeds=2, rates=(1e-3, 3e-3, 1e-2)),
-    shown={
-        "test_accuracy": "Test accuracy, %",
-        "right_learned": "Training accuracy where the label is right, %",
-        "wrong_learned": "Training accuracy where the label is wrong (memorized), %",
-        "left_out": "Examples left out, %",
-        "left_out_wrong": "Wrong labels among what is left out, %",
-        "wrong_left_out": "Left out of what has a wrong label, %",
-    },
+    rows=(4, 20),
+    size=SIZE,
+    shown=SHOWN,
     column="noise",
-    tuned_at=lambda setting: {"noise": 0.4},
+    tuned_at=lambda setting: {"noise": 0.3},
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import consensus_optax as co
 from benchmarks.quality import _data, _networks
@@ -29,13 +28,10 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
     del rows, tuning
     width, batch_size = int(setting["width"]), int(setting["batch"])
 
-    def loss(params: Any, batch: _data.Digits) -> jax.Array:
-        logits = _networks.mlp(params, batch.pixels)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return losses.mean()
+    network = _networks.classifier(width)
 
     def scores(params: Any, train: Any, valid: Any, test: Any) -> dict[str, jax.Array]:
-        said = lambda part: accuracy(_networks.mlp(params, part.pixels), part.labels)
+        said = lambda part: accuracy(network.logits(params, part.pixels), part.labels)
         return {
             "train_accuracy": said(train),
             "valid_accuracy": said(valid),
@@ -56,8 +52,8 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
         }
 
     return Problem(
-        init=_networks.init_mlp([_data.PIXELS, width, width, _data.CLASSES]),
-        rows=grouped(loss, batch_size, batch_size),
+        init=network.init,
+        rows=grouped(network.loss, batch_size, batch_size),
         batch=drawn(batch_size),
         scores=scores,
         data=_data.stacked([_data.split(seed) for seed in seeds]),
