@@ -123,7 +123,10 @@ def _found(
     say(f"{question.name}: {cell['arm']}, {cell['rows']} rows, {dict(setting)}, {what}")
     problem = question.problem(setting, cell["rows"], seeds, tuning)
     decay = float(setting.get("weight_decay", 0.0))
-    found = fit(problem, arm, cell["rows"], tuple(cell["rates"]), size, decay)
+    shape = sorted((k, v) for k, v in setting.items() if k not in question.data_alone)
+    program = (question.name, cell["arm"], cell["rows"], *shape)
+    given = problem, arm, cell["rows"], tuple(cell["rates"])
+    found = fit(*given, size, decay, program)
     if tuning:  # only what is chosen by is kept
         ends = found[question.metric][..., -1]
         return cells.add(cell, {question.metric: ends.mean(1)})  # (H,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ def fit(
     rates: tuple[float, ...],
     size: Size,
     decay: float = 0.0,
+    name: Hashable = None,
 ) -> dict[str, np.ndarray]:
     """Trains, and looks now and then.
 
@@ -32,6 +34,8 @@ def fit(
       rates: H learning rates.
       size: how many steps and evaluations, and replicates at once.
       decay: of the weights, decoupled.
+      name: of the program, the same where only data, rates and decay differ; None: it
+        serves this once.
 
     Returns:
       By name what ``problem.scores`` and ``problem.look`` say and what the rule's state
@@ -40,7 +44,9 @@ def fit(
     steps = round(arm.length * size.steps / size.evaluations)
     numbers = jnp.arange(size.evaluations * steps).reshape(size.evaluations, steps)
 
-    def train(rate: jax.Array, key: jax.Array, data: Any) -> dict[str, jax.Array]:
+    def train(
+        rate: jax.Array, decay: jax.Array, key: jax.Array, data: Any
+    ) -> dict[str, jax.Array]:
         begin, order = jax.random.split(key)
         params = problem.init(begin)
         optimizer = arm.optimizer(rows, rate, decay)
@@ -61,8 +67,8 @@ def fit(
             carry, seen = jax.lax.scan(step, carry, numbers)
             found = jax.tree.map(lambda x: x.mean(0), seen)
             batch, _ = problem.batch(data[0], order, numbers[-1] + 1)
-            stack = problem.rows(carry[0], batch)[1]
-            more = problem.look(arm.reducer(rows), carry[0], batch, stack)
+            losses, stack = problem.rows(carry[0], batch)
+            more = problem.look(arm.reducer(rows), carry[0], batch, losses, stack)
             return carry, {**found, **problem.scores(carry[0], *data), **more}
 
         return jax.lax.scan(part, (params, optimizer.init(params)), numbers)[1]
@@ -72,8 +78,9 @@ def fit(
     replicates = len(problem.units)
     keys = jax.vmap(jax.random.key)(jnp.arange(replicates))
     given = [jnp.repeat(jnp.asarray(rates), replicates)]
+    given += [jnp.full(len(given[0]), decay)]
     given += [_tiled(part, len(rates)) for part in (keys, problem.data)]  # (H R, ...)
-    found = _in_parts(jax.vmap(train), given, size.at_once or len(given[0]))
+    found = _in_parts(name, jax.vmap(train), given, size.at_once or len(given[0]))
     shape = (len(rates), replicates, -1)
     return {name: values.reshape(shape) for name, values in found.items()}
 
@@ -82,32 +89,24 @@ def _tiled(tree: Any, count: int) -> Any:
     return jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x)] * count), tree)
 
 
-def _in_parts(function: Any, given: list[Any], size: int) -> dict[str, np.ndarray]:
+def _in_parts(
+    name: Hashable, function: Any, given: list[Any], size: int
+) -> dict[str, np.ndarray]:
     """So many at a time; the last ones are there again to fill the last part."""
     total = len(given[0])
-    parts = [
-        jax.tree.map(
-            operator.itemgetter(np.minimum(np.arange(start, start + size), total - 1)),
-            given,
-        )
-        for start in range(0, total, size)
-    ]
-    program = _compiled(function, parts[0])
-    found = [program(*part) for part in parts]
+    size = min(size, total)
+    found = []
+    for start in range(0, total, size):
+        places = np.minimum(np.arange(start, start + size), total - 1)
+        part = jax.tree.map(operator.itemgetter(places), given)
+        program = _PROGRAMS.get((name, size))
+        if program is None or name is None:
+            # Compiling takes longer than training at these sizes, so LLVM tries less.
+            quickly = {"xla_backend_optimization_level": 1}
+            program = jax.jit(function).lower(*part).compile(quickly)
+            _PROGRAMS[name, size] = program
+        found.append(program(*part))
     return jax.tree.map(lambda *x: np.concatenate(x)[:total], *found)
 
 
-_PROGRAMS: dict[str, Any] = {}
-
-
-def _compiled(function: Any, given: list[Any]) -> Any:
-    """Compiled once for all seeds, rates and settings that change only the data.
-
-    Compiling takes longer than training does at these sizes, so LLVM tries less.
-    """
-    lowered = jax.jit(function).lower(*given)
-    text = lowered.as_text()
-    if text not in _PROGRAMS:
-        quickly = {"xla_backend_optimization_level": 1}
-        _PROGRAMS[text] = lowered.compile(quickly)
-    return _PROGRAMS[text]
+_PROGRAMS: dict[Hashable, Any] = {}

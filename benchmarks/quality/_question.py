@@ -27,8 +27,8 @@ class Problem(NamedTuple):
       scores: ``scores(params, train, valid, test)`` gives numbers by name.
       data: train, valid and test; leaves have a leading axis of replicates.
       units: (R,) what a replicate belongs to: errors are over units.
-      look: ``look(reducer, params, batch, rows)`` gives more numbers by name, of a
-        batch at an evaluation.
+      look: ``look(reducer, params, batch, losses, rows)`` gives more numbers by name,
+        of a batch at an evaluation.
     """
 
     init: Callable[[jax.Array], Tree]
@@ -58,9 +58,9 @@ class Arm(NamedTuple):
     rows: tuple[int, ...] | None = None
     ahead: tuple[Callable[[], Any], ...] = ()
 
-    def optimizer(self, rows: int, rate: Any, decay: float) -> Any:
+    def optimizer(self, rows: int, rate: Any, decay: Any) -> Any:
         """The whole chain for so many rows, at a rate."""
-        adam = optax.adamw(rate, weight_decay=decay) if decay else optax.adam(rate)
+        adam = optax.adamw(rate, weight_decay=decay)
         ahead = [make() for make in self.ahead]
         around = self.around(optax.flatten(adam))  # one leaf: soon compiled
         return optax.chain(*ahead, self.reducer(rows), around)
@@ -91,6 +91,8 @@ class Question(NamedTuple):
       metric: what rates and rows are chosen by, on what is kept apart for that.
       shown: metrics of the tables, with titles; shares say so, by a % at the end.
       column: the key of a setting that tables have columns of.
+      data_alone: keys of a setting that change data and no shape: these settings share
+        programs.
       tuned_at: the setting whose choice serves this one.
       baseline: the arm that others are compared with.
       higher_is_better: of ``metric``.
@@ -105,6 +107,7 @@ class Question(NamedTuple):
     size: Size
     shown: Mapping[str, str]
     column: str
+    data_alone: tuple[str, ...] = ()
     metric: str = "valid_accuracy"
     tuned_at: Callable[[Setting], Setting] = lambda setting: setting
     baseline: str = "mean"

@@ -4,6 +4,7 @@ from benchmarks.quality import (
     adacons,
     arc,
     conflicts,
+    groups,
     label_noise,
     shortcuts,
     structure,
@@ -12,5 +13,13 @@ from benchmarks.quality._question import Question
 
 QUESTIONS: dict[str, Question] = {
     module.QUESTION.name: module.QUESTION
-    for module in (arc, shortcuts, label_noise, adacons, conflicts, structure)
+    for module in (
+        structure,
+        shortcuts,
+        label_noise,
+        groups,
+        conflicts,
+        adacons,
+        arc,
+    )
 }

@@ -101,13 +101,8 @@ def arms(setting: Setting) -> Mapping[str, Arm]:
         "CAGrad": co.cagrad,
         "PCGrad": lambda: co.pcgrad(jax.random.key(0)),
         "IMTL-G": co.imtl_g,
-        "Aligned-MTL": co.aligned_mtl,
         "Nash-MTL": co.nash_mtl,
-        "FairGrad": co.fairgrad,
-        "ConFIG": co.conflict_free,
-        "DualProj": co.dual_projection,
         "sign consensus": co.sign_consensus,
-        "AdaCons": co.subspace_weighting,
     }
     return {**baselines(), **{name: Arm(always(make)) for name, make in rules.items()}}
 
@@ -115,10 +110,10 @@ def arms(setting: Setting) -> Mapping[str, Arm]:
 QUESTION = Question(
     name="conflicts",
     problem=problem,
-    settings=tuple({"trunk": width} for width in (8, 32, 128)),
+    settings=tuple({"trunk": width} for width in (4, 32)),
     arms=arms,
     rows=(len(HEADS),),
-    size=Size(steps=1000, seeds=8, tuning_seeds=2, rates=(1e-3, 3e-3, 1e-2)),
+    size=Size(steps=500, seeds=6, tuning_seeds=2, rates=(1e-3, 3e-3, 1e-2)),
     shown={
         "class_accuracy": "Class, test accuracy, %",
         "turn_accuracy": "Turn, test accuracy, %",

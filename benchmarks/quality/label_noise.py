@@ -51,10 +51,14 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
             "wrong_learned": share(wrong),
         }
 
-    def look(rule: Any, params: Any, batch: Any, rows_of: Any) -> dict[str, jax.Array]:
+    def look(
+        rule: Any, params: Any, batch: Any, losses: jax.Array, stack: Any
+    ) -> dict[str, jax.Array]:
         """Which examples a weighting leaves out, and whether their labels are wrong."""
-        del params
-        used = jnp.repeat(coefficients(rule, rows_of, rows) > 0, BATCH // rows)
+        if not isinstance(rule.rule, co.Weighting):
+            return {}
+        used = coefficients(rule, params, losses, stack) > 0
+        used = jnp.repeat(used, BATCH // rows)
         wrong = batch.labels != batch.truth
         share = lambda of, which: (of & which).sum() / jnp.maximum(of.sum(), 1)
         return {
@@ -74,33 +78,29 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
     )
 
 
-def coefficients(rule: Any, rows: Any, count: int) -> jax.Array:
-    """What a rule multiplies its rows by, (B,): the update of a mark on every row.
+def coefficients(rule: Any, params: Any, losses: jax.Array, rows: Any) -> jax.Array:
+    """What a weighting multiplies its rows by, (B,): its update of marks beside them.
 
-    Of a rule that combines whole rows; the marks are too small to decide anything.
+    The marks are too small to decide anything.
     """
+    count = len(losses)
     marked = {"rows": rows, "marks": _TRACE * jnp.eye(count)}
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), _arrays(marked))
-    update, _ = rule.update(marked, rule.init(params), params, values=jnp.zeros(count))
+    begin = {"rows": params, "marks": jnp.zeros(count)}
+    update, _ = rule.update(marked, rule.init(begin), begin, values=losses)
     return update["marks"] / _TRACE
-
-
-def _arrays(rows: Any) -> Any:
-    return jax.eval_shape(co.materialize, rows)
 
 
 def arranged(groups: str) -> Any:
     """Batches whose neighbours, which make a row, are alike or not."""
     draw = drawn(BATCH)
     keys = {
-        "random": None,
-        "one class": lambda batch: batch.labels,
+        "one label": lambda batch: batch.labels,
         "alike": lambda batch: batch.pixels @ _direction(batch.pixels),
     }
 
     def batch(train: Any, key: jax.Array, step: jax.Array) -> tuple[Any, None]:
         found, _ = draw(train, key, step)
-        if keys[groups] is not None:
+        if groups != "random":
             order = jnp.argsort(keys[groups](found), stable=True)
             found = jax.tree.map(lambda x: x[order], found)
         return found, None
@@ -124,13 +124,13 @@ def arms(setting: Setting) -> Mapping[str, Arm]:
     return {
         **baselines(rows=4),
         **filters,
-        "GAF 1, soft": Arm(always(co.cosine_filter, 1.0, temperature=0.1)),
         "sign consensus 0.7": Arm(always(co.sign_consensus, 0.7)),
-        "median": Arm(always(co.median)),
-        "geometric median": Arm(always(co.geometric_median)),
         "small losses": Arm(
             lambda rows: co.keep_smallest_losses(round(0.6 * rows)), rows=(20, 100)
         ),
+        "median": Arm(always(co.median)),
+        "geometric median": Arm(always(co.geometric_median)),
+        "GAF 1, soft": Arm(always(co.cosine_filter, 1.0, temperature=0.1)),
     }
 
 
@@ -153,5 +153,6 @@ QUESTION = Question(
     size=SIZE,
     shown=SHOWN,
     column="noise",
+    data_alone=("noise",),
     tuned_at=lambda setting: {"noise": 0.3},
 )

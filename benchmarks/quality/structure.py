@@ -38,8 +38,10 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
             "test_accuracy": said(test),
         }
 
-    def look(rule: Any, params: Any, batch: Any, stack: Any) -> dict[str, jax.Array]:
-        del rule, batch
+    def look(
+        rule: Any, params: Any, batch: Any, losses: Any, stack: Any
+    ) -> dict[str, jax.Array]:
+        del rule, batch, losses
         consensus = co.sign_consensus(0.7)
         _, state = consensus.update(stack, consensus.init(params), params)
         gramian = co.diagnostics.gramian(stack)
@@ -73,7 +75,7 @@ QUESTION = Question(
     problem=problem,
     settings=tuple(
         {"width": width, "batch": batch, "width, batch": f"{width}, {batch}"}
-        for width, batch in ((16, 64), (64, 64), (256, 64), (64, 16), (64, 256))
+        for width, batch in ((16, 64), (64, 64), (128, 64), (64, 16), (64, 256))
     ),
     arms=arms,
     rows=(0,),
