@@ -3,14 +3,18 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
-from benchmarks.quality import _inference, arc
-from benchmarks.quality.__main__ import main
-from benchmarks.quality._answer import answers
+import consensus_optax as co
+from benchmarks.quality import _documents, _inference, arc, clients, label_noise
+from benchmarks.quality.__main__ import DOCUMENTS, RESULTS, known, main
+from benchmarks.quality._answer import Answer, Choice, answers
 from benchmarks.quality._cells import Cells
+from benchmarks.quality._fit import fit
 from benchmarks.quality._question import Arm, Problem, Question, Size, always
 from benchmarks.quality.all_questions import QUESTIONS
 
@@ -90,6 +94,7 @@ def question(asked):
         rows=(2, 4),
         size=Size(steps=1, seeds=3, tuning_seeds=2, rates=(0.1, 0.2, 0.3)),
         shown={"test_accuracy": "Test accuracy, %"},
+        pictured=("test_accuracy",),
         column="noise",
     )
 
@@ -97,7 +102,7 @@ def question(asked):
 def test_rows_and_rate_are_chosen_on_seeds_that_answer_nothing(tmp_path, monkeypatch):
     asked, fitted = [], []
 
-    def fit(problem, arm, rows, rates, size, decay):
+    def fit(problem, arm, rows, rates, size, decay, name):
         fitted.append((rows, rates))
         best = np.array([rows * rate if rate < 0.25 else np.nan for rate in rates])
         values = np.broadcast_to(
@@ -130,6 +135,104 @@ def test_every_table_has_the_mean_and_baselines(name):
         if name not in ("structure",) and not setting.get("weight_decay", 0) > 0.001:
             assert {"normalized mean", "cautious Adam"} <= set(arms)
     assert asked.size.seeds > 1
+
+
+def quadratic(seeds):
+    """Rows of a square around a point of each seed, and where training ends."""
+
+    def rows(params, batch):
+        of_one = jax.value_and_grad(lambda p, x: ((p - x) ** 2).sum())
+        return jax.vmap(of_one, (None, 0))(params, batch)
+
+    centre = np.arange(seeds, dtype=np.float32)[:, None, None]
+    train = centre + np.float32([[-0.5], [0.5], [1.0]])
+    return Problem(
+        init=lambda key: jax.random.normal(key, (1,)),
+        rows=rows,
+        batch=lambda train, key, step: (train, None),
+        scores=lambda params, *parts: {"at": params[0]},
+        data=(train, train, train),
+        units=np.arange(seeds),
+    )
+
+
+@pytest.mark.standard_promotion
+def test_training_in_parts_and_at_several_rates_is_that_of_each_alone():
+    """Three seeds at two rates, four at a time; Adam's steps as optax takes them."""
+    size = Size(steps=4, seeds=3, tuning_seeds=1, rates=(), evaluations=2)
+    arm, rates = Arm(always(co.mean)), (0.1, 0.3)
+    whole = fit(quadratic(3), arm, 3, rates, size)
+    parts = fit(quadratic(3), arm, 3, rates, size._replace(at_once=4))
+    assert whole["at"].shape == (2, 3, 2)
+    np.testing.assert_allclose(parts["at"], whole["at"], rtol=1e-6)  # other fusions
+    problem = quadratic(3)
+    for place, rate in enumerate(rates):
+        begin, _ = jax.random.split(jax.random.key(2))
+        params, adam = problem.init(begin), optax.adam(rate)
+        state = adam.init(params)
+        for step in range(4):
+            gradient = problem.rows(params, problem.data[0][2])[1].mean(0)
+            updates, state = adam.update(gradient, state, params)
+            params = params + updates
+            if step % 2:  # some ulp a step
+                got = whole["at"][place, 2, step // 2]
+                np.testing.assert_allclose(got, params[0], rtol=1e-5)
+
+
+@pytest.mark.standard_promotion
+def test_marks_tell_what_a_filter_leaves_out():
+    """The third row is against the two others."""
+    rows = {"w": jnp.array([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.0]])}
+    params, losses = {"w": jnp.zeros(2)}, jnp.array([1.0, 3.0, 2.0])
+    of = lambda rule: label_noise.coefficients(rule, params, losses, rows)
+    np.testing.assert_array_equal(of(co.cosine_filter(0.97)) > 0, [True, True, False])
+    kept = of(co.keep_smallest_losses(2))
+    np.testing.assert_allclose(kept, [0.5, 0, 0.5], atol=1e-6)
+
+
+def test_attackers_are_the_last_and_do_what_is_said():
+    """Honest clients have the same batches whatever the attackers do."""
+    seen = {}
+    for attack in clients.ATTACKS[:2]:
+        shared, *_ = clients.shared_out(clients.setting("few classes", attack), 3)
+        shared = jax.tree.map(jnp.asarray, shared)
+        (batch, code), weights = clients.drawn(shared, jax.random.key(0), 0)
+        assert clients.ATTACKS[int(code)] == attack
+        assert weights.shape == (clients.SAMPLED,)
+        seen[attack] = batch.labels
+    turned, usual = seen["labels turned"], seen["nobody"]
+    honest = slice(None, -clients.LIARS)
+    np.testing.assert_array_equal(turned[honest], usual[honest])
+    liars = slice(-clients.LIARS, None)
+    np.testing.assert_array_equal(turned[liars], 9 - usual[liars])
+
+
+def test_a_document_gets_the_tables_of_the_results_and_nothing_else():
+    text = "a\n<!-- table made test_accuracy -->\nold\n<!-- end -->\nb\n"
+    asked = question([])
+    answer = Answer(
+        {"noise": 0.1}, "mean", Choice(2, 0.1), {"test_accuracy": np.full((3, 1), 0.5)}
+    )
+    got = _documents.refreshed(text, {"made": (asked, [answer])})
+    assert got.startswith("a\n<!-- table made test_accuracy -->\n| noise | 0.1 |")
+    assert "| mean | 50.0 ± 0.0 |\n<!-- end -->\nb\n" in got
+    assert "not run yet" in _documents.refreshed(got, {"made": (asked, [])})
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_documents_have_the_tables_of_the_results(path):
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- table" in text
+    assert _documents.refreshed(text, known(RESULTS)) == text
+
+
+def test_results_are_small_and_name_no_folder():
+    for path in RESULTS.iterdir():
+        assert path.stat().st_size < (3e5 if path.suffix == ".jsonl" else 1.5e5), path
+        if path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            assert all({"versions", "device", "commit"} <= set(line) for line in lines)
+            assert "/" not in json.dumps([line["versions"] for line in lines])
 
 
 @pytest.mark.slow

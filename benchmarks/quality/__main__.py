@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import _harness
-from benchmarks.quality import _pictures, _tables
+from benchmarks.quality import _documents, _pictures, _tables
 from benchmarks.quality._answer import Answer, answers
 from benchmarks.quality._cells import Cells
 from benchmarks.quality._question import Question, smoke
 from benchmarks.quality.all_questions import QUESTIONS
 
 RESULTS = _harness.RESULTS / "quality"
-README = Path(__file__).parent / "README.md"
+DOCUMENTS = (
+    Path(__file__).parent / "README.md",
+    Path(__file__).parents[2] / "docs" / "does_it_help.md",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +50,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             cells = Cells(out / f"{name}.jsonl", env)
             found = list(answers(question, cells, say, train=not args.tables))
             write(question, found, out)
+        if out == RESULTS:
+            for document in DOCUMENTS:
+                text = document.read_text(encoding="utf-8")
+                new = _documents.refreshed(text, known(RESULTS))
+                document.write_text(new, encoding="utf-8")
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on")
         return 130
     return 0
+
+
+def known(folder: Path) -> _documents.Results:
+    """What is there of every question; nothing is trained."""
+    quiet = lambda text: None
+    return {
+        name: (
+            question,
+            list(answers(question, Cells(folder / f"{name}.jsonl"), quiet, False)),
+        )
+        for name, question in QUESTIONS.items()
+    }
 
 
 def write(question: Question, found: Sequence[Answer], out: Path) -> None:

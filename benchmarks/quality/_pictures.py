@@ -16,11 +16,9 @@ _MARKS = "osv^Dp*hX<>"
 
 
 def picture(question: Question, found: Sequence[Answer]) -> Figure:
-    """One panel for each metric that is shown."""
-    shown = {
-        m: t for m, t in question.shown.items() if any(m in a.curves for a in found)
-    }
-    figure = Figure(figsize=(1.5 + 4.2 * len(shown), 4.2), layout="constrained")
+    """One panel for each metric that is pictured."""
+    shown = {m: question.shown[m] for m in question.pictured}
+    figure = Figure(figsize=(2 + 3.6 * len(shown), 3.6), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (metric, title) in zip(panels, shown.items(), strict=True):
         known = [answer for answer in found if metric in answer.curves]
@@ -39,6 +37,7 @@ def picture(question: Question, found: Sequence[Answer]) -> Figure:
 def _ends(axes: Any, question: Question, found: Sequence[Answer], metric: str) -> None:
     """Points at the settings, one line for each arm."""
     columns = list(dict.fromkeys(_column(question, answer) for answer in found))
+    ordered = not any(isinstance(_value(question, answer), str) for answer in found)
     arms = list(dict.fromkeys(answer.arm for answer in found))
     for index, arm in enumerate(arms):
         here = [answer for answer in found if answer.arm == arm]
@@ -47,19 +46,20 @@ def _ends(axes: Any, question: Question, found: Sequence[Answer], metric: str) -
             for answer in here
         ]
         places = [columns.index(_column(question, answer)) for answer in here]
-        shift = 0.3 * ((index + 0.5) / len(arms) - 0.5)  # so that errors are seen
+        shift = 0.5 * ((index + 0.5) / len(arms) - 0.5)  # so that errors are seen
         axes.errorbar(
             np.array(places) + shift,
             [end.mean for end in ends],
             [end.stderr for end in ends],
-            fmt=_MARKS[index % len(_MARKS)] + "-",
+            fmt=_MARKS[index % len(_MARKS)] + ("-" if ordered else ""),
             color=f"C{index % 10}",
             markersize=4,
             linewidth=1,
             capsize=2,
             label=arm,
         )
-    axes.set_xticks(range(len(columns)), columns)
+    names = columns if ordered else [name.replace(", ", "\n") for name in columns]
+    axes.set_xticks(range(len(columns)), names, fontsize=8)
     axes.set_xlabel(question.column.replace("_", " "))
 
 
@@ -88,4 +88,8 @@ def _shown(question: Question, answer: Answer, metric: str) -> np.ndarray:
 
 
 def _column(question: Question, answer: Answer) -> str:
-    return str(answer.setting.get(question.column, ""))
+    return str(_value(question, answer))
+
+
+def _value(question: Question, answer: Answer) -> object:
+    return answer.setting.get(question.column, "")

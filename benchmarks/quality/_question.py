@@ -90,6 +90,7 @@ class Question(NamedTuple):
       size: as published.
       metric: what rates and rows are chosen by, on what is kept apart for that.
       shown: metrics of the tables, with titles; shares say so, by a % at the end.
+      pictured: which of them the picture has.
       column: the key of a setting that tables have columns of.
       data_alone: keys of a setting that change data and no shape: these settings share
         programs.
@@ -106,6 +107,7 @@ class Question(NamedTuple):
     rows: tuple[int, ...]
     size: Size
     shown: Mapping[str, str]
+    pictured: tuple[str, ...]
     column: str
     data_alone: tuple[str, ...] = ()
     metric: str = "valid_accuracy"

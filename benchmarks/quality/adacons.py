@@ -104,6 +104,7 @@ QUESTION = Question(
         "train_loss": "Training loss",
         "cosine_to_mean": "Cosine of the update with the mean, %",
     },
+    pictured=("test_accuracy", "cosine_to_mean"),
     column="workers, batch",
     metric="valid_loss",
     higher_is_better=False,

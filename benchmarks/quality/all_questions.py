@@ -3,6 +3,7 @@
 from benchmarks.quality import (
     adacons,
     arc,
+    clients,
     conflicts,
     groups,
     label_noise,
@@ -18,6 +19,7 @@ QUESTIONS: dict[str, Question] = {
         shortcuts,
         label_noise,
         groups,
+        clients,
         conflicts,
         adacons,
         arc,

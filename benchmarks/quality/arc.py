@@ -110,6 +110,7 @@ QUESTION = Question(
         "train_accuracy": "Training pixels, %",
         "consensus_ratio": "Consensus ratio of the last quarter, %",
     },
+    pictured=("test_accuracy", "train_accuracy"),
     column="weight_decay",
     data_alone=("weight_decay",),
     metric="test_accuracy",

@@ -120,6 +120,7 @@ QUESTION = Question(
         "picture_loss": "Picture, 10 x squared error",
         "worst_loss": "The worst of the three losses",
     },
+    pictured=("class_accuracy", "picture_loss"),
     column="trunk",
     metric="valid_loss",
     higher_is_better=False,

@@ -35,6 +35,7 @@ QUESTION = Question(
     rows=(10,),
     size=label_noise.SIZE,
     shown=label_noise.SHOWN,
+    pictured=("test_accuracy", "left_out_wrong"),
     column="groups",
     data_alone=("noise",),
 )

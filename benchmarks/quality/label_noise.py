@@ -152,6 +152,7 @@ QUESTION = Question(
     rows=(4, 20),
     size=SIZE,
     shown=SHOWN,
+    pictured=("test_accuracy", "wrong_learned"),
     column="noise",
     data_alone=("noise",),
     tuned_at=lambda setting: {"noise": 0.3},

@@ -116,5 +116,6 @@ QUESTION = Question(
         "test_accuracy": "Test accuracy, %",
         "train_accuracy": "Training accuracy, %",
     },
+    pictured=("test_accuracy", "train_accuracy"),
     column="environments",
 )

@@ -87,6 +87,7 @@ QUESTION = Question(
         "quorum_ratio": "Coordinates with a quorum of 0.7, %",
         "test_accuracy": "Test accuracy, %",
     },
+    pictured=("coherence", "conflicting_share", "quorum_ratio"),
     column="width, batch",
     over_steps=True,
 )
