@@ -75,7 +75,7 @@ QUESTION = Question(
     problem=problem,
     settings=tuple(
         {"width": width, "batch": batch, "width, batch": f"{width}, {batch}"}
-        for width, batch in ((16, 64), (64, 64), (128, 64), (64, 16), (64, 256))
+        for width, batch in ((16, 64), (64, 64), (256, 64), (64, 16), (64, 256))
     ),
     arms=arms,
     rows=(0,),
