@@ -42,7 +42,10 @@ def _ends(axes: Any, question: Question, found: Sequence[Answer], metric: str) -
     for index, arm in enumerate(arms):
         here = [answer for answer in found if answer.arm == arm]
         ends = [
-            _inference.estimate(_shown(question, answer, metric)[:, -1])
+            _inference.estimate(
+                _shown(question, answer, metric)[:, -1]
+                - _subtracted(question, found, answer, metric)
+            )
             for answer in here
         ]
         places = [columns.index(_column(question, answer)) for answer in here]
@@ -61,6 +64,9 @@ def _ends(axes: Any, question: Question, found: Sequence[Answer], metric: str) -
     names = columns if ordered else [name.replace(", ", "\n") for name in columns]
     axes.set_xticks(range(len(columns)), names, fontsize=8)
     axes.set_xlabel(question.column.replace("_", " "))
+    if question.relative:
+        axes.axhline(0, color="grey", linewidth=0.5)
+        axes.set_ylabel(f"difference to {question.baseline}")
 
 
 def _training(
@@ -79,6 +85,20 @@ def _training(
             steps, mean - stderr, mean + stderr, alpha=0.2, color=line.get_color()
         )
     axes.set_xlabel("step")
+
+
+def _subtracted(
+    question: Question, found: Sequence[Answer], answer: Answer, metric: str
+) -> np.ndarray | float:
+    """Of the same setting and units; nothing where values stand for themselves."""
+    if not question.relative:
+        return 0.0
+    (base,) = (
+        other
+        for other in found
+        if (other.arm, other.setting) == (question.baseline, answer.setting)
+    )
+    return _shown(question, base, metric)[:, -1]
 
 
 def _shown(question: Question, answer: Answer, metric: str) -> np.ndarray:

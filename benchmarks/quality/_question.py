@@ -98,6 +98,7 @@ class Question(NamedTuple):
       baseline: the arm that others are compared with.
       higher_is_better: of ``metric``.
       over_steps: whether the picture shows training, and not where it ends.
+      relative: whether it shows paired differences to the baseline.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Question(NamedTuple):
     baseline: str = "mean"
     higher_is_better: bool = True
     over_steps: bool = False
+    relative: bool = False
 
 
 def smoke(question: Question) -> Question:

@@ -156,4 +156,5 @@ QUESTION = Question(
     column="noise",
     data_alone=("noise",),
     tuned_at=lambda setting: {"noise": 0.3},
+    relative=True,
 )
