@@ -30,7 +30,9 @@ def picture(question: Question, found: Sequence[Answer]) -> Figure:
         for axes in panels
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=8)
+    title = question.column if question.over_steps else None
+    place = "outside right center"
+    figure.legend(lines.values(), lines.keys(), loc=place, fontsize=8, title=title)
     return figure
 
 
