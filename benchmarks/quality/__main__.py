@@ -86,7 +86,7 @@ def write(question: Question, found: Sequence[Answer], out: Path) -> None:
     parts.append(f"### Chosen rows and rates\n\n{_tables.choices(question, found)}")
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{question.name}.md").write_text("\n".join(parts), encoding="utf-8")
-    _pictures.picture(question, found).savefig(out / f"{question.name}.png", dpi=90)
+    _pictures.picture(question, found).savefig(out / f"{question.name}.png", dpi=80)
 
 
 if __name__ == "__main__":
