@@ -222,7 +222,7 @@ def test_a_document_gets_the_tables_of_the_results_and_nothing_else():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_documents_have_the_tables_of_the_results(path):
     text = path.read_text(encoding="utf-8")
-    assert "<!-- table" in text
+    assert "<!-- differences" in text
     assert _documents.refreshed(text, known(RESULTS)) == text
 
 
