@@ -18,7 +18,9 @@ _MARKS = "osv^Dp*hX<>"
 def picture(question: Question, found: Sequence[Answer]) -> Figure:
     """One panel for each metric that is pictured."""
     shown = {m: question.shown[m] for m in question.pictured}
-    figure = Figure(figsize=(2 + 3.6 * len(shown), 3.6), layout="constrained")
+    columns = {_column(question, answer) for answer in found}
+    wide = 3.6 if question.over_steps else max(3.6, 1.1 * len(columns))
+    figure = Figure(figsize=(2 + wide * len(shown), 3.6), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (metric, title) in zip(panels, shown.items(), strict=True):
         known = [answer for answer in found if metric in answer.curves]
