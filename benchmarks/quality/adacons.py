@@ -73,8 +73,8 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
 
 def arms(setting: Setting) -> Mapping[str, Arm]:
     """With and without momentum and clipping."""
-    del setting
-    weights = lambda momentum=0.0: always(co.subspace_weighting, momentum=momentum)
+    workers = int(setting["workers"])
+    weights = lambda **options: always(co.subspace_weighting, **options)
     after = lambda adam: co.skip_if_empty(
         optax.chain(optax.clip_by_global_norm(1.0), adam)
     )
@@ -82,7 +82,7 @@ def arms(setting: Setting) -> Mapping[str, Arm]:
     return {
         **baselines(),
         "AdaCons": Arm(weights()),
-        "AdaCons, momentum 0.99": Arm(weights(0.99)),
+        "AdaCons, momentum 0.99": Arm(weights(momentum=0.99, num_rows=workers)),
         "AdaCons, rows clipped": Arm(weights(), ahead=before),
         "AdaCons, update clipped": Arm(weights(), around=after),
         "mean, update clipped": Arm(always(co.mean), around=after),
