@@ -5,6 +5,7 @@ import numpy as np
 
 import consensus_optax as co
 from consensus_optax import Columns, Fold
+from consensus_optax._rules.kinds import After
 
 DTYPES = {"bfloat16": 2.0**-8, "float16": 2.0**-10, "float32": 0.0, "float64": 0.0}
 SHAPES = [(), (1,), (4,), (3, 2), (2, 2, 2), (0, 3), (5, 3)]
@@ -104,8 +105,12 @@ class Data:
     def hides(self, row, solves, first, present):
         """Whether what short rows, or eigenvalues, ask for is lost beside the longest.
 
-        Of rules that ask for eigenvalues, or that solve a problem.
+        Of rules that ask for eigenvalues, or that solve a problem. And of equal rows
+        beside a far one a mixing makes two kinds: their median may lie half-way, and
+        which of them are nearest to it is a tie.
         """
+        if self.case.style == "equal" and isinstance(row.make().rule, After):
+            return any(kind in FAR for _, kind in self.case.bad)
         if not present.any() or not (row.rounding or solves):
             return False
         rows = np.concatenate([leaf[present] for leaf in self.matrices[first:]], 1)

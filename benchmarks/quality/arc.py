@@ -79,8 +79,10 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
 
 def arms(setting: Setting) -> Mapping[str, Arm]:
     """Quorums and magnitudes."""
-    few = {"min, 0.6": Arm(always(co.sign_consensus, 0.6))}
-    few["min, 1"] = Arm(always(co.sign_consensus))
+    few = {
+        f"min, {quorum:g}": Arm(always(co.sign_consensus, quorum))
+        for quorum in (0.6, 0.8, 1.0)
+    }
     if setting["weight_decay"]:
         return {"mean": Arm(always(co.mean)), **few}
     others = {
