@@ -68,12 +68,12 @@ def choices(question: Question, found: Sequence[Answer]) -> str:
     columns = _columns(question, found)
     shown = {(a.arm, _column(question, a)): a.choice for a in found}
     arms = list(dict.fromkeys(a.arm for a in found))
-    lines = [["rows, rate", *map(str, columns)]]
+    free = any(a.choice.rows for a in found)  # 0: not a choice
+    lines = [["rows, rate" if free else "rate", *map(str, columns)]]
+    tell = lambda c: f"{c.rows}, {c.rate:g}" if c.rows else f"{c.rate:g}"
     for arm in arms:
         entries = [shown.get((arm, column)) for column in columns]
-        lines.append(
-            [arm, *("-" if c is None else f"{c.rows}, {c.rate:g}" for c in entries)]
-        )
+        lines.append([arm, *("-" if c is None else tell(c) for c in entries)])
     return _markdown(lines)
 
 
