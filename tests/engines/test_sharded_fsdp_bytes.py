@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
 from benchmarks._traffic import bytes_in_turns
+from consensus_optax import compressors
 from consensus_optax.engines.mesh.factors import stays_for_less
 from tests._models import assert_close
 from tests.zoo.own import heavy_ball
@@ -133,6 +134,36 @@ def test_updates_stay_and_are_those_of_one_device(kind, dtype):
                 wanted = NamedSharding(mesh, PLACES[leaf])
                 assert array.sharding.is_equivalent_to(wanted, array.ndim), (name, leaf)
         assert_close(facts, expected[name][1:], 1e-6)
+
+
+@pytest.mark.parametrize(
+    "wires",
+    [
+        {"wire": compressors.stochastic_quantization(8, jax.random.key(0))},
+        {"wire": compressors.scaled_sign()},
+        {"update_wire": compressors.natural(jax.random.key(1))},
+        {"wire_dtype": jnp.bfloat16},
+    ],
+    ids=("int8", "sign", "update", "bfloat16"),
+)
+def test_updates_stay_behind_any_wire(wires):
+    """Slabs are the pieces that messages are of: cut or whole, the same update."""
+    rng, shape = np.random.default_rng(1), (2 * N, 6)
+    params = {"w": jnp.zeros(shape), "b": jnp.zeros(5)}
+    draw = lambda like: jnp.asarray(rng.normal(1, 1, (ROWS, *like.shape)), jnp.float32)
+    rows = jax.tree.map(draw, params)
+    for rule in (co.median(), co.normalized_mean(), co.sign_consensus(0.8)):
+        found = {}
+        for spec in (P("data"), P()):
+            specs = {"w": spec, "b": P()}
+            across = co.sharded(rule, "data", mesh=MESH, param_specs=specs, **wires)
+            update, _ = jax.jit(across.update)(rows, rule.init(params), params)
+            assert update["w"].sharding.is_equivalent_to(NamedSharding(MESH, spec), 2)
+            found[spec] = update
+        # a sum over rows in another order, where it is rounded for the wire
+        unit = float(jnp.finfo(wires.get("wire_dtype", jnp.float32)).eps)
+        for name, whole in found[P()].items():
+            assert_close(found[P("data")][name], whole, 4 * unit)
 
 
 def test_an_update_is_sent_where_rows_would_be_dearer():

@@ -26,6 +26,10 @@ SIZES = (1e-18, 1e-30, 1e25)
 NO_SQUARES = ("of size 1e-18", "of size 1e+25")
 SQUARES = ("sand_mask", "signal_to_noise", "subspace_weighting")
 SQUARES += ("scale_by_example_moments",)
+# Of the rows that lie apart two have one inner product with the far one, whose size
+# leaves nothing else to choose between them: MoCo steps to the one or the other.
+TIES = ("far 1e+06 first", "far 1e+06 last")
+MOST = 1e-2  # however a problem magnifies, no update is a hundredth off
 
 
 def loss(weights, batch):
@@ -224,11 +228,13 @@ def check(row, source, rtol, dtype=np.float32):
     gap = np.abs(got - wanted).max(-1)
     allowed = np.full(len(names), rtol)
     if row in MULTI_OBJECTIVE:  # P terms of each product, and the problem's magnifying
-        allowed = np.maximum(rtol, np.sqrt(P) * np.finfo(dtype).eps * conditions())
+        magnified = np.sqrt(P) * np.finfo(dtype).eps * conditions()
+        allowed = np.clip(magnified, rtol, MOST)
     if row.factory is co.cagrad and dtype == np.float32:  # the place of a flat minimum
         allowed = np.maximum(allowed, np.sqrt(np.finfo(dtype).eps))
     squares = row.factory.__name__ in SQUARES
-    known = np.array([not (squares and name in NO_SQUARES) for name in names])
+    unknown = NO_SQUARES * squares + TIES * (row.factory is co.moco)
+    known = np.array([name not in unknown for name in names])
     wrong = {
         name: f"off by {gap[s].max():.1e} of {size[s].max():.1e}"
         for s, name in enumerate(names)

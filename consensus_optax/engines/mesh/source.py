@@ -250,7 +250,7 @@ class Shared(NamedTuple):
     def _dealt_bytes(self, signs: bool) -> int:
         """The same of the rows, or of their signs."""
         count = self.exchange.num_devices
-        pairs = zip(self._leaves, self.exchange.spreads, strict=False)
+        pairs = zip(self._leaves, self.exchange.spreads, strict=True)
         return sum(bytes_each(leaf, count, signs, s.stays) for leaf, s in pairs)
 
     def _row_dtypes(self, combined: list[Array]) -> list[Any]:
