@@ -15,6 +15,9 @@ _COLLECTIVE = re.compile(
     r"collective-permute|ragged-all-to-all|collective-broadcast)(?P<start>-start)?\("
 )
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\]<=)"
+)
 _STARTS = re.compile(r"(ROOT )?%?async-collective-start")
 
 
@@ -46,7 +49,7 @@ def bytes_sent(hlo: str, num_devices: int) -> float:
 def bytes_in_turns(hlo: str, num_devices: int) -> float:
     """The same with loops as often as they turn, of branches the one that sends least.
 
-    Of whatever kind; loops that data stop turn once. Where only one branch of a loop's
+    Of whatever kind, among the devices of its group; loops that data stop turn once. Where only one branch of a loop's
     turn sends anything it is a pass that the first turn makes, and counts once. An
     operation that is split over several fusions of a TPU counts where it starts.
     """
@@ -70,10 +73,18 @@ def bytes_in_turns(hlo: str, num_devices: int) -> float:
                 total += sum(pair[0] for pair in inner)
                 once += sum(pair[1] for pair in inner)
             for name_of, size in collectives(line):
-                total += _on_ring(name_of, size, num_devices)
+                total += _on_ring(name_of, size, _group(line) or num_devices)
         return total, once
 
     return sent(entry)[0]
+
+
+def _group(line: str) -> int | None:
+    """How many devices a collective is among; None if that is not told, or all."""
+    found = _GROUPS.search(line)
+    if found is None:
+        return None
+    return int(found["size"]) if found["size"] else found["first"].count(",") + 1
 
 
 def _on_ring(kind: str, size: int, count: int) -> float:

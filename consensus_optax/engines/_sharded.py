@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._rows.explicit import Explicit, freed
-from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import (
     Stack,
     as_stack,
@@ -21,7 +20,6 @@ from consensus_optax._rows.stack import (
     present_weights,
 )
 from consensus_optax._rows.trees import arrays_of
-from consensus_optax._rows.verbs import Leaf
 from consensus_optax._rules.kinds import WORDS, Roster, Rule
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.named import named
@@ -36,6 +34,7 @@ from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, AxisName, Tree
 from consensus_optax.compressors._compressor import Compressor
 from consensus_optax.engines.mesh.aggregator import Sharded
+from consensus_optax.engines.mesh.entering import entering
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import (
@@ -129,8 +128,8 @@ def sharded(
         tells ``shard_map``: ``PartitionSpec`` leaves, one for a whole subtree allowed.
         Inner products are then summed over these axes as well. None: as explicit axes
         say, else whole. May name ``axis_name`` too outside of ``shard_map``: the update
-        of a parameter that is cut so by its first axis stays where it is made, which
-        saves the P of the update; and rows that :func:`value_and_reduced_grad` reduces
+        of a parameter that is cut so by one axis, which others may cut as well, further
+        outside, stays where it is made, which saves the P of the update; and rows that :func:`value_and_reduced_grad` reduces
         inside of the backward pass are dealt out along whichever axis is cut so.
       wire: a compressor of ``co.compressors``, in whose messages rows travel, each leaf
         in N pieces that are compressed by themselves: the update is that of
@@ -205,24 +204,23 @@ def sharded(
         of_state = jax.tree.map(lambda _: whole, state)
         of_rule = map_previous(lambda _: inner, rule, of_state.rule_state)
         of_state = of_state._replace(rule_state=of_rule)
-        pairs = list(zip(stack.leaves, inner, strict=True))
-        leaves = [_with_spec(leaf, spec) for leaf, spec in pairs]
-        of_rows = [
-            _row_spec(leaf, axes, spec)
-            for leaf, spec in zip(leaves, inner, strict=True)
-        ]
+        pairs = zip(stack.leaves, inner, strict=True)
+        rows = [entering(leaf, axes, spec, where) for leaf, spec in pairs]
         of_extra = {name: inner if name == "target" else whole for name in extra}
-        in_specs = (of_rows, by_row, by_row, of_extra, of_state)
-        pairs = zip(leaves, specs, strict=True)
+        in_specs = ([x.specs for x in rows], by_row, by_row, of_extra, of_state)
+        pairs = zip(rows, specs, strict=True)
         still = [
-            stays(leaf, spec, axes, where, reads_signs(rule)) for leaf, spec in pairs
+            stays(x.part, spec, axes, where, reads_signs(rule)) for x, spec in pairs
         ]
         triples = zip(still, specs, inner, strict=True)
+        lie = [inner if own is None else spec for own, spec, inner in triples]
+
+        def inside(given: list[Any], *rest: Any) -> tuple[list[Array], Any]:
+            pairs = zip(rows, given, strict=True)
+            return across(inner, still, [x.inside(own) for x, own in pairs], *rest)
+
         mapped = jax.shard_map(
-            functools.partial(across, inner, still),
-            mesh=where,
-            in_specs=in_specs,
-            out_specs=([spec if own else x for own, spec, x in triples], of_state),
+            inside, mesh=where, in_specs=in_specs, out_specs=(lie, of_state)
         )
 
         @jax.jit  # eagerly every operation would be sent to the devices by itself
@@ -232,7 +230,7 @@ def sharded(
             kept = map_previous(lie, rule, new.rule_state)
             return lie(update), new._replace(rule_state=kept)
 
-        update, new = run(leaves, weights, named, extra, state)
+        update, new = run([x.given for x in rows], weights, named, extra, state)
         return stack.rebuild(update), new
 
     # optax names the first argument per_elt_updates; every caller passes it by position
@@ -249,7 +247,7 @@ def _update(
     wire: Wire,
     stack: Stack,
     specs: list[PartitionSpec],
-    still: list[bool] | None,
+    still: list[int | None] | None,
     leaves: list[Any],
     weights: Array,
     named: dict[str, Any],
@@ -257,7 +255,7 @@ def _update(
     state: Any,
 ) -> tuple[list[Array], Any]:
     """What one device does, inside ``shard_map``: its rows to the update."""
-    triples = zip(leaves, specs, still or [False] * len(leaves), strict=True)
+    triples = zip(leaves, specs, still or [None] * len(leaves), strict=True)
     spreads = [spread_of(leaf.shape[1:], spec, own) for leaf, spec, own in triples]
     exchange = Exchange(axes, spreads)
     leaves = wire.ready(leaves, reads_signs(rule))
@@ -276,20 +274,8 @@ def _update(
     source = Shared.of(exchange, Memory(leaves, seen), dtypes, tuple(named), wire)
     outcome, source = run(rule, source, state.rule_state)
     seen = source.seen
-    if still and any(still):
+    if exchange.stays:
         outcome = outcome._replace(update=exchange.slabs(outcome.update))
         roster = seen.roster._replace(coordinates=exchange.of_blocks(dtypes))
         seen = seen._replace(roster=roster)
     return finished(stack, outcome, seen, state)
-
-
-def _row_spec(leaf: Leaf, axes: tuple[str, ...], spec: PartitionSpec) -> PartitionSpec:
-    """Where rows lie; factors have other axes than their parameter."""
-    factored = is_outer_product(leaf)
-    return PartitionSpec(axes) if factored else PartitionSpec(axes, *spec)
-
-
-def _with_spec(leaf: Leaf, spec: PartitionSpec) -> Leaf:
-    """Factors can be cut along the rows alone."""
-    cut = any(names is not None for names in spec)
-    return leaf.materialize() if cut and is_outer_product(leaf) else leaf

@@ -174,7 +174,7 @@ def test_an_update_is_sent_where_rows_would_be_dearer():
     )
     table = jax.ShapeDtypeStruct((16, 3), jnp.int32)
     looked_up = co.OuterProduct(table, shape(16, 3, 8), (64, 8))
-    stays = lambda leaf: stays_for_less(leaf, 4, signs=False)
+    stays = lambda leaf: stays_for_less(leaf, 4, signs=False, axis=0)
     assert stays(shape(16, 64, 128))
     assert stays(leaf(1, 64, 128))
     assert not stays(leaf(1, 8, 8192))

@@ -30,14 +30,14 @@ class Spread(NamedTuple):
       shape: of the part that a device has.
       axes: for every axis of the array the mesh axes that it is cut along, often none.
       layout: of the blocks of that part which are dealt out along the rows' axes.
-      stays: whether the parameter is cut along these too, by its first axis: blocks are
+      stays: along which axis the parameter is cut along these too, or None: blocks are
         then slabs of it, and the update's are left where they are.
     """
 
     shape: tuple[int, ...]
     axes: tuple[tuple[str, ...], ...]
     layout: Layout
-    stays: bool = False
+    stays: int | None = None
 
     @property
     def mesh_axes(self) -> tuple[str, ...]:
@@ -50,6 +50,14 @@ class Spread(NamedTuple):
         count = lambda names: math.prod(lax.axis_size(name) for name in names)
         pairs = zip(self.shape, self.axes, strict=True)
         return tuple(size * count(names) for size, names in pairs)
+
+    def slab(self, part: Array, axis_name: AxisName) -> Array:
+        """This device's slab of the part, or of a slab, if the parameter stays."""
+        if self.stays is None or part.shape != self.shape:
+            return part
+        size = self.shape[self.stays] // lax.axis_size(axis_name)
+        start = lax.axis_index(axis_name) * size
+        return lax.dynamic_slice_in_dim(part, start, size, self.stays)
 
     def part(self, whole: Array) -> Array:
         """The part that this device has of an array like the whole parameter."""
@@ -76,6 +84,11 @@ class Exchange(NamedTuple):
         """N."""
         return lax.axis_size(self.axis_name)
 
+    @property
+    def stays(self) -> bool:
+        """Whether any update stays in place."""
+        return any(spread.stays is not None for spread in self.spreads)
+
     def deal(self, leaves: Sequence[Array]) -> list[Array]:
         """Rows (L, ...) of this device to its coordinates of all rows, (N L, width)."""
         return self.deal_parts([self.parts(*each) for each in enumerate(leaves)])
@@ -98,7 +111,9 @@ class Exchange(NamedTuple):
     def laid_out(self, leaves: Sequence[Array | Factors]) -> Exchange:
         """The same for the blocks that dealing these rows makes."""
         spreads = [
-            spread._replace(layout=x.layout) if isinstance(x, Factors) else spread
+            spread._replace(layout=x.layout or spread.layout)
+            if isinstance(x, Factors)
+            else spread
             for spread, x in zip(self.spreads, leaves, strict=True)
         ]
         return self._replace(spreads=spreads)
@@ -110,23 +125,43 @@ class Exchange(NamedTuple):
 
     def settle(self, blocks: Sequence[Array]) -> list[Array]:
         """The same, but of what stays where it is the slab that this device has."""
-        sent = [i for i, spread in enumerate(self.spreads) if not spread.stays]
+        sent = [i for i, spread in enumerate(self.spreads) if spread.stays is None]
         others = self._replace(spreads=[self.spreads[i] for i in sent])
         whole = dict(zip(sent, others.collect([blocks[i] for i in sent]), strict=True))
-        rest = lambda i: blocks[i].reshape(-1, *self.spreads[i].shape[1:])
-        return [whole[i] if i in whole else rest(i) for i in range(len(blocks))]
+
+        def rest(block: Array, spread: Spread) -> Array:
+            before, after = spread.shape[: spread.stays], spread.shape[spread.stays :]
+            return block.reshape(*before, -1, *after[1:])
+
+        pairs = enumerate(zip(blocks, self.spreads, strict=True))
+        return [whole[i] if i in whole else rest(*pair) for i, pair in pairs]
+
+    def summed(self, own: Sequence[Array]) -> list[Array]:
+        """What each device has for the leaves, summed: of what stays the slab alone."""
+        pairs = list(zip(own, self.spreads, strict=True))
+        whole = {i: x for i, (x, spread) in enumerate(pairs) if spread.stays is None}
+        sums = lax.psum(whole, self.axis_name)
+        scatter = lambda x, axis: lax.psum_scatter(
+            x, self.axis_name, scatter_dimension=axis, tiled=True
+        )
+        return [
+            sums[i] if i in sums else scatter(x, spread.stays)
+            for i, (x, spread) in enumerate(pairs)
+        ]
 
     def slabs(self, leaves: Sequence[Array]) -> list[Array]:
         """Leaves, whole or not, to this device's slabs of those that stay in place."""
+        pairs = zip(leaves, self.spreads, strict=True)
+        return [spread.slab(leaf, self.axis_name) for leaf, spread in pairs]
 
-        def slab(spread: Spread, leaf: Array) -> Array:
-            size = spread.shape[0] // self.num_devices if spread.stays else 0
-            if not spread.stays or leaf.shape[0] == size:
-                return leaf
-            start = lax.axis_index(self.axis_name) * size
-            return lax.dynamic_slice_in_dim(leaf, start, size)
-
-        return [slab(*pair) for pair in zip(self.spreads, leaves, strict=True)]
+    def unslabbed(self, slabs: Sequence[Array]) -> list[Array]:
+        """The inverse."""
+        axes = self.axis_name
+        gather = lambda x, axis: lax.all_gather(x, axes, axis=axis, tiled=True)
+        return [
+            leaf if spread.stays is None else gather(leaf, spread.stays)
+            for leaf, spread in zip(slabs, self.spreads, strict=True)
+        ]
 
     def gather(self, own: Sequence[Array]) -> list[Array]:
         """What each device has for a leaf, (width,), to that of all, (N, width)."""
@@ -157,6 +192,25 @@ class Exchange(NamedTuple):
         """Mesh axes that any parameter is cut along."""
         every = (name for spread in self.spreads for name in spread.mesh_axes)
         return tuple(dict.fromkeys(every))
+
+    def of_combined(self) -> Coordinates:
+        """Likewise, and of updates the slabs of those that stay in place."""
+
+        def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
+            del leaf
+            return self.spreads[index].slab(self._drawn(index, make), self.axis_name)
+
+        def sums(leaves: Sequence[Array]) -> list[Array]:
+            found = rows.sums(leaves)
+            of_all = lax.psum(jnp.stack(found), self.axis_name)
+            pairs = enumerate(zip(found, self.spreads, strict=True))
+            return [x if spread.stays is None else of_all[i] for i, (x, spread) in pairs]
+
+        rows = self.of_rows()
+        if not self.stays:
+            return rows
+        whole = lambda slabs, exact: self.unslabbed(slabs) if exact else slabs
+        return rows._replace(sums=sums, draw=draw, own=self.slabs, whole=whole)
 
     def of_rows(self) -> Coordinates:
         """Whole rows are at hand, as far as the parameters are."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from consensus_optax._rows.addition import one_product
 from consensus_optax._rows.outer_product import OuterProduct, restored
+from consensus_optax._rows.slabs import Slab, slab_of
 from consensus_optax._rows.sums import SumOfProducts
 from consensus_optax._rows.verbs import AnyLeaf, Leaf, Mixed
 from consensus_optax._rows.views import as_matrix, reshaped, unshared
@@ -24,19 +25,24 @@ class Factors(NamedTuple):
     """Products of which one factor is dealt out, and the other is sent to everyone.
 
     Columns of one factor and all of the other multiply to columns of the rows, so a
-    device ends up with products again: with slabs of the (M, N) matrices.
+    device ends up with products again: with slabs of the (M, N) matrices, or of the
+    parameter.
 
     Attributes:
       leaf: the rows of this device.
       dealt: which factor is dealt out, ``"left"`` or ``"right"``.
+      slab: slabs of the parameter that are wanted, or None.
     """
 
     leaf: OuterProduct
     dealt: str
+    slab: Slab | None = None
 
     @property
-    def layout(self) -> Layout:
-        """How the parameter's coordinates lie."""
+    def layout(self) -> Layout | None:
+        """How the parameter's coordinates lie; None: as those of its slabs do."""
+        if self.slab is not None:
+            return None
         layers, (_, m, n) = self.leaf.num_layers or 1, self.leaf.sides
         sides = (layers, m, n) if self.dealt == "left" else (layers * m, n, 1)
         return Layout(
@@ -55,8 +61,9 @@ class Factors(NamedTuple):
         """The other one in parts, (L, N, width)."""
         factor = self.leaf.left if self.dealt == "left" else self.leaf.right
         _, *terms, length = factor.shape
+        outer, length, inner = (1, length, 1) if self.slab is None else self.slab.run
         same = lambda array: array
-        layout = Layout((math.prod(terms), length, 1), same, same)
+        layout = Layout((math.prod(terms) * outer, length, inner), same, same)
         return jax.vmap(functools.partial(layout.parts, count=count))(factor)
 
     def block(self, part: Array, whole: Array) -> OuterProduct:
@@ -66,10 +73,14 @@ class Factors(NamedTuple):
         whole = whole.reshape(-1, *kept.shape[1:])
         part = part.reshape(part.shape[0], *layers, terms, -1)
         _, m, n = self.leaf.sides
+        left, right = (part, whole) if self.dealt == "left" else (whole, part)
+        if self.slab is not None:
+            block = self.slab.of(self.leaf, left, right)
+            return reshaped(block, (math.prod(self.slab.row_shape),))
         if self.dealt == "left":
-            left, right, m = part, whole, part.shape[-1]
+            m = part.shape[-1]
         else:
-            left, right, n = whole, part, part.shape[-1]
+            n = part.shape[-1]
         shape = (*layers, m, n)
         block = dataclasses.replace(
             self.leaf, left=left, right=right, row_shape=shape, steps=()
@@ -78,55 +89,64 @@ class Factors(NamedTuple):
 
 
 def as_travelling(
-    leaf: AnyLeaf, count: int, signs: bool, dtype: Any, stays: bool = False
+    leaf: AnyLeaf, count: int, signs: bool, dtype: Any, stays: int | None = None
 ) -> Array | Factors:
     """Rows, or their signs in int8, as they are dealt to so many devices.
 
-    ``stays``: devices shall have slabs along the parameter's first axis.
+    ``stays``: the axis of the parameter along which devices shall have slabs.
     """
     leaf = _one(leaf)
     if isinstance(leaf, OuterProduct):
-        dealt = _least(leaf, count, signs, stays)[1]
+        _, dealt, slab = _least(leaf, count, signs, stays)
         if dealt:
             leaf = unshared(leaf)
-            return Factors(_signs(leaf) if _has_signs(leaf, signs) else leaf, dealt)
+            leaf = _signs(leaf) if _has_signs(leaf, signs) else leaf
+            return Factors(leaf, dealt, slab)
     return as_sent(leaf, signs, dtype)
 
 
-def bytes_each(leaf: AnyLeaf, count: int, signs: bool, stays: bool = False) -> int:
+def bytes_each(
+    leaf: AnyLeaf, count: int, signs: bool, stays: int | None = None
+) -> int:
     r"""Bytes that a device sends to each of the other N - 1 for its rows of one leaf.
 
     .. math:: L \min(\lceil M K / N \rceil, T (M + \lceil K / N \rceil),
         T (K + \lceil M / N \rceil))
 
     numbers for L rows of T terms, M by K each: multiplied out, with the right factor
-    dealt out, with the left one. Of a look-up M is 1 in the second, and there is no
-    third; every layer has T terms of its own. Parts of a matrix may be filled up more
-    than those of an array: what an update sends for that is added.
+    dealt out, with the left one; where slabs of the parameter are wanted, the one that
+    they cut. Of a look-up M is 1 in the second, and there is no third; every layer has
+    T terms of its own. Parts of a matrix may be filled up more than those of an array:
+    what an update sends for that is added.
     """
     return _least(leaf, count, signs, stays)[0]
 
 
-def stays_for_less(leaf: Leaf, count: int, signs: bool) -> bool:
-    """Whether devices with slabs along the first axis send less, the update included.
+def stays_for_less(leaf: Leaf, count: int, signs: bool, axis: int) -> bool:
+    """Whether devices with slabs along an axis send less, the update included.
 
     Of rows of all devices; the update of slabs stays where it is.
     """
     length, part = leaf.shape[0] // count, -(-math.prod(leaf.shape[1:]) // count)
-    ways = [_least(leaf, count, signs, stays, length)[0] for stays in (True, False)]
+    ways = [_least(leaf, count, signs, where, length)[0] for where in (axis, None)]
     return ways[0] <= ways[1] + part * leaf.dtype.itemsize
 
 
 def _least(
-    leaf: AnyLeaf, count: int, signs: bool, stays: bool, length: int | None = None
-) -> tuple[int, str]:
-    """These bytes, and which factor is dealt out, "" if the leaf is multiplied out."""
+    leaf: AnyLeaf,
+    count: int,
+    signs: bool,
+    stays: int | None,
+    length: int | None = None,
+) -> tuple[int, str, Slab | None]:
+    """These bytes, which factor is dealt out, "" if the leaf is multiplied out, slabs."""
     leaf = _one(leaf)
     rows: Any = leaf.leaf if isinstance(leaf, Mixed) else leaf
     length = rows.shape[0] if length is None else length
     part = lambda size: -(-size // count)
     least = part(math.prod(rows.shape[1:]))
-    options = [(length * least * (1 if signs else rows.dtype.itemsize), "")]
+    itemsize = 1 if signs else rows.dtype.itemsize
+    options: list[Any] = [(length * least * itemsize, "", None)]
     if isinstance(leaf, OuterProduct) and not any(leaf.spec):
         layers, (terms, m, n) = leaf.num_layers or 1, leaf.sides
         sizes = [
@@ -138,12 +158,12 @@ def _least(
             there = layers * terms * (left * sizes[0] + right * sizes[1])
             return length * there + (layers * width - least) * leaf.dtype.itemsize
 
+        slab = None if stays is None else slab_of(leaf, stays, count)
         lines = 1 if leaf.is_look_up else m
-        if not stays:
-            options += [(sent(lines, part(n), m * part(n)), "right")]
-        in_order = layers == 1 and all(name == "reshape" for name, _ in leaf.steps)
-        if not leaf.is_look_up and (not stays or (in_order and m % count == 0)):
-            options += [(sent(part(m), n, part(m) * n), "left")]
+        if stays is None or (slab and slab.side == "right"):
+            options += [(sent(lines, part(n), m * part(n)), "right", slab)]
+        if (stays is None and not leaf.is_look_up) or (slab and slab.side == "left"):
+            options += [(sent(part(m), n, part(m) * n), "left", slab)]
     return min(options, key=lambda option: option[0])
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from consensus_optax._rows.slabs import run_of
 from consensus_optax._typing import Array
 
 
@@ -53,6 +54,12 @@ class Layout(NamedTuple):
         there = device * each + jnp.arange(each, dtype=jnp.int32) < length
         seen = part.reshape(outer, each, inner)
         return jnp.where(there[None, :, None], seen, 0).reshape(part.shape)
+
+
+def slab_layout(shape: tuple[int, ...], axis: int) -> Layout:
+    """Slabs along an axis of an array."""
+    restore = lambda whole: whole.reshape(shape)
+    return Layout(run_of(shape, axis), lambda array: array, restore)
 
 
 def flat_layout(shape: tuple[int, ...]) -> Layout:

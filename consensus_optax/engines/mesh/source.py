@@ -91,13 +91,14 @@ class Shared(NamedTuple):
     def combine(self, weights: Array, exact: bool = False) -> list[Array]:
         """Every device combines its rows; the sum of N such is a plain all-reduce.
 
-        In float32; of narrower rows narrow numbers are sent, unless ``exact``.
+        Or a reduce-scatter, of what stays in place. In float32; of narrower rows narrow
+        numbers are sent, unless ``exact``.
         """
         combined = self.local.combine(self.exchange.own_rows(weights))
         dtypes = self._row_dtypes(combined)
         wide = all(dtype.itemsize >= 4 for dtype in dtypes)
         if exact or (wide and self.wire.update is None):
-            return lax.psum(combined, self.exchange.axis_name)
+            return self.exchange.summed(combined)
         pairs = zip(combined, dtypes, strict=True)
         dealt = self.exchange.deal([narrowed(x, dtype)[None] for x, dtype in pairs])
         pairs = zip(dealt, combined, strict=True)
@@ -207,7 +208,8 @@ class Shared(NamedTuple):
             name: of_all(given) if name in self.per_row else given
             for name, given in roster.extra.items()
         }
-        roster = roster._replace(weights=weights, extra=extra)
+        coordinates = exchange.of_combined()
+        roster = roster._replace(weights=weights, extra=extra, coordinates=coordinates)
         return Seen(roster, num_bad.astype(jnp.int32), own.value)
 
     def _combines(self) -> bool:
@@ -224,9 +226,7 @@ class Shared(NamedTuple):
         if all(x.shape[0] == 1 for x in leaves) and max(sizes) < 4:
             return False
         sizes = [wide] * len(sizes) if min(sizes) >= 4 else sizes
-        spreads = self.exchange.spreads
-        returned = [y * s.stays for y, s in zip(sizes, spreads, strict=True)]
-        return self._bytes(sizes) + self._bytes(returned) <= self._dealt_bytes(False)
+        return self._bytes(sizes) <= self._dealt_bytes(False)
 
     def _folds(self, rule: Fold) -> bool:
         """Whether the statistics of these rows are less to send than they are.

@@ -15,7 +15,7 @@ from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.mesh.exchange import Spread
 from consensus_optax.engines.mesh.factors import stays_for_less
-from consensus_optax.engines.mesh.layout import flat_layout
+from consensus_optax.engines.mesh.layout import flat_layout, slab_layout
 
 
 def is_inside(axes: tuple[str, ...]) -> bool:
@@ -111,23 +111,33 @@ def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
 
 
 def spread_of(
-    shape: tuple[int, ...], spec: PartitionSpec, stays: bool = False
+    shape: tuple[int, ...], spec: PartitionSpec, stays: int | None = None
 ) -> Spread:
     """How a parameter lies of which a device has a part of this shape."""
-    return Spread(shape, tuple(_names(spec)), flat_layout(shape), stays)
+    layout = flat_layout(shape) if stays is None else slab_layout(shape, stays)
+    return Spread(shape, tuple(_names(spec)), layout, stays)
 
 
 def stays(
     leaf: Leaf, spec: PartitionSpec, axes: tuple[str, ...], mesh: Any, signs: bool
-) -> bool:
-    """Whether the update of a parameter is to stay where rows are dealt out.
+) -> int | None:
+    """The axis along which the update of a parameter is to stay where rows are dealt.
 
-    It is cut along the axes of the rows by its first one alone, and less is sent so.
+    The parameter is cut along the axes of the rows by this axis alone, within the parts
+    that other mesh axes cut, of which ``leaf`` is one; and less is sent so.
     """
-    count = math.prod(mesh.shape[name] for name in axes)
-    first, *others = _names(spec) or [()]
-    is_cut = first == axes and not any(others) and leaf.shape[1] % count == 0
-    return is_cut and stays_for_less(leaf, count, signs)
+    names = _names(spec)
+    cut = [axis for axis, own in enumerate(names) if set(own) & set(axes)]
+    count = size_of(axes, mesh)
+    if len(cut) != 1 or names[cut[0]][-len(axes) :] != axes:
+        return None
+    even = leaf.shape[1 + cut[0]] % count == 0
+    return cut[0] if even and stays_for_less(leaf, count, signs, cut[0]) else None
+
+
+def size_of(axes: tuple[str, ...], mesh: Any) -> int:
+    """How many devices there are along some mesh axes."""
+    return math.prod(mesh.shape[name] for name in axes)
 
 
 def place(tree: Tree, specs: Tree, mesh: Any) -> Tree:
