@@ -69,7 +69,7 @@ class Claim(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["sums", "likes"],
-    meta_fields=["axis"],
+    meta_fields=["axis", "rows"],
 )
 @dataclasses.dataclass(frozen=True)
 class Reduced:
@@ -79,29 +79,39 @@ class Reduced:
       sums: tree of arrays that add up over layers.
       likes: tree of arrays laid out as the variable is without its example axis.
       axis: where that would be.
+      rows: where ``likes`` have an axis of rows all the same, or None.
     """
 
     sums: Any
     likes: Any
     axis: int = 0
+    rows: int | None = None
 
     def stacked(self) -> Reduced:
         """The same of all turns of a scan, from what it stacked."""
         sums = jax.tree.map(lambda x: x.sum(0), self.sums)
-        return Reduced(sums, self.likes, self.axis + 1)
+        rows = None if self.rows is None else self.rows + 1
+        return Reduced(sums, self.likes, self.axis + 1, rows)
 
     def moved(self, eqn: Any) -> Reduced:
         """The same after an operation that a claim was handed back through."""
         if eqn.primitive.name == "transpose":
             order = eqn.params["permutation"]
             inner = _without(self.axis, order)
-            likes = jax.tree.map(lambda x: x.transpose(inner), self.likes)
-            return Reduced(self.sums, likes, order.index(self.axis))
+            likes = self._of_likes(lambda x: x.transpose(inner))
+            axis = order.index(self.axis)
+            return dataclasses.replace(self, likes=likes, axis=axis)
         if eqn.primitive.name == "reshape":
             shape = eqn.outvars[0].aval.shape[1:]
-            likes = jax.tree.map(lambda x: x.reshape(shape), self.likes)
-            return Reduced(self.sums, likes, self.axis)
+            likes = self._of_likes(lambda x: x.reshape(shape))
+            return dataclasses.replace(self, likes=likes)
         return self
+
+    def _of_likes(self, function: Callable[[Any], Any]) -> Any:
+        """A function of every array in ``likes``, or of each row in it."""
+        if self.rows is not None:
+            function = jax.vmap(function, self.rows, self.rows)
+        return jax.tree.map(function, self.likes)
 
 
 Reduce = Callable[[Claim, Any], Reduced]

@@ -52,20 +52,24 @@ class Dealing(NamedTuple):
             return read(rows, like)
         if self.wire is not None and self.wire.itemsize < rows.dtype.itemsize:
             rows = rows.astype(self.wire)
-        cut = PartitionSpec(*[None] * (place - 1), self.axes)
+        deal = lambda rows: lax.all_to_all(rows, self.axes, place, 0, tiled=True)
+        return self._read(lambda rows, like: read(deal(rows), like), rows, like, place)
 
-        def on_device(rows: Array, like: Any) -> tuple[Any, Any]:
-            dealt = lax.all_to_all(rows, self.axes, place, 0, tiled=True)
-            sums, likes = read(dealt, like)
-            return lax.psum(sums, self.axes), likes
+    def dealt(self, rows: Array, claim: Claim) -> Array:
+        """Rows, each on its own device, to coordinates of all of them."""
+        place = self._place(rows.shape, claim)
+        if self.wire is not None and self.wire.itemsize < rows.dtype.itemsize:
+            rows = rows.astype(self.wire)
+        cut = PartitionSpec(*[None] * place, self.axes) if place else PartitionSpec()
+        return lax.with_sharding_constraint(rows, NamedSharding(self.mesh, cut))
 
-        return jax.shard_map(
-            on_device,
-            mesh=self.mesh,
-            in_specs=(PartitionSpec(self.axes), cut),
-            out_specs=(PartitionSpec(), cut),
-            axis_names=set(self.axes),
-        )(rows, like)
+    def of_dealt(
+        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, claim: Claim
+    ) -> tuple[Any, Any]:
+        """The same of rows that have been dealt out."""
+        place = self._place(rows.shape, claim)
+        return self._read(read, rows, claim.like, place, PartitionSpec(None, *cut))
+
 
     def _place(self, shape: tuple[int, ...], claim: Claim) -> int:
         """Which axis is dealt out: as the parameter is cut, else any; 0 if none can be.
