@@ -32,7 +32,7 @@ from consensus_optax._running.reducer import (
 )
 from consensus_optax._running.run import run
 from consensus_optax._typing import Array, AxisName
-from consensus_optax.engines.backward.choice import is_held
+from consensus_optax.engines.backward.choice import is_dealt, is_held
 from consensus_optax.engines.backward.passes import Batch
 from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.aggregator import Sharded
@@ -199,9 +199,14 @@ def value_and_reduced_grad(
 
         if microbatch_size is None or microbatch_size >= arranged.num_rows:
             batch = Batch(of_row, has_aux, arranged, params)
-            if microbatch_size is None and not is_to_be_held(batch):
+            passes = keeps = False
+            if microbatch_size is None:
+                held = is_to_be_held(batch)
+                keeps = held and on_mesh and reducer.deals and is_dealt(rule, batch)
+                passes = keeps or not held
+            if passes:
                 given = checked_weights(weights, arranged.num_rows, batch.dtype)
-                local = Backward.of(batch, given, state.step, words)
+                local = Backward.of(batch, given, state.step, words, keeps)
                 return of_batch(*computed(local, weights, state, arranged))
             value, rows = value_and_rows(of_row, arranged, has_aux)
             words = {"values": losses(value), **(extra or {})}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.explicit import explicit_mesh
@@ -45,15 +46,33 @@ def is_held(rule: Rule, batch: Batch, on_mesh: bool) -> bool:
     most = max(_TIMES_PARAMETERS * params, _FEW)
     if batch.arranged.num_rows * params <= most:
         return True
-    of_rows = functools.partial(value_and_rows, batch.fun, has_aux=batch.has_aux)
+    return sum(_bytes(x) for leaf in _held(batch) for x in leaf) <= most
 
-    def held() -> list[jax.Array]:
-        _, rows = of_rows(batch.arranged)
+
+def is_dealt(rule: Rule, batch: Batch) -> bool:
+    """Whether rows that are held on a mesh are dealt out in the pass that makes them.
+
+    They take what they do in memory otherwise, and are not held twice while they are
+    dealt out. For this most of their entries must be multiplied out anyway.
+    """
+    if not _reads_in_passes(rule, False) or explicit_mesh(batch.arranged.args):
+        return False
+    params = jax.tree.leaves(batch.params)
+    sizes = [x.size for x in params if jnp.issubdtype(x.dtype, jnp.floating)]
+    pairs = zip(sizes, _held(batch), strict=True)
+    of_arrays = sum(size for size, leaf in pairs if len(leaf) == 1)
+    return 2 * of_arrays > sum(sizes)
+
+
+def _held(batch: Batch) -> list[list[Any]]:
+    """For every leaf the arrays that are held of its rows: one, or two factors each."""
+
+    def held() -> list[list[jax.Array]]:
+        _, rows = value_and_rows(batch.fun, batch.arranged, batch.has_aux)
         leaves = jax.tree.leaves(rows, is_leaf=is_outer_product)
-        arrays = [x.held if is_outer_product(x) else [x] for x in leaves]
-        return [x for each in arrays for x in each]
+        return [x.held if is_outer_product(x) else [x] for x in leaves]
 
-    return sum(map(_bytes, jax.eval_shape(held))) <= most
+    return jax.eval_shape(held)
 
 
 def _reads_in_passes(rule: Rule, on_mesh: bool) -> bool:

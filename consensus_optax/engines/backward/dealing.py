@@ -47,29 +47,63 @@ class Dealing(NamedTuple):
           rows: (B, ...), each on its own device.
           claim: on them.
         """
-        place, like = self._place(rows.shape, claim), claim.like
+        place = self._place(rows.shape, claim)
         if not place:
-            return read(rows, like)
-        if self.wire is not None and self.wire.itemsize < rows.dtype.itemsize:
-            rows = rows.astype(self.wire)
-        deal = lambda rows: lax.all_to_all(rows, self.axes, place, 0, tiled=True)
-        return self._read(lambda rows, like: read(deal(rows), like), rows, like, place)
+            return read(rows, claim.like)
+        dealt = lambda rows, like: read(self._exchanged(rows, place), like)
+        rows_spec = PartitionSpec(self.axes)
+        return self._on_devices(dealt, rows_spec, place)(self._narrow(rows), claim.like)
 
     def dealt(self, rows: Array, claim: Claim) -> Array:
-        """Rows, each on its own device, to coordinates of all of them."""
+        """Rows, each on its own device, to each device's coordinates of all of them."""
         place = self._place(rows.shape, claim)
-        if self.wire is not None and self.wire.itemsize < rows.dtype.itemsize:
-            rows = rows.astype(self.wire)
-        cut = PartitionSpec(*[None] * place, self.axes) if place else PartitionSpec()
-        return lax.with_sharding_constraint(rows, NamedSharding(self.mesh, cut))
+        if not place:
+            return rows
+        deal = lambda rows: self._exchanged(rows, place)
+        specs = PartitionSpec(self.axes), self._cut(place + 1)
+        return self._mapped(deal, *specs)(self._narrow(rows))
 
     def of_dealt(
         self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, claim: Claim
     ) -> tuple[Any, Any]:
-        """The same of rows that have been dealt out."""
+        """The same as :meth:`of_coordinates` of rows that have been dealt out."""
         place = self._place(rows.shape, claim)
-        return self._read(read, rows, claim.like, place, PartitionSpec(None, *cut))
+        if not place:
+            return read(rows, claim.like)
+        return self._on_devices(read, self._cut(place + 1), place)(rows, claim.like)
 
+    def _on_devices(
+        self, read: Callable[[Any, Any], tuple[Any, Any]], rows_spec: Any, place: int
+    ) -> Callable[[Any, Any], tuple[Any, Any]]:
+        """``read`` where each device has a part of the parameter."""
+
+        def on_device(rows: Array, like: Any) -> tuple[Any, Any]:
+            sums, likes = read(rows, like)
+            return lax.psum(sums, self.axes), likes
+
+        cut = self._cut(place)
+        return self._mapped(on_device, (rows_spec, cut), (PartitionSpec(), cut))
+
+    def _mapped(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(self.axes),
+        )
+
+    def _exchanged(self, rows: Array, place: int) -> Array:
+        return lax.all_to_all(rows, self.axes, place, 0, tiled=True)
+
+    def _cut(self, place: int) -> PartitionSpec:
+        """Of an array whose axis ``place``, counted from 1, is dealt out."""
+        return PartitionSpec(*[None] * (place - 1), self.axes)
+
+    def _narrow(self, rows: Array) -> Array:
+        """Rows as they travel."""
+        narrows = self.wire is not None and self.wire.itemsize < rows.dtype.itemsize
+        return rows.astype(self.wire) if narrows else rows
 
     def _place(self, shape: tuple[int, ...], claim: Claim) -> int:
         """Which axis is dealt out: as the parameter is cut, else any; 0 if none can be.

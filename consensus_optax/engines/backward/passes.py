@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from consensus_optax._gradients.arguments import Arranged
 from consensus_optax._gradients.claims import Claim, Reduced
@@ -21,6 +22,7 @@ from consensus_optax._rows.verbs import Leaf, decision_dtype
 from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
+from consensus_optax._running.run import floating_leaves
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward.dealing import Dealing
@@ -46,6 +48,21 @@ class Found(NamedTuple):
     rest: dict[int, Leaf]
 
 
+class Kept(NamedTuple):
+    """Rows that a pass has left where they were dealt to.
+
+    Of B rows on N devices each holds those of an Nth part of the coordinates: as much
+    as B / N whole rows.
+
+    Attributes:
+      found: what it found; ``made`` are the rows.
+      is_all: whether there is no need for another pass.
+    """
+
+    found: Found
+    is_all: bool
+
+
 class Batch(NamedTuple):
     """What rows are computed of.
 
@@ -56,6 +73,7 @@ class Batch(NamedTuple):
       params: the argument or arguments that are differentiated.
       dealing: where rows lie, if each is computed by one of many devices.
       scalings: (B,) each, what rows are multiplied by, one after the other.
+      kept: rows that are there, if any.
     """
 
     fun: Callable[..., Any]
@@ -64,6 +82,7 @@ class Batch(NamedTuple):
     params: Tree
     dealing: Dealing | None = None
     scalings: tuple[Array, ...] = ()
+    kept: Kept | None = None
 
     @property
     def dtype(self) -> Any:
@@ -85,7 +104,7 @@ class Batch(NamedTuple):
         likes: Sequence[Any] | None = None,
         together: bool = True,
     ) -> Found:
-        """One pass.
+        """One pass, unless all rows are kept.
 
         Args:
           roster: which rows are there, as far as is known.
@@ -94,35 +113,131 @@ class Batch(NamedTuple):
           together: whether that takes several rows at once.
         """
 
-        def reduce(claim: Claim, rows: Leaf) -> Reduced:
-            if is_outer_product(rows) and (self.dealing is not None or not rows.size):
-                rows = rows.materialize()  # each on its own device, or of no entries
-            whole = self.scaled(_as_decided(rows, claim.dtype))
-            rows = whole if self.scalings else rows
-            bad = (~finite_rows([whole], self.dtype)).astype(jnp.int32)
+        def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
             if self.dealing is None or not together:
-                sums, made = read(in_memory([whole], roster), claim)
-                return Reduced((bad, sums), made)
+                return Reduced(*read(in_memory([whole], roster), claim))
+            rows = whole if self.scalings else rows
 
             def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
                 own = in_memory([rows.astype(whole.dtype)], roster)
                 return read(own, claim._replace(like=like))
 
-            sums, made = self.dealing.of_coordinates(of_part, rows, claim)
-            return Reduced((bad, sums), made)
+            return Reduced(*self.dealing.of_coordinates(of_part, rows, claim))
+
+        if self.kept is None or not self.kept.is_all:
+            found = self._pass(roster, make, likes)
+        else:
+            found = self.kept.found
+            found = self._with(found._replace(made={}), found.rest)
+        return self._with_kept(found, roster, read, likes)
+
+    def keeping(self, roster: Roster, read: Read | None = None) -> tuple[Found, Batch]:
+        """One pass that leaves rows where they are dealt to, and the batch with them.
+
+        Args:
+          roster: which rows are there, as far as is known.
+          read: what to make of the rows of each leaf alone, likewise of one layer's;
+            rows are then kept of whole leaves, outside of scans. None: nothing, and
+            all are kept.
+        """
+        dealing = self.dealing
+        assert dealing is not None and not self.scalings
+
+        def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
+            if read is None:
+                return Reduced((), dealing.dealt(rows, claim), rows=0)
+            made = Reduced(*read(in_memory([whole], roster), claim))
+            if rows.size < roster.weights.size * self._leaves[claim.leaf].size:
+                return made
+            return Reduced(made.sums, dealing.dealt(rows, claim), rows=0)
+
+        found = self._pass(roster, make, None)
+        rows = {i: x for i, x in found.made.items() if x.rows is not None}
+        kept = Kept(found._replace(made=rows), read is None)
+        return found, self._replace(kept=kept)
+
+    @property
+    def _leaves(self) -> list[Any]:
+        """The parameters that have a gradient."""
+        return floating_leaves(self.params)
+
+    def _pass(
+        self,
+        roster: Roster,
+        make: Callable[[Claim, Any, Any], Reduced],
+        likes: Sequence[Any] | None,
+    ) -> Found:
+        """One pass: what is made of rows as they are, and as they are looked at."""
+        kept = {} if self.kept is None else self.kept.found.made
+
+        def reduce(claim: Claim, rows: Leaf) -> Reduced:
+            if claim.leaf in kept:
+                return Reduced((jnp.zeros(rows.shape[0], jnp.int32), ()), ())
+            if is_outer_product(rows) and (self.dealing is not None or not rows.size):
+                rows = rows.materialize()  # each on its own device, or of no entries
+            whole = self.scaled(_as_decided(rows, claim.dtype))
+            made = make(claim, rows, whole)
+            return dataclasses.replace(made, sums=(self._bad(whole), made.sums))
 
         value, leaves = value_and_reduced(
             self.fun, self.arranged, self.has_aux, reduce, likes
         )
         made = {i: x for i, x in enumerate(leaves) if isinstance(x, Reduced)}
-        rest: Any = {i: self.scaled(x) for i, x in enumerate(leaves) if i not in made}
-        finite = jnp.ones(roster.weights.shape, bool)
-        if rest:
-            finite = finite_rows(list(rest.values()), self.dtype)
+        rest: Any = {i: x for i, x in enumerate(leaves) if i not in made}
+        found = Found(value, jnp.ones(roster.weights.shape, bool), made, {})
+        return self._with(found, rest)
+
+    def _with(self, found: Found, rest: dict[int, Leaf]) -> Found:
+        """What was found, with the leaves that are left, and rows finite in all."""
+        finite, made = found.finite, found.made
+        scaled = {i: self.scaled(x) for i, x in rest.items()}
+        if scaled:
+            finite &= finite_rows(list(scaled.values()), self.dtype)
         for leaf in made.values():
             finite &= leaf.sums[0] == 0
-        made = {i: Reduced(x.sums[1], x.likes) for i, x in made.items()}
-        return Found(value, finite, made, rest)
+        made = {i: dataclasses.replace(x, sums=x.sums[1]) for i, x in made.items()}
+        return Found(found.value, finite, made, scaled)
+
+    def _with_kept(
+        self, found: Found, roster: Roster, read: Read, likes: Sequence[Any] | None
+    ) -> Found:
+        """The same with what is made of kept rows."""
+        kept = {} if self.kept is None else self.kept.found.made
+
+        def of_leaf(number: int, rows: Reduced) -> Reduced:
+            like = None if likes is None else likes[number]
+            order = tuple(range(rows.likes.ndim - 1))
+            dtype = self._leaves[number].dtype
+            claim = Claim(number, dtype, rows.rows or 0, like, order)
+            return self._of_layers(roster, read, claim, rows.likes)
+
+        made = {i: of_leaf(i, rows) for i, rows in kept.items()}
+        with_own = self._with(found._replace(made=made), {})
+        made = dict(sorted((found.made | with_own.made).items()))
+        return found._replace(finite=with_own.finite, made=made)
+
+    def _of_layers(
+        self, roster: Roster, read: Read, claim: Claim, rows: Array
+    ) -> Reduced:
+        """The same of one leaf, (..., B, ...), by turns where layers are stacked."""
+        if claim.axis:
+            turn = lambda given: self._of_layers(
+                roster, read, claim.of_turn(given[1]), given[0]
+            )
+            return lax.map(turn, (rows, claim.like)).stacked()
+        dealing = self.dealing
+        assert dealing is not None
+
+        def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
+            whole = self.scaled(rows.astype(claim.dtype))
+            sums, made = read(in_memory([whole], roster), claim._replace(like=like))
+            return (self._bad(whole), sums), made
+
+        return Reduced(*dealing.of_dealt(of_part, rows, claim))
+
+    def _bad(self, rows: Leaf) -> Array:
+        """Above 0 for rows that are not finite."""
+        return (~finite_rows([rows], self.dtype)).astype(jnp.int32)
 
 
 def _as_decided(rows: Leaf, dtype: Any) -> Leaf:

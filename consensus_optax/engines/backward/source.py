@@ -41,19 +41,26 @@ class Backward(NamedTuple):
       batch: what rows are computed of.
       seen: see `Source`.
       known: whether a pass has told which rows are sound.
+      keeps: whether the next pass is to keep what it makes.
     """
 
     batch: Batch
     seen: Seen
     known: bool = False
+    keeps: bool = False
 
     @classmethod
     def of(
-        cls, batch: Batch, weights: Array, step: Array, extra: dict[str, Any]
+        cls,
+        batch: Batch,
+        weights: Array,
+        step: Array,
+        extra: dict[str, Any],
+        keeps: bool = False,
     ) -> Backward:
         """The source before anything has been computed; weights may be wrong, < 0."""
         roster = Roster(weights, step, extra, like=shapes_of(batch.params))
-        return cls(batch, Seen(roster, jnp.zeros((), jnp.int32)))
+        return cls(batch, Seen(roster, jnp.zeros((), jnp.int32)), keeps=keeps)
 
     @property
     def params(self) -> Tree:
@@ -62,13 +69,15 @@ class Backward(NamedTuple):
 
     def inner(self, asked: Asked) -> tuple[Any, Backward]:
         """One pass, or two of which the second is at another scale."""
+        if self.keeps:
+            return self._kept().inner(asked)
         if asked.rescale is None:
-            products, told = self._look(asked)
-            return products, self._told(*told)
+            products, told, batch = self._look(asked, leaves_whole=True)
+            return products, self._told(*told)._replace(batch=batch)
         (products, told), scale = rescaled_in_a_loop(
             asked,
             asked.rescale,
-            self._look,
+            lambda asked: self._look(asked)[:2],
             lambda told: self._told(*told).seen.roster,
             self.batch.arranged.varying,
             self.batch.dtype,
@@ -76,8 +85,14 @@ class Backward(NamedTuple):
         source = self._told(*told)
         return products, source._replace(seen=source.seen._replace(scale=scale))
 
-    def _look(self, asked: Asked) -> tuple[Any, Any]:
-        """The products, and what a pass has told; see :meth:`_told`."""
+    def _look(self, asked: Asked, leaves_whole: bool = False) -> tuple[Any, Any, Batch]:
+        """The products, what a pass has told, see :meth:`_told`, and its batch.
+
+        Two passes have their forward half in common, which a compiler finds, and what
+        is outside of loops over layers. It would hold what goes into the gradient of
+        the readout, the logits' cotangents for instance, from the first to the second:
+        so those rows are kept instead, if ``leaves_whole``.
+        """
         roster, previous = self.seen.roster, asked.previous
         olds = None if previous is None else roster.coordinates.own(previous)
         part = lambda olds: asked._replace(previous=olds)
@@ -87,10 +102,15 @@ class Backward(NamedTuple):
             return rows.inner(part(own)._replace(per_leaf=False))[0], ()
 
         together = asked.reads.pairs or asked.reads == Reads.TOWARD
-        found = self.batch.read(roster, read, olds, together)
+        batch = self.batch
+        fresh = batch.kept is None and not batch.scalings
+        if leaves_whole and not together and fresh and batch.dealing is not None:
+            found, batch = batch.keeping(roster, read)
+        else:
+            found = batch.read(roster, read, olds, together)
         told = self._sound(found)
         if asked.reads == Reads.NOTHING:
-            return None, told
+            return None, told, batch
         made = {i: leaf.sums for i, leaf in found.made.items()}
         products = list(made.values())
         if found.rest:
@@ -103,7 +123,7 @@ class Backward(NamedTuple):
             else:
                 products = [*products, of_rest]
         masked = _of_present(over_leaves(asked, products), asked, told[0] > 0)
-        return roster.coordinates.total(masked), told
+        return roster.coordinates.total(masked), told, batch
 
     def combine(self, weights: Array, exact: bool = False) -> list[Array]:
         """One pass, which adds in the dtype of decisions.
@@ -113,9 +133,11 @@ class Backward(NamedTuple):
         """
         del exact  # nothing travels
         own = lambda leaves: weights if weights.ndim == 1 else weights[np.array(leaves)]
+        # taken apart here, for where rows are dealt out nothing else may be cut
+        apart = [own([i]) for i in range(weights.shape[0] if weights.ndim == 2 else 0)]
 
         def read(rows: Memory, claim: Claim) -> tuple[tuple[()], Array]:
-            return (), rows.combine(own([claim.leaf]))[0]
+            return (), rows.combine(apart[claim.leaf] if apart else weights)[0]
 
         roster = self.seen.roster
         found = self.batch.read(roster, read)
@@ -164,11 +186,12 @@ class Backward(NamedTuple):
         return self._replace(seen=self.seen.among(weights))
 
     def scaled(self, factors: Array, sound: Array, tested: bool) -> Backward:
-        """Nothing is computed yet."""
-        seen = self.seen.without(sound)
+        """Nothing is computed yet, unless rows are to be kept."""
+        source = self._kept() if self.keeps else self
+        seen = source.seen.without(sound)
         given = jnp.broadcast_to(factors, seen.roster.weights.shape)
-        batch = self.batch._replace(scalings=(*self.batch.scalings, given))
-        return Backward(batch, seen, self.known and tested)
+        batch = source.batch._replace(scalings=(*source.batch.scalings, given))
+        return Backward(batch, seen, source.known and tested)
 
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """As for columns."""
@@ -195,6 +218,12 @@ class Backward(NamedTuple):
             of_rest = make(in_memory(list(found.rest.values()), roster))
             by_leaf |= dict(zip(found.rest, of_rest, strict=True))
         return [by_leaf[i] for i in range(len(by_leaf))], found
+
+    def _kept(self) -> Backward:
+        """The same of rows that one pass has left where they were dealt to."""
+        found, batch = self.batch.keeping(self.seen.roster)
+        source = self._told(*self._sound(found))
+        return source._replace(batch=batch, keeps=False)
 
     def _held(self) -> Memory:
         """The rows in memory."""

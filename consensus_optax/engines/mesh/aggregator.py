@@ -54,14 +54,18 @@ class Sharded(Aggregator):
         coded = self.wire.rows is not None or self.wire.update is not None
         return self.plain or not (self.inside or coded)
 
+    @property
+    def deals(self) -> bool:
+        """Whether rows may be dealt out in the backward pass, where this is asked."""
+        return not self.inside and self.wire.rows is None and self.wire.update is None
+
     def source(self, local: Computed | Backward) -> Shared | Backward:
         """The rows of all devices, that are computed when they are looked at.
 
         Raises:
           ValueError: when traced, where that is not to be had.
         """
-        whole = self.wire.rows is None and self.wire.update is None
-        if isinstance(local, Backward) and not self.inside and whole:
+        if isinstance(local, Backward) and self.deals:
             return local._replace(batch=self._dealt(local.batch))
         if not (self.inside and self.plain):
             raise ValueError(
