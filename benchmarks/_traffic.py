@@ -49,9 +49,10 @@ def bytes_sent(hlo: str, num_devices: int) -> float:
 def bytes_in_turns(hlo: str, num_devices: int) -> float:
     """The same with loops as often as they turn, of branches the one that sends least.
 
-    Of whatever kind, among the devices of its group; loops that data stop turn once. Where only one branch of a loop's
-    turn sends anything it is a pass that the first turn makes, and counts once. An
-    operation that is split over several fusions of a TPU counts where it starts.
+    Of whatever kind, among the devices of its group; loops that data stop turn once.
+    Where only one branch of a loop's turn sends anything it is a pass that the first
+    turn makes, and counts once. An operation that is split over several fusions of a
+    TPU counts where it starts.
     """
     parts, entry = _programs.computations(hlo)
 

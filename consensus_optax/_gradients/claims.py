@@ -124,11 +124,14 @@ class Claims(NamedTuple):
       of: claims by variable.
       reduce: (claim, rows) to what is made of them.
       waits: whether all else waits until that is there: outside of scans.
+      values: what else is waited for, as soon as it can be there. A loss that is only
+        returned would be taken at last, of logits that are held until then.
     """
 
     of: dict[Any, Claim]
     reduce: Reduce
     waits: bool = True
+    values: Sequence[Any] = ()
 
     def handed_back(self, jaxpr: Any) -> Claims:
         """Claims on these variables, and on all that are nothing but moved to them."""

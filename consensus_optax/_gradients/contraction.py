@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.extend import core
 
 from consensus_optax._gradients.claims import (
     NOBODY,
@@ -111,14 +112,18 @@ def reduced(
       arrays.
     """
     traced = _traced(of_all_rows(function, in_axes, rows_axis), args)
-    _, _, wanted = traced
+    closed, _, wanted = traced
     given = [None] * len(wanted) if likes is None else likes
     of = {
         var: Claim(leaf, var.aval.dtype, 0, like, tuple(range(var.aval.ndim - 1)))
         for leaf, (var, like) in enumerate(zip(wanted, given, strict=True))
         if once(var, wanted)
     }
-    return _value_and_leaves(traced, args, Claims(of, reduce))
+    is_number = lambda x: (
+        not isinstance(x, core.Literal) and x.aval.dtype.kind in "biuf"
+    )
+    values = list(filter(is_number, closed.jaxpr.outvars[: -len(wanted) or None]))
+    return _value_and_leaves(traced, args, Claims(of, reduce, values=values))
 
 
 def _value_and_leaves(traced: Any, args: Any, claims: Claims) -> tuple[Any, list[Any]]:

@@ -179,7 +179,8 @@ def evaluate(
             values[var] = made
             waits = claims.waits and isinstance(made, Reduced) and operand is not None
             if waits and not is_kept(values[operand]):
-                values[operand] = waiting(values[operand], made)
+                early = [values[x] for x in claims.values if x in values]
+                values[operand] = waiting(values[operand], (made, early))
     given = lambda var: (number if isinstance(read(var), Weighed) else read)(var)
     return list(map(given, jaxpr.outvars))
 

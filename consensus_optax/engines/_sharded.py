@@ -128,9 +128,10 @@ def sharded(
         tells ``shard_map``: ``PartitionSpec`` leaves, one for a whole subtree allowed.
         Inner products are then summed over these axes as well. None: as explicit axes
         say, else whole. May name ``axis_name`` too outside of ``shard_map``: the update
-        of a parameter that is cut so by one axis, which others may cut as well, further
-        outside, stays where it is made, which saves the P of the update; and rows that :func:`value_and_reduced_grad` reduces
-        inside of the backward pass are dealt out along whichever axis is cut so.
+        of a parameter of which they cut one axis, alone or inside of what other mesh
+        axes leave of it, stays where it is made, which saves the P of the update; and
+        rows that :func:`value_and_reduced_grad` reduces inside of the backward pass are
+        dealt out along whichever axis is cut so.
       wire: a compressor of ``co.compressors``, in whose messages rows travel, each leaf
         in N pieces that are compressed by themselves: the update is that of
         ``co.compressed(co.compressors.bucketed(wire, count=N))``, decided and summed in

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from benchmarks._traffic import bytes_in_turns
 from consensus_optax import compressors
+from consensus_optax._rows.views import reshaped, transposed
 from consensus_optax.engines.mesh.factors import stays_for_less
 from tests._models import assert_close
 from tests.zoo.own import heavy_ball
@@ -73,14 +74,86 @@ def test_bytes_and_no_row_multiplied_out(kind):
     assert (max(sizes) >= stack) == (kind in ("columns", "affine"))
 
 
+# Axes of the mesh, and how each parameter is cut.
+CUTS = {
+    "last axis": ((N,), P(None, "data"), P(None, "data"), P(None, "data")),
+    "another along the other": (
+        (2, 2),
+        P("data", "model"),
+        P("model", "data"),
+        P("data"),
+    ),
+    "another outside": (
+        (2, 2),
+        P(None, ("model", "data")),
+        P(("model", "data")),
+        P("data"),
+    ),
+}
+
+
+@pytest.mark.whole_zoo
+@pytest.mark.parametrize("kind", ["fold", "norms", "gramian"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_bytes_of_parameters_cut_in_other_ways(cut, kind):
+    """No more than the plain step, which sums gradients by reduce-scatter."""
+    sides, *specs = CUTS[cut]
+    mesh = jax.make_mesh(
+        sides,
+        ("data", "model")[: len(sides)],
+        (AxisType.Auto,) * len(sides),
+        devices=jax.devices()[:N],
+    )
+    specs = dict(zip(SHAPES, specs, strict=True))
+    lie = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    model = "model" if len(sides) > 1 else None
+
+    def cut_loss(p, x):  # as FSDP is written, so that parameters are gathered
+        rows = lambda x, last=None: jax.lax.with_sharding_constraint(
+            x, NamedSharding(mesh, P("data", last))
+        )
+        hidden = rows(jnp.tanh(rows(x) @ p["w"]), model)
+        return jnp.mean(rows(rows(jnp.tanh(hidden @ p["v"])) @ p["out"]) ** 2)
+
+    params = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=lie[name])
+        for name, shape in SHAPES.items()
+    }
+    by_row = NamedSharding(mesh, P("data"))
+    x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32, sharding=by_row)
+
+    def sent(step):
+        run = jax.jit(step, out_shardings=lie).lower(params, x).compile()
+        return bytes_in_turns(run.as_text(), N)
+
+    reducer = KINDS[kind]
+    face = co.sharded(reducer, "data", mesh=mesh, param_specs=specs)
+    step = co.value_and_reduced_grad(cut_loss, face, hold_rows=True)
+    state = reducer.init({name: jnp.zeros(shape) for name, shape in SHAPES.items()})
+    ours = sent(lambda p, x: step(p, x, state=state)[1])
+    # a CPU has no reduce-scatter: it sends sums twice as far
+    parts = sum(math.prod(lie[name].shard_shape(SHAPES[name])) for name in SHAPES)
+    plain = sent(jax.grad(cut_loss)) - 4 * parts * (sides[0] - 1)
+    pairs = 3 * 2 * 4 * (ROWS + 1) ** 2
+    assert ours <= 0.75 * plain + pairs
+
+
 PLACES = {
-    "w": P("data"),  # stays
-    "v": P(None, "data"),  # lies otherwise than blocks do
+    "w": P("data"),
+    "v": P(None, "data"),
     "both": P("data", "model"),
+    "outside": P(None, ("model", "data")),
+    "model": P("model"),
+    "inside": P(("data", "model")),  # slabs that no part consists of
     "odd": P(),
     "number": P(),
 }
-LEAVES = {"w": (8, 6), "v": (6, 8), "both": (4, 2), "odd": (3,), "number": ()}
+LEAVES = {"w": (8, 6), "v": (6, 8), "both": (4, 2), "outside": (3, 8)} | {
+    "model": (4, 6),
+    "inside": (8, 2),
+    "odd": (3,),
+    "number": (),
+}
 OTHERS = {
     name: KINDS[name] for name in ("fold", "norms", "gramian", "affine", "columns")
 } | {
@@ -105,6 +178,10 @@ def test_updates_stay_and_are_those_of_one_device(kind, dtype):
     rows = {name: draw(8, *shape) for name, shape in LEAVES.items()}
     factors = draw(8, 3, 8).at[5].set(jnp.inf), draw(8, 3, 6)
     rows["w"] = co.OuterProduct(*factors, row_shape=(8, 6))
+    product = lambda m, n: co.OuterProduct(draw(8, 2, m), draw(8, 2, n), (m, n))
+    rows["v"] = transposed(reshaped(product(8, 6), (2, 4, 6)), (2, 0, 1))
+    rows["v"] = reshaped(rows["v"], (6, 8))
+    rows |= {name: product(*LEAVES[name]) for name in ("outside", "model")}
     weights = jnp.ones(8).at[2].set(0)
 
     def steps(rules, params, rows):
@@ -118,7 +195,8 @@ def test_updates_stay_and_are_those_of_one_device(kind, dtype):
         return {name: some(name, rule) for name, rule in rules.items()}
 
     put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-    lie = PLACES if kind == AxisType.Auto else {**PLACES, "w": P(), "both": P()}
+    whole = {name: P() for name in ("w", "both", "inside", "outside")}
+    lie = PLACES if kind == AxisType.Auto else {**PLACES, **whole}
     placed = {name: put(x, lie[name]) for name, x in params.items()}
     wrap = lambda rule: co.sharded(rule, "data", mesh=mesh, param_specs=PLACES)
     across = {name: wrap(rule) for name, rule in OTHERS.items()}

@@ -141,7 +141,8 @@ class Batch(NamedTuple):
             all are kept.
         """
         dealing = self.dealing
-        assert dealing is not None and not self.scalings
+        assert dealing is not None
+        assert not self.scalings
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
             if read is None:
@@ -161,6 +162,11 @@ class Batch(NamedTuple):
         """The parameters that have a gradient."""
         return floating_leaves(self.params)
 
+    @property
+    def _kept(self) -> dict[int, Reduced]:
+        """Rows that are there, by number of the leaf."""
+        return self.kept.found.made if self.kept is not None else dict[int, Any]()
+
     def _pass(
         self,
         roster: Roster,
@@ -168,7 +174,7 @@ class Batch(NamedTuple):
         likes: Sequence[Any] | None,
     ) -> Found:
         """One pass: what is made of rows as they are, and as they are looked at."""
-        kept = {} if self.kept is None else self.kept.found.made
+        kept = self._kept
 
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
             if claim.leaf in kept:
@@ -202,7 +208,6 @@ class Batch(NamedTuple):
         self, found: Found, roster: Roster, read: Read, likes: Sequence[Any] | None
     ) -> Found:
         """The same with what is made of kept rows."""
-        kept = {} if self.kept is None else self.kept.found.made
 
         def of_leaf(number: int, rows: Reduced) -> Reduced:
             like = None if likes is None else likes[number]
@@ -211,7 +216,7 @@ class Batch(NamedTuple):
             claim = Claim(number, dtype, rows.rows or 0, like, order)
             return self._of_layers(roster, read, claim, rows.likes)
 
-        made = {i: of_leaf(i, rows) for i, rows in kept.items()}
+        made = {i: of_leaf(i, rows) for i, rows in self._kept.items()}
         with_own = self._with(found._replace(made=made), {})
         made = dict(sorted((found.made | with_own.made).items()))
         return found._replace(finite=with_own.finite, made=made)

@@ -74,7 +74,7 @@ def _of_factors(
         if slab is None or slab.run[0] != 1 or slab.side in along:
             return None
         along[slab.side] = names
-        factors = {"left": part.left, "right": part.right}
+        factors: dict[str, Any] = {"left": part.left, "right": part.right}
         *others, length = factors[slab.side].shape
         shape, dtype = (*others, length // count), factors[slab.side].dtype
         factors[slab.side] = jax.ShapeDtypeStruct(shape, dtype)

@@ -105,9 +105,7 @@ def as_travelling(
     return as_sent(leaf, signs, dtype)
 
 
-def bytes_each(
-    leaf: AnyLeaf, count: int, signs: bool, stays: int | None = None
-) -> int:
+def bytes_each(leaf: AnyLeaf, count: int, signs: bool, stays: int | None = None) -> int:
     r"""Bytes that a device sends to each of the other N - 1 for its rows of one leaf.
 
     .. math:: L \min(\lceil M K / N \rceil, T (M + \lceil K / N \rceil),
@@ -139,7 +137,7 @@ def _least(
     stays: int | None,
     length: int | None = None,
 ) -> tuple[int, str, Slab | None]:
-    """These bytes, which factor is dealt out, "" if the leaf is multiplied out, slabs."""
+    """These bytes, which factor is dealt out, "" if none is, and slabs of it."""
     leaf = _one(leaf)
     rows: Any = leaf.leaf if isinstance(leaf, Mixed) else leaf
     length = rows.shape[0] if length is None else length

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from consensus_optax._rows.statistics import Statistic, halved, merge_present
 from consensus_optax._rows.verbs import Leaf, Mixed

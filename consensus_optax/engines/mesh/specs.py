@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from consensus_optax._rows.explicit import names_of
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
-from consensus_optax.engines.mesh.exchange import Spread
 from consensus_optax.engines.mesh.factors import stays_for_less
 from consensus_optax.engines.mesh.layout import flat_layout, slab_layout
+from consensus_optax.engines.mesh.spread import Spread
 
 
 def is_inside(axes: tuple[str, ...]) -> bool:

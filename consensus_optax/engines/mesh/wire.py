@@ -34,7 +34,8 @@ from consensus_optax.compressors._compressor import (
     keys_of_leaf,
     keys_of_rows,
 )
-from consensus_optax.engines.mesh.exchange import Exchange, Spread
+from consensus_optax.engines.mesh.exchange import Exchange
+from consensus_optax.engines.mesh.spread import Spread
 
 # Rows are counted from 0: there are not as many.
 _OF_UPDATE = 2**31 - 1
