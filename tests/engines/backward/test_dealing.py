@@ -10,7 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import consensus_optax as co
+from benchmarks import _flops
 from benchmarks._traffic import collectives
+from consensus_optax._gradients import jaxprs
 
 LAYERS, WIDTH, ROWS, GROUP, DEVICES = 3, 16, 8, 2, 4
 MESH = jax.make_mesh(
@@ -56,16 +58,18 @@ def step_of(reducer, face, **options):
     return functools.partial(step, state=reducer.init(PARAMS), weights=WEIGHTS)
 
 
-def compiled(reducer):
+def compiled(reducer, held=False):
     face = co.sharded(reducer, "data", mesh=MESH, param_specs=SPECS)
     step = jax.jit(
-        step_of(reducer, face, hold_rows=False), in_shardings=(SHARDINGS, BY_ROW)
+        step_of(reducer, face, hold_rows=held),
+        in_shardings=(SHARDINGS, BY_ROW),
+        out_shardings=(None, SHARDINGS, None),
     )
     return step.lower(PARAMS, X).compile()
 
 
-def check(reducer, tolerance):
-    on_mesh = compiled(reducer)
+def check(reducer, tolerance, held=False):
+    on_mesh = compiled(reducer, held)
     given = jax.device_put(PARAMS, SHARDINGS), jax.device_put(X, BY_ROW)
     value, update, state = on_mesh(*given)
     expected = step_of(reducer, reducer, hold_rows=True)(PARAMS, X)
@@ -87,14 +91,75 @@ def dealt(hlo):
 SUMS = 48 * 2.0**-23
 
 
+# In the scan's body once: a layer's rows of this device; and the readout's.
+ONCE = ROWS // DEVICES * 4 * sum(leaf[0].size for leaf in PARAMS["layers"].values())
+ONCE += ROWS // DEVICES * 4 * PARAMS["readout"].size
+
+
 @pytest.mark.slow
-def test_a_fold_sends_each_row_once():
-    program = check(co.sign_consensus(0.6), SUMS).as_text()
-    per_row = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
-    layer = per_row - PARAMS["readout"].size
-    # in the scan's body once: a layer's rows of this device; and the readout's
-    once = layer // LAYERS + PARAMS["readout"].size
-    assert dealt(program) == ROWS // DEVICES * once * 4
+@pytest.mark.parametrize("reducer", [co.sign_consensus(0.6), co.normalized_mean()])
+def test_a_fold_sends_each_row_once_and_so_do_norms(reducer):
+    """Those of the readout in the first pass, those of the layers in the second."""
+    assert dealt(check(reducer, 8 * SUMS).as_text()) == ONCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        pytest.param(co.cosine_filter(1.0), id="pairs"),
+        pytest.param(co.chain(co.clip_examples(0.05), co.mean()), id="norms"),
+        pytest.param(
+            co.chain(co.clip_examples(0.05), co.median()),
+            id="scaled",
+            marks=pytest.mark.whole_zoo,
+        ),
+        pytest.param(
+            co.per_leaf(co.krum(1, 3)), id="leaves", marks=pytest.mark.whole_zoo
+        ),
+        pytest.param(
+            co.previous_update_filter(1.5), id="previous", marks=pytest.mark.whole_zoo
+        ),
+        pytest.param(
+            co.among(co.krum(1, 3), co.sign_consensus()),
+            id="among",
+            marks=pytest.mark.whole_zoo,
+        ),
+        pytest.param(
+            co.geometric_median(), id="distances", marks=pytest.mark.whole_zoo
+        ),
+    ],
+)
+def test_rows_that_are_held_are_made_and_sent_once(reducer):
+    """Where factors are no smaller: one pass deals them out, and every look is local."""
+    program = check(reducer, 8 * SUMS, held=True).as_text()
+    assert dealt(program) == ONCE
+    sent = [(kind, size) for kind, size in collectives(program)]
+    # not whole on any device: rows, nor what is made of them
+    row = sum(leaf.nbytes for leaf in jax.tree.leaves(PARAMS))
+    assert sum(size for kind, size in sent if kind == "all-reduce") < row // 4
+    plain = jax.make_jaxpr(jax.value_and_grad(loss))(PARAMS, X)
+    face = co.sharded(reducer, "data", mesh=MESH, param_specs=SPECS)
+    step = jax.make_jaxpr(step_of(reducer, face, hold_rows=True))(PARAMS, X)
+    passes = [_flops.of_products(x.jaxpr, 1) for x in (step, plain)]
+    pairs = 8 * ROWS**2 * row  # Gramians of this few rows of few terms
+    assert passes[0] <= passes[1] + pairs
+
+
+def test_layers_wait_for_the_loss_as_well(monkeypatch):
+    """It would be taken at last, of logits that are held until then."""
+    waited = []
+
+    def record(array, made):
+        waited.append({x.shape for x in jax.tree.leaves(made)})
+        return waiting(array, made)
+
+    waiting = jaxprs.waiting
+    monkeypatch.setattr(jaxprs, "waiting", record)
+    step = step_of(co.sign_consensus(), co.sign_consensus(), hold_rows=False)
+    jax.make_jaxpr(step)(PARAMS, X)
+    assert waited
+    assert all((ROWS,) in shapes for shapes in waited)
 
 
 @pytest.mark.parametrize("told", [True, False])
