@@ -5,7 +5,8 @@
 1.1 billion parameters on 16 TPU v5e, 7.2 on 64 v5p and on 8 H100, in the environments
 of ``make aot-tpu`` and ``make aot-cuda``. Parameters and batch are cut along all chips;
 a row is the gradient of one chip's sequences, so there are as many rows as chips, and
-they are reduced inside of the backward pass. Rows of other targets and contestants stay
+they are reduced inside of the backward pass; "held" ones are dealt out there, and stay
+until the rule has looked at them. Rows of other targets and contestants stay
 in the results. ``--smoke`` compiles a small one for the CPU's devices.
 """
 
@@ -30,7 +31,16 @@ REDUCERS: dict[str, Callable[[int], Any]] = {
     "cosine_filter": lambda _: co.cosine_filter(0.97),
     "median": lambda _: co.median(),
 }
-CONTESTANTS = ("plain", *REDUCERS)
+_HELD = ", held"
+CONTESTANTS = (
+    "plain",
+    "clip and mean",
+    f"clip and mean{_HELD}",
+    "sign_consensus",
+    "cosine_filter",
+    f"cosine_filter{_HELD}",
+    "median",
+)
 _LARGE = Model(32, 4096, 14336, 32, 8, 32000, 2048, 4)
 MODELS = {
     "v5e:4x4": Model(16, 2048, 8192, 32, 8, 32768, 2048, 4),
@@ -46,11 +56,11 @@ def step_of(model: Model, name: str, mesh: Any) -> Callable[..., Any]:
     loss = _llama.loss_of(model)
     if name == "plain":
         return jax.value_and_grad(loss)
-    reducer = REDUCERS[name](mesh.size)
+    reducer = REDUCERS[name.removesuffix(_HELD)](mesh.size)
     cut = _llama.specs(_llama.shapes(model))
     rule = co.sharded(reducer, AXIS, mesh=mesh, param_specs=cut)
     step = co.value_and_reduced_grad(
-        loss, rule, group_size=model.sequences, hold_rows=False
+        loss, rule, group_size=model.sequences, hold_rows=name.endswith(_HELD)
     )
     return lambda params, tokens: step(params, tokens, state=reducer.init(params))[:2]
 
