@@ -61,7 +61,12 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
         *_OF_MICROBATCHES[:3],
     ),
     "engines/backward/source": ("engines/backward/test_source.py",),
-    "engines/backward/passes": ("engines/backward/test_source.py",),
+    "engines/backward/passes": (
+        "engines/backward/test_source.py",
+        "engines/backward/test_dealing.py",
+    ),
+    "engines/backward/dealing": ("engines/backward/test_dealing.py",),
+    "_rows/slabs": ("_rows/test_slabs.py",),
     "engines/backward/choice": ("engines/backward/test_choice.py",),
     "_gradients/claims": ("_gradients/test_claims.py",),
     "_gradients/schedule": ("_gradients/test_schedule.py",),
@@ -74,6 +79,8 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "engines/mesh/layout": ("engines/test_sharded_factored.py", *_OF_A_MESH),
     "engines/mesh/specs": (_OF_A_MESH[1], "engines/test_sharded_partial.py"),
     "engines/mesh/exchange": _OF_A_MESH,
+    "engines/mesh/spread": (_OF_A_MESH[1], "engines/test_sharded_fsdp_bytes.py"),
+    "engines/mesh/entering": (_OF_A_MESH[1], "engines/test_sharded_fsdp_bytes.py"),
     "training/_state_of_rows": ("training/test_nnx.py", "training/test_linen.py"),
 }
 _FACTORS = "engines/test_sharded_factors.py::test"

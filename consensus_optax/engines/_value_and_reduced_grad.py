@@ -94,7 +94,10 @@ def value_and_reduced_grad(
     inside of the backward pass then are dealt out layer by layer, an all-to-all in
     place of the mean's reduce-scatter: B / N rows of one layer, and all rows of its Nth
     part, are all that a device holds of them. They travel in the dtype of the model's
-    own gradient, or in ``wire_dtype``, and are rounded to it.
+    own gradient, or in ``wire_dtype``, and are rounded to it. Rows that are held where
+    most factors would be larger are dealt out in the pass that makes them, too, and
+    stay there: a weighting then needs one pass, the operations and bytes of the plain
+    step, and the memory of B / N rows.
 
     Args:
       fun: see :func:`per_example_grad`; so are all arguments not named here.

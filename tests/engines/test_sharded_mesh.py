@@ -157,7 +157,7 @@ def test_eager_calls_and_outer_products():
 
 
 def test_products_outside_travel_as_factors_where_their_parameter_is_whole():
-    """Those of a parameter that is cut are multiplied out, and as right."""
+    """Those of a parameter that is cut too, by parts of a factor, and as right."""
     mesh, reducer = mesh_of(2, 2, names=("data", "model")), co.median()
     specs = {"cut": P(None, "model"), "whole": P()}
     params = {"cut": jnp.zeros((8, 22)), "whole": jnp.zeros((64, 64))}
