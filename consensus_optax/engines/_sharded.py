@@ -36,6 +36,7 @@ from consensus_optax.compressors._compressor import Compressor
 from consensus_optax.engines.mesh.aggregator import Sharded
 from consensus_optax.engines.mesh.entering import entering
 from consensus_optax.engines.mesh.exchange import Exchange
+from consensus_optax.engines.mesh.layout import Stay
 from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import (
     check_inside,
@@ -248,7 +249,7 @@ def _update(
     wire: Wire,
     stack: Stack,
     specs: list[PartitionSpec],
-    still: list[int | None] | None,
+    still: list[Stay | None] | None,
     leaves: list[Any],
     weights: Array,
     named: dict[str, Any],

@@ -15,6 +15,7 @@ from benchmarks._traffic import bytes_in_turns
 from consensus_optax import compressors
 from consensus_optax._rows.views import reshaped, transposed
 from consensus_optax.engines.mesh.factors import stays_for_less
+from consensus_optax.engines.mesh.layout import Stay
 from tests._models import assert_close
 from tests.zoo.own import heavy_ball
 
@@ -77,6 +78,7 @@ def test_bytes_and_no_row_multiplied_out(kind):
 # Axes of the mesh, and how each parameter is cut.
 CUTS = {
     "last axis": ((N,), P(None, "data"), P(None, "data"), P(None, "data")),
+    "a copy along the other": ((2, 2), P("model"), P(None, "model"), P("model")),
     "another along the other": (
         (2, 2),
         P("data", "model"),
@@ -106,11 +108,13 @@ def test_bytes_of_parameters_cut_in_other_ways(cut, kind):
     )
     specs = dict(zip(SHAPES, specs, strict=True))
     lie = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
-    model = "model" if len(sides) > 1 else None
+    copies = cut.startswith("a copy")
+    axes = ("data", "model") if copies else ("data",)
+    model = None if copies or len(sides) == 1 else "model"
 
     def cut_loss(p, x):  # as FSDP is written, so that parameters are gathered
         rows = lambda x, last=None: jax.lax.with_sharding_constraint(
-            x, NamedSharding(mesh, P("data", last))
+            x, NamedSharding(mesh, P(axes, last))
         )
         hidden = rows(jnp.tanh(rows(x) @ p["w"]), model)
         return jnp.mean(rows(rows(jnp.tanh(hidden @ p["v"])) @ p["out"]) ** 2)
@@ -119,7 +123,7 @@ def test_bytes_of_parameters_cut_in_other_ways(cut, kind):
         name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=lie[name])
         for name, shape in SHAPES.items()
     }
-    by_row = NamedSharding(mesh, P("data"))
+    by_row = NamedSharding(mesh, P(axes))
     x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32, sharding=by_row)
 
     def sent(step):
@@ -127,15 +131,17 @@ def test_bytes_of_parameters_cut_in_other_ways(cut, kind):
         return bytes_in_turns(run.as_text(), N)
 
     reducer = KINDS[kind]
-    face = co.sharded(reducer, "data", mesh=mesh, param_specs=specs)
+    face = co.sharded(reducer, axes, mesh=mesh, param_specs=specs)
     step = co.value_and_reduced_grad(cut_loss, face, hold_rows=True)
     state = reducer.init({name: jnp.zeros(shape) for name, shape in SHAPES.items()})
     ours = sent(lambda p, x: step(p, x, state=state)[1])
     # a CPU has no reduce-scatter: it sends sums twice as far
-    parts = sum(math.prod(lie[name].shard_shape(SHAPES[name])) for name in SHAPES)
-    plain = sent(jax.grad(cut_loss)) - 4 * parts * (sides[0] - 1)
+    parts = 4 * sum(math.prod(lie[name].shard_shape(SHAPES[name])) for name in SHAPES)
+    plain = sent(jax.grad(cut_loss)) - parts * (sides[0] - 1)
+    if copies:  # what is gathered, summed to slabs, and among the copies of these
+        plain = 3 * parts
     pairs = 3 * 2 * 4 * (ROWS + 1) ** 2
-    assert ours <= 0.75 * plain + pairs
+    assert ours <= 0.8 * plain + pairs
 
 
 PLACES = {
@@ -214,6 +220,51 @@ def test_updates_stay_and_are_those_of_one_device(kind, dtype):
         assert_close(facts, expected[name][1:], 1e-6)
 
 
+def test_slabs_that_several_devices_have_are_those_of_one_device():
+    """Rows along two axes of which one cuts parameters, or both in another order."""
+    mesh = jax.make_mesh(
+        (2, 2), ("data", "model"), (AxisType.Auto,) * 2, devices=jax.devices()[:4]
+    )
+    specs = {
+        "slow": P("data"),
+        "fast": P(None, "model"),
+        "turned": P(("model", "data")),
+        "odd": P(),
+    }
+    shapes = {"slow": (4, 6), "fast": (6, 8), "turned": (8, 2), "odd": (3,)}
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: jnp.asarray(rng.uniform(1, 2, shape), jnp.float32)
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    rows = {name: draw(8, *shape) for name, shape in shapes.items()}
+    product = lambda m, n: co.OuterProduct(draw(8, 2, m), draw(8, 2, n), (m, n))
+    rows |= {"fast": product(6, 8), "slow": product(4, 6)}
+    names = ("fold", "norms", "gramian", "remembers", "toward what it remembers")
+
+    def steps(wrap, params, rows):
+        def some(rule):
+            rule, state = wrap(rule), rule.init(params)
+            for _ in range(2):
+                update, state = rule.update(rows, state, params)
+            return update, state.consensus_ratio
+
+        return [some(OTHERS[name]) for name in names]
+
+    put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+    placed = {name: put(x, specs[name]) for name, x in params.items()}
+    by_row = jax.tree.map(lambda x: put(x, P(("data", "model"))), rows)
+    wrap = lambda rule: co.sharded(
+        rule, ("data", "model"), mesh=mesh, param_specs=specs
+    )
+    found = jax.jit(lambda *given: steps(wrap, *given))(placed, by_row)
+    expected = jax.jit(lambda *given: steps(lambda rule: rule, *given))(params, rows)
+    # sums of few terms in another order
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), found, expected)
+    for update, _ in found:
+        for name, leaf in update.items():
+            wanted = NamedSharding(mesh, specs[name])
+            assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), name
+
+
 @pytest.mark.parametrize(
     "wires",
     [
@@ -251,8 +302,9 @@ def test_an_update_is_sent_where_rows_would_be_dearer():
         shape(16, terms, m), shape(16, terms, n), (m, n)
     )
     table = jax.ShapeDtypeStruct((16, 3), jnp.int32)
+    stay = Stay(0, ("data",), ("data",), ("data",))
     looked_up = co.OuterProduct(table, shape(16, 3, 8), (64, 8))
-    stays = lambda leaf: stays_for_less(leaf, 4, signs=False, axis=0)
+    stays = lambda leaf: stays_for_less(leaf, 4, False, stay)
     assert stays(shape(16, 64, 128))
     assert stays(leaf(1, 64, 128))
     assert not stays(leaf(1, 8, 8192))

@@ -82,41 +82,31 @@ class Exchange(NamedTuple):
         """The same, but of what stays where it is the slab that this device has."""
         sent = [i for i, spread in enumerate(self.spreads) if spread.stays is None]
         others = self._replace(spreads=[self.spreads[i] for i in sent])
-        whole = dict(zip(sent, others.collect([blocks[i] for i in sent]), strict=True))
-
-        def rest(block: Array, spread: Spread) -> Array:
-            before, after = spread.shape[: spread.stays], spread.shape[spread.stays :]
-            return block.reshape(*before, -1, *after[1:])
-
-        pairs = enumerate(zip(blocks, self.spreads, strict=True))
-        return [whole[i] if i in whole else rest(*pair) for i, pair in pairs]
+        whole = iter(others.collect([blocks[i] for i in sent]))
+        return [
+            next(whole) if spread.stays is None else spread.settled(block, spread.stays)
+            for block, spread in zip(blocks, self.spreads, strict=True)
+        ]
 
     def summed(self, own: Sequence[Array]) -> list[Array]:
         """What each device has for the leaves, summed: of what stays the slab alone."""
         pairs = list(zip(own, self.spreads, strict=True))
-        whole = {i: x for i, (x, spread) in enumerate(pairs) if spread.stays is None}
-        sums = lax.psum(whole, self.axis_name)
-        scatter = lambda x, axis: lax.psum_scatter(
-            x, self.axis_name, scatter_dimension=axis, tiled=True
-        )
+        whole = [x for x, spread in pairs if spread.stays is None]
+        sums = iter(lax.psum(whole, self.axis_name))
         return [
-            sums[i] if i in sums else scatter(x, spread.stays)
-            for i, (x, spread) in enumerate(pairs)
+            next(sums) if spread.stays is None else spread.summed(x, spread.stays)
+            for x, spread in pairs
         ]
 
     def slabs(self, leaves: Sequence[Array]) -> list[Array]:
         """Leaves, whole or not, to this device's slabs of those that stay in place."""
-        pairs = zip(leaves, self.spreads, strict=True)
-        return [spread.slab(leaf, self.axis_name) for leaf, spread in pairs]
+        pairs = zip(self.spreads, leaves, strict=True)
+        return [spread.slab(leaf) for spread, leaf in pairs]
 
     def unslabbed(self, slabs: Sequence[Array]) -> list[Array]:
         """The inverse."""
-        axes = self.axis_name
-        gather = lambda x, axis: lax.all_gather(x, axes, axis=axis, tiled=True)
-        return [
-            leaf if spread.stays is None else gather(leaf, spread.stays)
-            for leaf, spread in zip(slabs, self.spreads, strict=True)
-        ]
+        pairs = zip(self.spreads, slabs, strict=True)
+        return [spread.unslabbed(slab) for spread, slab in pairs]
 
     def gather(self, own: Sequence[Array]) -> list[Array]:
         """What each device has for a leaf, (width,), to that of all, (N, width)."""
@@ -153,13 +143,11 @@ class Exchange(NamedTuple):
 
         def draw(index: int, leaf: Array, make: Callable[..., Array]) -> Array:
             del leaf
-            return self.spreads[index].slab(self._drawn(index, make), self.axis_name)
+            return self.spreads[index].slab(self._drawn(index, make))
 
         def sums(leaves: Sequence[Array]) -> list[Array]:
-            found = rows.sums(leaves)
-            of_all = list(lax.psum(jnp.stack(found), self.axis_name))
-            triples = zip(found, of_all, self.spreads, strict=True)
-            return [x if spread.stays is None else y for x, y, spread in triples]
+            pairs = zip(rows.sums(leaves), self.spreads, strict=True)
+            return [spread.total(own) for own, spread in pairs]
 
         rows = self.of_rows()
         if not self.stays:

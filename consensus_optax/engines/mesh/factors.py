@@ -18,7 +18,7 @@ from consensus_optax._rows.verbs import AnyLeaf, Leaf, Mixed
 from consensus_optax._rows.views import as_matrix, reshaped, unshared
 from consensus_optax._running.memory import as_sent
 from consensus_optax._typing import Array
-from consensus_optax.engines.mesh.layout import Layout
+from consensus_optax.engines.mesh.layout import Layout, Stay
 
 
 class Factors(NamedTuple):
@@ -31,11 +31,13 @@ class Factors(NamedTuple):
     Attributes:
       leaf: the rows of this device.
       dealt: which factor is dealt out, ``"left"`` or ``"right"``.
-      slab: slabs of the parameter that are wanted, or None.
+      stays: where slabs of the parameter are wanted, or None.
+      slab: these.
     """
 
     leaf: OuterProduct
     dealt: str
+    stays: Stay | None = None
     slab: Slab | None = None
 
     @property
@@ -61,9 +63,12 @@ class Factors(NamedTuple):
         """The other one in parts, (L, N, width)."""
         factor = self.leaf.left if self.dealt == "left" else self.leaf.right
         _, *terms, length = factor.shape
-        outer, length, inner = (1, length, 1) if self.slab is None else self.slab.run
-        same = lambda array: array
-        layout = Layout((math.prod(terms) * outer, length, inner), same, same)
+        run, same = (math.prod(terms), length, 1), lambda array: array
+        layout = Layout(run, same, same)
+        if self.slab is not None and self.stays is not None:
+            outer, length, inner = self.slab.run
+            run = math.prod(terms) * outer, length, inner
+            layout = self.stays.layout(run, same)
         return jax.vmap(functools.partial(layout.parts, count=count))(factor)
 
     def block(self, part: Array, whole: Array) -> OuterProduct:
@@ -89,11 +94,11 @@ class Factors(NamedTuple):
 
 
 def as_travelling(
-    leaf: AnyLeaf, count: int, signs: bool, dtype: Any, stays: int | None = None
+    leaf: AnyLeaf, count: int, signs: bool, dtype: Any, stays: Stay | None = None
 ) -> Array | Factors:
     """Rows, or their signs in int8, as they are dealt to so many devices.
 
-    ``stays``: the axis of the parameter along which devices shall have slabs.
+    ``stays``: where devices shall have slabs of the parameter.
     """
     leaf = _one(leaf)
     if isinstance(leaf, OuterProduct):
@@ -101,11 +106,13 @@ def as_travelling(
         if dealt:
             leaf = unshared(leaf)
             leaf = _signs(leaf) if _has_signs(leaf, signs) else leaf
-            return Factors(leaf, dealt, slab)
+            return Factors(leaf, dealt, stays, slab)
     return as_sent(leaf, signs, dtype)
 
 
-def bytes_each(leaf: AnyLeaf, count: int, signs: bool, stays: int | None = None) -> int:
+def bytes_each(
+    leaf: AnyLeaf, count: int, signs: bool, stays: Stay | None = None
+) -> int:
     r"""Bytes that a device sends to each of the other N - 1 for its rows of one leaf.
 
     .. math:: L \min(\lceil M K / N \rceil, T (M + \lceil K / N \rceil),
@@ -120,13 +127,13 @@ def bytes_each(leaf: AnyLeaf, count: int, signs: bool, stays: int | None = None)
     return _least(leaf, count, signs, stays)[0]
 
 
-def stays_for_less(leaf: Leaf, count: int, signs: bool, axis: int) -> bool:
-    """Whether devices with slabs along an axis send less, the update included.
+def stays_for_less(leaf: Leaf, count: int, signs: bool, stay: Stay) -> bool:
+    """Whether devices with slabs of a parameter send less, the update included.
 
     Of rows of all devices; the update of slabs stays where it is.
     """
     length, part = leaf.shape[0] // count, -(-math.prod(leaf.shape[1:]) // count)
-    ways = [_least(leaf, count, signs, where, length)[0] for where in (axis, None)]
+    ways = [_least(leaf, count, signs, where, length)[0] for where in (stay, None)]
     return ways[0] <= ways[1] + part * leaf.dtype.itemsize
 
 
@@ -134,7 +141,7 @@ def _least(
     leaf: AnyLeaf,
     count: int,
     signs: bool,
-    stays: int | None,
+    stays: Stay | None,
     length: int | None = None,
 ) -> tuple[int, str, Slab | None]:
     """These bytes, which factor is dealt out, "" if none is, and slabs of it."""
@@ -156,7 +163,7 @@ def _least(
             there = layers * terms * (left * sizes[0] + right * sizes[1])
             return length * there + (layers * width - least) * leaf.dtype.itemsize
 
-        slab = None if stays is None else slab_of(leaf, stays, count)
+        slab = None if stays is None else slab_of(leaf, stays.axis, count)
         lines = 1 if leaf.is_look_up else m
         if stays is None or (slab and slab.side == "right"):
             options += [(sent(lines, part(n), m * part(n)), "right", slab)]

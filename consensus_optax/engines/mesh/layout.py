@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
-from consensus_optax._rows.slabs import run_of
+from consensus_optax._rows.slabs import Run
 from consensus_optax._typing import Array
 
 
@@ -56,10 +57,46 @@ class Layout(NamedTuple):
         return jnp.where(there[None, :, None], seen, 0).reshape(part.shape)
 
 
-def slab_layout(shape: tuple[int, ...], axis: int) -> Layout:
-    """Slabs along an axis of an array."""
-    restore = lambda whole: whole.reshape(shape)
-    return Layout(run_of(shape, axis), lambda array: array, restore)
+class Stay(NamedTuple):
+    """Where the update of a parameter stays that is cut along axes of the rows.
+
+    Attributes:
+      axis: of the parameter.
+      names: mesh axes of the rows that cut it, as its spec has them.
+      order: these, and then the rows' other axes, along which the devices of a slab
+        have a piece of it each.
+      axes: all of them, as the rows have them.
+    """
+
+    axis: int
+    names: tuple[str, ...]
+    order: tuple[str, ...]
+    axes: tuple[str, ...]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The rows' other axes."""
+        return self.order[len(self.names) :]
+
+    def layout(self, run: Run, restore: Callable[[Array], Array]) -> Layout:
+        """Slabs, and their pieces, of a run of an array's entries."""
+        outer, length, inner = run
+        if self.order == self.axes:
+            return Layout(run, lambda array: array, restore)
+        places = [1 + self.order.index(name) for name in self.axes]
+        turned = (0, *places, len(places) + 1)
+        back = sorted(range(len(turned)), key=turned.__getitem__)
+        sizes = lambda names: [lax.axis_size(name) for name in names]
+        lines = length // math.prod(sizes(self.axes)) * inner
+
+        def view(array: Array) -> Array:
+            return array.reshape(outer, *sizes(self.order), lines).transpose(turned)
+
+        def whole(array: Array) -> Array:
+            apart = array.reshape(outer, *sizes(self.axes), lines)
+            return restore(apart.transpose(back))
+
+        return Layout(run, view, whole)
 
 
 def flat_layout(shape: tuple[int, ...]) -> Layout:

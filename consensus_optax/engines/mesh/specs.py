@@ -11,10 +11,11 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.slabs import run_of
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.mesh.factors import stays_for_less
-from consensus_optax.engines.mesh.layout import flat_layout, slab_layout
+from consensus_optax.engines.mesh.layout import Stay, flat_layout
 from consensus_optax.engines.mesh.spread import Spread
 
 
@@ -111,28 +112,34 @@ def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
 
 
 def spread_of(
-    shape: tuple[int, ...], spec: PartitionSpec, stays: int | None = None
+    shape: tuple[int, ...], spec: PartitionSpec, stays: Stay | None = None
 ) -> Spread:
     """How a parameter lies of which a device has a part of this shape."""
-    layout = flat_layout(shape) if stays is None else slab_layout(shape, stays)
+    layout = flat_layout(shape)
+    if stays is not None:
+        layout = stays.layout(run_of(shape, stays.axis), layout.restore)
     return Spread(shape, tuple(_names(spec)), layout, stays)
 
 
 def stays(
     leaf: Leaf, spec: PartitionSpec, axes: tuple[str, ...], mesh: Any, signs: bool
-) -> int | None:
-    """The axis along which the update of a parameter is to stay where rows are dealt.
+) -> Stay | None:
+    """Where the update of a parameter is to stay, if rows are dealt out there.
 
-    The parameter is cut along the axes of the rows by this axis alone, within the parts
-    that other mesh axes cut, of which ``leaf`` is one; and less is sent so.
+    The parameter is cut along axes of the rows by one of its own alone, within the
+    parts that other mesh axes cut, of which ``leaf`` is one; and less is sent so.
     """
-    names = _names(spec)
-    cut = [axis for axis, own in enumerate(names) if set(own) & set(axes)]
-    count = size_of(axes, mesh)
-    if len(cut) != 1 or names[cut[0]][-len(axes) :] != axes:
+    cut = [(i, own) for i, own in enumerate(_names(spec)) if set(own) & set(axes)]
+    if len(cut) != 1:
         return None
-    even = leaf.shape[1 + cut[0]] % count == 0
-    return cut[0] if even and stays_for_less(leaf, count, signs, cut[0]) else None
+    ((axis, own),) = cut
+    names = own[-len(set(own) & set(axes)) :]
+    if not set(names) <= set(axes):
+        return None
+    others = tuple(name for name in axes if name not in names)
+    stay, count = Stay(axis, names, (*names, *others), axes), size_of(axes, mesh)
+    even = leaf.shape[1 + axis] % count == 0
+    return stay if even and stays_for_less(leaf, count, signs, stay) else None
 
 
 def size_of(axes: tuple[str, ...], mesh: Any) -> int:

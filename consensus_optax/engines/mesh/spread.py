@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from jax import lax
 
-from consensus_optax._typing import Array, AxisName
-from consensus_optax.engines.mesh.layout import Layout
+from consensus_optax._typing import Array
+from consensus_optax.engines.mesh.layout import Layout, Stay
 
 
 class Spread(NamedTuple):
@@ -18,14 +18,14 @@ class Spread(NamedTuple):
       shape: of the part that a device has.
       axes: for every axis of the array the mesh axes that it is cut along, often none.
       layout: of the blocks of that part which are dealt out along the rows' axes.
-      stays: along which axis the parameter is cut along these too, or None: blocks are
-        then slabs of it, and the update's are left where they are.
+      stays: where, if the parameter is cut along these too, or None: blocks are then
+        slabs of it, or pieces of slabs, and the update's are left where they are.
     """
 
     shape: tuple[int, ...]
     axes: tuple[tuple[str, ...], ...]
     layout: Layout
-    stays: int | None = None
+    stays: Stay | None = None
 
     @property
     def mesh_axes(self) -> tuple[str, ...]:
@@ -39,13 +39,36 @@ class Spread(NamedTuple):
         pairs = zip(self.shape, self.axes, strict=True)
         return tuple(size * count(names) for size, names in pairs)
 
-    def slab(self, part: Array, axis_name: AxisName) -> Array:
+    def slab(self, part: Array) -> Array:
         """This device's slab of the part, or of a slab, if the parameter stays."""
         if self.stays is None or part.shape != self.shape:
             return part
-        size = self.shape[self.stays] // lax.axis_size(axis_name)
-        start = lax.axis_index(axis_name) * size
-        return lax.dynamic_slice_in_dim(part, start, size, self.stays)
+        size = self.shape[self.stays.axis] // lax.axis_size(self.stays.names)
+        start = lax.axis_index(self.stays.names) * size
+        return lax.dynamic_slice_in_dim(part, start, size, self.stays.axis)
+
+    def unslabbed(self, slab: Array) -> Array:
+        """The inverse."""
+        if self.stays is None:
+            return slab
+        return _gathered(slab, self.stays.names, self.stays.axis)
+
+    def settled(self, block: Array, stays: Stay) -> Array:
+        """This device's slab of the block that it has of a parameter that stays."""
+        before, after = self.shape[: stays.axis], self.shape[stays.axis + 1 :]
+        piece = block.reshape(*before, -1, *after)
+        return _gathered(piece, stays.others, stays.axis) if stays.others else piece
+
+    def summed(self, own: Array, stays: Stay) -> Array:
+        """What each device has for the parameter, summed: the slab alone."""
+        slab = lax.psum_scatter(
+            own, stays.names, scatter_dimension=stays.axis, tiled=True
+        )
+        return lax.psum(slab, stays.others) if stays.others else slab
+
+    def total(self, own: Array) -> Array:
+        """The sum over slabs of what there is for each."""
+        return own if self.stays is None else lax.psum(own, self.stays.names)
 
     def part(self, whole: Array) -> Array:
         """The part that this device has of an array like the whole parameter."""
@@ -54,3 +77,7 @@ class Spread(NamedTuple):
                 start = lax.axis_index(names) * self.shape[axis]
                 whole = lax.dynamic_slice_in_dim(whole, start, self.shape[axis], axis)
         return whole
+
+
+def _gathered(array: Array, names: tuple[str, ...], axis: int) -> Array:
+    return lax.all_gather(array, names, axis=axis, tiled=True, to="invarying")

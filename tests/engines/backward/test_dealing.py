@@ -131,7 +131,7 @@ def test_a_fold_sends_each_row_once_and_so_do_norms(reducer):
     ],
 )
 def test_rows_that_are_held_are_made_and_sent_once(reducer):
-    """Where factors are no smaller: one pass deals them out, and every look is local."""
+    """Where factors are no smaller: one pass deals them out, all looks are local."""
     program = check(reducer, 8 * SUMS, held=True).as_text()
     assert dealt(program) == ONCE
     sent = [(kind, size) for kind, size in collectives(program)]
