@@ -48,21 +48,6 @@ class Found(NamedTuple):
     rest: dict[int, Leaf]
 
 
-class Kept(NamedTuple):
-    """Rows that a pass has left where they were dealt to.
-
-    Of B rows on N devices each holds those of an Nth part of the coordinates: as much
-    as B / N whole rows.
-
-    Attributes:
-      found: what it found; ``made`` are the rows.
-      is_all: whether there is no need for another pass.
-    """
-
-    found: Found
-    is_all: bool
-
-
 class Batch(NamedTuple):
     """What rows are computed of.
 
@@ -73,7 +58,9 @@ class Batch(NamedTuple):
       params: the argument or arguments that are differentiated.
       dealing: where rows lie, if each is computed by one of many devices.
       scalings: (B,) each, what rows are multiplied by, one after the other.
-      kept: rows that are there, if any.
+      kept: what a pass found that has left rows where they were dealt to, which are
+        what it has ``made``. Of B rows on N devices each holds those of an Nth part of
+        the coordinates: as much as B / N whole rows.
     """
 
     fun: Callable[..., Any]
@@ -82,7 +69,7 @@ class Batch(NamedTuple):
     params: Tree
     dealing: Dealing | None = None
     scalings: tuple[Array, ...] = ()
-    kept: Kept | None = None
+    kept: Found | None = None
 
     @property
     def dtype(self) -> Any:
@@ -124,48 +111,22 @@ class Batch(NamedTuple):
 
             return Reduced(*self.dealing.of_coordinates(of_part, rows, claim))
 
-        if self.kept is None or not self.kept.is_all:
-            found = self._pass(roster, make, likes)
-        else:
-            found = self.kept.found
-            found = self._with(found._replace(made={}), found.rest)
-        return self._with_kept(found, roster, read, likes)
+        if self.kept is None:
+            return self._pass(roster, make, likes)
+        return self._of_kept(self.kept, roster, read, likes)
 
-    def keeping(self, roster: Roster, read: Read | None = None) -> tuple[Found, Batch]:
-        """One pass that leaves rows where they are dealt to, and the batch with them.
-
-        Args:
-          roster: which rows are there, as far as is known.
-          read: what to make of the rows of each leaf alone, likewise of one layer's;
-            rows are then kept of whole leaves, outside of scans. None: nothing, and
-            all are kept.
-        """
+    def keeping(self, roster: Roster) -> tuple[Found, Batch]:
+        """One pass that leaves rows where they are dealt to; the batch with these."""
         dealing = self.dealing
         assert dealing is not None
         assert not self.scalings
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
-            if read is None:
-                return Reduced((), dealing.dealt(rows, claim), rows=0)
-            made = Reduced(*read(in_memory([whole], roster), claim))
-            if rows.size < roster.weights.size * self._leaves[claim.leaf].size:
-                return made
-            return Reduced(made.sums, dealing.dealt(rows, claim), rows=0)
+            del whole
+            return Reduced((), dealing.dealt(rows, claim), rows=0)
 
         found = self._pass(roster, make, None)
-        rows = {i: x for i, x in found.made.items() if x.rows is not None}
-        kept = Kept(found._replace(made=rows), read is None)
-        return found, self._replace(kept=kept)
-
-    @property
-    def _leaves(self) -> list[Any]:
-        """The parameters that have a gradient."""
-        return floating_leaves(self.params)
-
-    @property
-    def _kept(self) -> dict[int, Reduced]:
-        """Rows that are there, by number of the leaf."""
-        return self.kept.found.made if self.kept is not None else dict[int, Any]()
+        return found, self._replace(kept=found)
 
     def _pass(
         self,
@@ -174,11 +135,8 @@ class Batch(NamedTuple):
         likes: Sequence[Any] | None,
     ) -> Found:
         """One pass: what is made of rows as they are, and as they are looked at."""
-        kept = self._kept
 
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
-            if claim.leaf in kept:
-                return Reduced((jnp.zeros(rows.shape[0], jnp.int32), ()), ())
             if is_outer_product(rows) and (self.dealing is not None or not rows.size):
                 rows = rows.materialize()  # each on its own device, or of no entries
             whole = self.scaled(_as_decided(rows, claim.dtype))
@@ -204,22 +162,20 @@ class Batch(NamedTuple):
         made = {i: dataclasses.replace(x, sums=x.sums[1]) for i, x in made.items()}
         return Found(found.value, finite, made, scaled)
 
-    def _with_kept(
-        self, found: Found, roster: Roster, read: Read, likes: Sequence[Any] | None
+    def _of_kept(
+        self, kept: Found, roster: Roster, read: Read, likes: Sequence[Any] | None
     ) -> Found:
-        """The same with what is made of kept rows."""
+        """The same of rows that are there."""
+        leaves = floating_leaves(self.params)
 
         def of_leaf(number: int, rows: Reduced) -> Reduced:
             like = None if likes is None else likes[number]
             order = tuple(range(rows.likes.ndim - 1))
-            dtype = self._leaves[number].dtype
-            claim = Claim(number, dtype, rows.rows or 0, like, order)
+            claim = Claim(number, leaves[number].dtype, rows.rows or 0, like, order)
             return self._of_layers(roster, read, claim, rows.likes)
 
-        made = {i: of_leaf(i, rows) for i, rows in self._kept.items()}
-        with_own = self._with(found._replace(made=made), {})
-        made = dict(sorted((found.made | with_own.made).items()))
-        return found._replace(finite=with_own.finite, made=made)
+        made = {i: of_leaf(i, rows) for i, rows in kept.made.items()}
+        return self._with(kept._replace(made=made), kept.rest)
 
     def _of_layers(
         self, roster: Roster, read: Read, claim: Claim, rows: Array

@@ -72,12 +72,12 @@ class Backward(NamedTuple):
         if self.keeps:
             return self._kept().inner(asked)
         if asked.rescale is None:
-            products, told, batch = self._look(asked, leaves_whole=True)
-            return products, self._told(*told)._replace(batch=batch)
+            products, told = self._look(asked)
+            return products, self._told(*told)
         (products, told), scale = rescaled_in_a_loop(
             asked,
             asked.rescale,
-            lambda asked: self._look(asked)[:2],
+            self._look,
             lambda told: self._told(*told).seen.roster,
             self.batch.arranged.varying,
             self.batch.dtype,
@@ -85,14 +85,8 @@ class Backward(NamedTuple):
         source = self._told(*told)
         return products, source._replace(seen=source.seen._replace(scale=scale))
 
-    def _look(self, asked: Asked, leaves_whole: bool = False) -> tuple[Any, Any, Batch]:
-        """The products, what a pass has told, see :meth:`_told`, and its batch.
-
-        Two passes have their forward half in common, which a compiler finds, and what
-        is outside of loops over layers. It would hold what goes into the gradient of
-        the readout, the logits' cotangents for instance, from the first to the second:
-        so those rows are kept instead, if ``leaves_whole``.
-        """
+    def _look(self, asked: Asked) -> tuple[Any, Any]:
+        """The products, and what a pass has told; see :meth:`_told`."""
         roster, previous = self.seen.roster, asked.previous
         olds = None if previous is None else roster.coordinates.own(previous)
         part = lambda olds: asked._replace(previous=olds)
@@ -102,15 +96,10 @@ class Backward(NamedTuple):
             return rows.inner(part(own)._replace(per_leaf=False))[0], ()
 
         together = asked.reads.pairs or asked.reads == Reads.TOWARD
-        batch = self.batch
-        fresh = batch.kept is None and not batch.scalings
-        if leaves_whole and not together and fresh and batch.dealing is not None:
-            found, batch = batch.keeping(roster, read)
-        else:
-            found = batch.read(roster, read, olds, together)
+        found = self.batch.read(roster, read, olds, together)
         told = self._sound(found)
         if asked.reads == Reads.NOTHING:
-            return None, told, batch
+            return None, told
         made = {i: leaf.sums for i, leaf in found.made.items()}
         products = list(made.values())
         if found.rest:
@@ -123,7 +112,7 @@ class Backward(NamedTuple):
             else:
                 products = [*products, of_rest]
         masked = _of_present(over_leaves(asked, products), asked, told[0] > 0)
-        return roster.coordinates.total(masked), told, batch
+        return roster.coordinates.total(masked), told
 
     def combine(self, weights: Array, exact: bool = False) -> list[Array]:
         """One pass, which adds in the dtype of decisions.

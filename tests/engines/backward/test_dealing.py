@@ -99,7 +99,7 @@ ONCE += ROWS // DEVICES * 4 * PARAMS["readout"].size
 @pytest.mark.slow
 @pytest.mark.parametrize("reducer", [co.sign_consensus(0.6), co.normalized_mean()])
 def test_a_fold_sends_each_row_once_and_so_do_norms(reducer):
-    """Those of the readout in the first pass, those of the layers in the second."""
+    """The first pass looks at rows where they are made."""
     assert dealt(check(reducer, 8 * SUMS).as_text()) == ONCE
 
 
