@@ -23,6 +23,7 @@ MEMORY_TARGETS = (1.5, None, 2.0)  # temporary memory above plain, in parameters
 COMPILE_TARGETS = (4.0, 3.0, 3.0)
 # Tables that scripts write themselves.
 TABLES = {
+    "gpu": "On a GPU",
     "scans": "Layers and steps inside `lax.scan`",
     "tasks": "Several losses",
     "uses": "Rows looked at, selected, followed by more than a rule",
@@ -124,8 +125,6 @@ def table(folder: Path) -> str:
             "## Peers, each against the plain step of its own framework",
             full_table(peers),
         ]
-    if gpu := _harness.read("h200", folder):
-        parts += ["## Against the plain step, on a GPU", _heading(gpu), full_table(gpu)]
     fits = [row for row in _harness.read("scaling", folder) if row.get("fit")]
     if fits:
         parts += ["## Slopes of log(ms)", _slopes(fits)]
