@@ -121,7 +121,11 @@ def _found(
     seeds = range(first, first + cell["seeds"])
     what = "choosing the rate" if tuning else "final"
     say(f"{question.name}: {cell['arm']}, {cell['rows']} rows, {dict(setting)}, {what}")
-    problem = question.problem(setting, cell["rows"], seeds, tuning)
+    try:
+        problem = question.problem(setting, cell["rows"], seeds, tuning)
+    except FileNotFoundError as error:
+        say(f"left out: {error}")
+        return None
     decay = float(setting.get("weight_decay", 0.0))
     shape = sorted((k, v) for k, v in setting.items() if k not in question.data_alone)
     program = (question.name, cell["arm"], cell["rows"], *shape)

@@ -35,20 +35,20 @@ def mlp(
 
 
 class Classifier(NamedTuple):
-    """Of digits: two hidden layers of one width."""
+    """Of pictures: two hidden layers of one width."""
 
     init: Callable[[jax.Array], Any]
     logits: Callable[[Any, jax.Array], jax.Array]
-    loss: Callable[[Any, _data.Digits], jax.Array]  # the mean of a batch
+    loss: Callable[[Any, _data.Pictures], jax.Array]  # the mean of a batch
 
 
-def classifier(width: int) -> Classifier:
+def classifier(width: int, pixels: int = _data.PIXELS) -> Classifier:
     """With the cross-entropy to the labels, be they right or not."""
 
-    def loss(params: Any, batch: _data.Digits) -> jax.Array:
+    def loss(params: Any, batch: _data.Pictures) -> jax.Array:
         logits = mlp(params, batch.pixels)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return losses.mean()
 
-    sizes = [_data.PIXELS, width, width, _data.CLASSES]
+    sizes = [pixels, width, width, _data.CLASSES]
     return Classifier(init_mlp(sizes), mlp, loss)

@@ -75,6 +75,7 @@ class Size(NamedTuple):
     rates: tuple[float, ...]
     evaluations: int = 10
     at_once: int | None = None  # replicates trained at the same time
+    looks: int = 1  # batches that are looked at in an evaluation; nan: nothing to see
 
 
 class Question(NamedTuple):

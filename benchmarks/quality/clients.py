@@ -45,7 +45,7 @@ ATTACKS = ("nobody", "labels turned", "a little is enough", "inner product")
 class Clients(NamedTuple):
     """Who has which examples, and what the attackers do."""
 
-    examples: _data.Digits  # (N, ...)
+    examples: _data.Pictures  # (N, ...)
     indices: Any  # (CLIENTS, LONGEST)
     counts: Any  # (CLIENTS,)
     attack: Any  # () of ATTACKS

@@ -80,7 +80,9 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
     )
 
 
-def _turned(part: _data.Digits, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _turned(
+    part: _data.Pictures, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures, each turned by a multiple of a right angle."""
     turns = np.random.default_rng(seed).integers(0, TURNS, len(part.truth))
     square = part.pixels.reshape(-1, 8, 8)
