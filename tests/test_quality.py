@@ -73,8 +73,8 @@ def test_a_line_that_a_crash_cut_off_is_asked_again(tmp_path):
     again = Cells(path)
     assert again.get({"seeds": 2, "arm": "mean"}) == {"x": [0.33333, 2.0]}
     assert again.get({"arm": "median", "seeds": 2}) is None
-    again.add({"arm": "median", "seeds": 2}, {"x": np.array([5.0])})
-    assert Cells(path).get({"arm": "median", "seeds": 2}) == {"x": [5.0]}
+    again.add({"arm": "median", "seeds": 2}, {"x": np.array([5.0, np.nan])})
+    assert Cells(path).get({"arm": "median", "seeds": 2}) == {"x": [5.0, None]}
     assert json.loads(path.read_text().splitlines()[0])["commit"] == "abc"
 
 

@@ -53,7 +53,7 @@ def answers(
             cell = _cell(question, setting, name, choice.rows, (choice.rate,), False)
             found = _found(question, cell, setting, arm, cells, say, train)
             if found is not None:
-                curves = {key: np.array(values) for key, values in found.items()}
+                curves = {key: np.array(values, float) for key, values in found.items()}
                 yield Answer(setting, name, choice, curves)
 
 
@@ -76,7 +76,7 @@ def _chosen(
         found = _found(question, cell, there, arm, cells, say, train)
         if found is None:
             return None
-        ends = np.array(found[question.metric])  # (H,)
+        ends = np.array(found[question.metric], float)  # (H,)
         ends = ends if question.higher_is_better else -ends
         ends = np.where(np.isfinite(ends), ends, -np.inf)
         best.append((ends.max(), Choice(rows, rates[int(ends.argmax())])))
