@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [name for name in args.names if name not in QUESTIONS]
     if unknown:
         parser.error(f"unknown question {unknown[0]!r}; known: {', '.join(QUESTIONS)}")
+    usual = [name for name, asked in QUESTIONS.items() if not asked.asked_by_name]
     out = args.out
     if args.smoke and out == RESULTS:
         out = _harness.SMOKE_RESULTS / "quality"
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     say = lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True)
     try:
-        for name in args.names or QUESTIONS:
+        for name in args.names or (QUESTIONS if args.tables else usual):
             question = smoke(QUESTIONS[name]) if args.smoke else QUESTIONS[name]
             part = "{}-{}".format(*args.part) if args.part else ""
             cells = Cells(out / f"{name}.jsonl", env, part)

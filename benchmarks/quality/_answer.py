@@ -93,7 +93,7 @@ def _cell(
 ) -> Cell:
     size = question.size
     seeds = size.tuning_seeds if tuning else size.seeds
-    return {
+    cell = {
         "setting": dict(setting),
         "arm": arm,
         "rows": rows,
@@ -102,6 +102,9 @@ def _cell(
         "seeds": seeds,
         "tuning": tuning,
     }
+    first = FIRST_TUNING_SEED if tuning else size.first_seed
+    usual = FIRST_TUNING_SEED if tuning else 0
+    return cell if first == usual else {**cell, "first_seed": first}
 
 
 def _found(
@@ -117,7 +120,7 @@ def _found(
     if known is not None or not train:
         return known
     tuning, size = cell["tuning"], question.size
-    first = FIRST_TUNING_SEED if tuning else 0
+    first = FIRST_TUNING_SEED if tuning else size.first_seed
     seeds = range(first, first + cell["seeds"])
     what = "choosing the rate" if tuning else "final"
     say(f"{question.name}: {cell['arm']}, {cell['rows']} rows, {dict(setting)}, {what}")

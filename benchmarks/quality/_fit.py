@@ -43,13 +43,19 @@ def fit(
     """
     steps = round(arm.length * size.steps / size.evaluations)
     numbers = jnp.arange(size.evaluations * steps).reshape(size.evaluations, steps)
+    falls_at = round(size.falls_after * size.evaluations * steps)
+
+    def scheduled(rate: jax.Array) -> Any:
+        if size.falls_after == 1:
+            return rate
+        return lambda count: rate * jnp.where(count < falls_at, 1.0, 0.1)
 
     def train(
         rate: jax.Array, decay: jax.Array, key: jax.Array, data: Any
     ) -> dict[str, jax.Array]:
         begin, order = jax.random.split(key)
         params = problem.init(begin)
-        optimizer = arm.optimizer(rows, rate, decay)
+        optimizer = arm.optimizer(rows, scheduled(rate), decay)
 
         def step(carry: Tree, number: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
             params, state = carry

@@ -16,12 +16,12 @@ QUESTIONS: dict[str, Question] = {
     question.name: question
     for question in (
         structure.QUESTION,
-        shortcuts.QUESTION,
+        *shortcuts.QUESTIONS,
         label_noise.QUESTION,
         *groups.QUESTIONS,
-        clients.QUESTION,
+        *clients.QUESTIONS,
         conflicts.QUESTION,
-        adacons.QUESTION,
+        *adacons.QUESTIONS,
         arc.QUESTION,
     )
 }

@@ -115,7 +115,9 @@ QUESTION = Question(
     settings=tuple({"trunk": width} for width in (4, 32)),
     arms=arms,
     rows=(len(HEADS),),
-    size=Size(steps=500, seeds=6, tuning_seeds=2, rates=(1e-3, 3e-3, 1e-2)),
+    size=Size(
+        steps=500, seeds=10, tuning_seeds=2, rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    ),
     shown={
         "class_accuracy": "Class, test accuracy, %",
         "turn_accuracy": "Turn, test accuracy, %",
