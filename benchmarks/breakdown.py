@@ -182,44 +182,50 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """A panel for each task and attack: accuracy against the share of attackers."""
+    """A line of panels for each task, a panel for each attack; bars from seed to seed.
+
+    What stands at 0 % is without attack.
+    """
     import matplotlib.pyplot as plt
 
-    shown = dict.fromkeys((r["task"], r["attack"]) for r in rows if r["share"])
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
+    lines = list(dict.fromkeys(row["task"] for row in rows))
+    columns = [x for x in ATTACKS if any(row["attack"] == x for row in rows)]
     figure, grid = plt.subplots(
-        lines,
-        columns,
-        figsize=(4.4 * columns, 3.1 * lines + 1.1),
+        *(len(lines), len(columns)),
+        figsize=(3.1 * len(columns), 2.7 * len(lines) + 1.0),
         squeeze=False,
-        sharey=True,
+        sharex=True,
+        sharey="row",
     )
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    names = [x for x in rules(1, 20) if any(row["contestant"] == x for row in rows)]
     colors = plt.colormaps["tab20"].colors
-    for axes, (task, attack) in zip(grid.flat, shown, strict=False):
-        for number, name in enumerate(names):
-            points = [
-                (100 * row["share"], 100 * np.array(row["accuracy"]))
-                for row in rows
-                if (row["task"], row["contestant"]) == (task, name)
-                and row["attack"] in (attack, "none")
-                and row["accuracy"] is not None
-            ]
-            x = np.array([share for share, _ in points])
-            y = np.array([accuracy for _, accuracy in points])
-            if not points:
-                continue
-            style = {"label": name, "color": colors[number % len(colors)]}
-            axes.plot(x, y.mean(1), "o-", linewidth=1.4, markersize=3, **style)
-            axes.fill_between(x, y.min(1), y.max(1), color=style["color"], alpha=0.08)
-        axes.set_title(f"{task}, {attack}: accuracy, %", fontsize=9)
+    handles = {}
+    for line, task in enumerate(lines):
+        for column, attack in enumerate(columns):
+            axes = grid[line][column]
+            for number, name in enumerate(names):
+                points = [
+                    (100 * row["share"], 100 * np.array(row["accuracy"]))
+                    for row in rows
+                    if (row["task"], row["contestant"]) == (task, name)
+                    and row["attack"] in (attack, "none")
+                    and row["accuracy"] is not None
+                ]
+                if not points:
+                    continue
+                x = np.array([share for share, _ in points])
+                y = np.array([accuracy for _, accuracy in points])
+                aside = 0.12 * (number - len(names) / 2)  # bars beside each other
+                ends = np.abs([y.min(1) - y.mean(1), y.max(1) - y.mean(1)])
+                color = colors[number % len(colors)]
+                style = {"color": color, "linewidth": 1.2, "elinewidth": 0.6}
+                handles[name] = axes.errorbar(x + aside, y.mean(1), ends, **style)
+            axes.set_title(f"{task}, {attack}", fontsize=9)
+        grid[line][0].set_ylabel("accuracy, %", fontsize=8)
+    for axes in grid[-1]:
         axes.set_xlabel("attackers, %", fontsize=8)
-    for axes in [*grid.flat][len(shown) :]:
-        axes.set_visible(False)
-    handles = grid[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="lower center", ncols=5, fontsize=8)
-    figure.tight_layout(rect=(0, 0.8 / (3.1 * lines + 1.1), 1, 1))
+    figure.legend(handles.values(), handles, loc="lower center", ncols=5, fontsize=8)
+    figure.tight_layout(rect=(0, 0.8 / (2.7 * len(lines) + 1.0), 1, 1))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

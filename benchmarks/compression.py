@@ -28,7 +28,7 @@ from benchmarks._harness import Row
 from consensus_optax import compressors, training
 from consensus_optax.comparison import ClientTask
 
-RATES = (0.1, 0.3, 1.0)
+RATES = (0.1, 0.3, 1.0, 3.0)
 MOMENTUM = 0.9
 SHARE = 0.95  # of what is gained without compression: how many bytes does it take?
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import _harness, breakdown, clients
+from benchmarks import _harness, _kept, breakdown, clients
 from consensus_optax import comparison, tasks
 
 
@@ -33,7 +33,7 @@ def test_what_is_not_made_anew_stays():
     row = {"task": "digits", "contestant": "mean", "attack": "mimic", "share": 0.1}
     old, new = {**row, "accuracy": [0.1]}, {**row, "accuracy": [0.2]}
     other = {**old, "share": 0.2}
-    assert breakdown.joined([new], [other, old]) == [new, other]
+    assert _kept.joined(breakdown.KIND, [other, old], [new]) == [new, other]
 
 
 def test_the_worst_attack_is_told_and_who_cannot_be():

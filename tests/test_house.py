@@ -64,7 +64,7 @@ CROSS_CUTTING = {
     *["test_benchmarks_multihost", "test_benchmarks_privacy", "test_multihost"],
     *["test_benchmarks_gauss_newton", "test_benchmarks_scale", "test_quality"],
     *["test_benchmarks_compression", "test_benchmarks_unlike_and_late"],
-    *["test_benchmarks_client_memory", "test_benchmarks_uses"],
+    *["test_benchmarks_client_memory", "test_benchmarks_uses", "test_benchmarks_kept"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     *["test_contract_leaves", "test_sources", "test_sources_of_sums"],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],

@@ -120,7 +120,10 @@ def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--task", "chess"], "unknown task 'chess'; known: digits, shakespeare"),
+        (
+            ["--task", "chess"],
+            "unknown task 'chess'; known: digits, mnist_5000, fashion",
+        ),
         (["--rules", "magic"], "unknown rule 'magic'"),
         (["--attacks", "mimick"], "unknown attack 'mimick'; did you mean 'mimic'?"),
         (["--attacks", "alie(1, 2)"], "attack 'alie(1, 2)': too many positional"),
@@ -137,7 +140,7 @@ def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
         (["--sampled", 5, "--byzantine", 5], "must increase; got 5, 5 and 40"),
         (["--clients", 5, "--sampled", 7], "must increase; got 4, 7 and 5"),
         (["--byzantine", -1], "argument --byzantine: must be 0 or more; got -1"),
-        (["--task", "shakespeare", "--split", "even"], "belong to --task digits"),
+        (["--task", "shakespeare", "--split", "even"], "belong to tasks of pictures"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_exit_code_2(args, message, capsys):
