@@ -56,16 +56,22 @@ SMOKE = SMOKE._replace(rounds=dict.fromkeys(TASKS, 2))
 
 
 def rules(f: int, n: int) -> dict[str, Callable[[], co.Reducer]]:
-    """Each told how many attack; what asks for more honest rows is left out."""
+    """Each told how many attack; what asks for more honest rows is left out.
+
+    The row that is trusted, where one is, is an honest client's.
+    """
     nearest = lambda: co.nearest_neighbor_mixing(f)
     return {
         "mean": co.mean,
         "median": co.median,
         "trimmed mean": lambda: co.trimmed_mean(f),
+        "winsorized mean": lambda: co.winsorized_mean(f / n),
         "mean around median": lambda: co.mean_around_median(f),
         "Krum": lambda: co.krum(f),
         "Multi-Krum": lambda: co.krum(f, n - f),
         "Bulyan": lambda: co.bulyan(f),
+        "minimum diameter": lambda: co.minimum_diameter(f),
+        "SMEA": lambda: co.smea(f),
         "geometric median": co.geometric_median,
         "NNM, geometric median": lambda: co.after(nearest(), co.geometric_median()),
         "NNM, trimmed mean": lambda: co.after(nearest(), co.trimmed_mean(f)),
@@ -74,6 +80,8 @@ def rules(f: int, n: int) -> dict[str, Callable[[], co.Reducer]]:
         "comparative elimination": lambda: co.comparative_elimination(f),
         "divide and conquer": lambda: co.divide_and_conquer(f),
         "CAF": lambda: co.caf(f),
+        "trusted row": lambda: co.trusted_row(0),
+        "MoNNA": lambda: co.monna(f, 0),
     }
 
 

@@ -164,13 +164,11 @@ def staleness(
         work = make(num_clients=setting.num_clients, width=setting.width)
         data, counts = jax.tree.map(jnp.asarray, (work.data, work.counts))
         keys = jax.vmap(jax.random.key)(100 + jnp.arange(setting.seeds))
-        simulate = functools.partial(
-            federated.arrivals,
-            num_clients=len(counts),
-            num_updates=setting.num_updates,
-            num_versions=setting.num_versions,
+        common = {"num_clients": len(counts), "num_updates": setting.num_updates}
+        common["num_versions"] = setting.num_versions
+        of = lambda many, c=common: functools.partial(
+            federated.arrivals, concurrency=many, **c
         )
-        of = lambda many, make=simulate: functools.partial(make, concurrency=many)
         orders = {c: jax.jit(jax.vmap(of(c)))(keys) for c in setting.concurrencies}
         for name, options in late_rules().items():
             versions = _versions_of(work, LOCAL_RATES[task], options, setting)

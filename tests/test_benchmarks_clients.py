@@ -39,12 +39,12 @@ def test_what_is_not_made_anew_stays():
 def test_the_worst_attack_is_told_and_who_cannot_be():
     row = {"contestant": "a", "share": 0.1, "task": "t"}
     rows = [
-        {**row, "attack": "one", "accuracy": [0.5, 0.6]},
-        {**row, "attack": "two", "accuracy": [0.2, 0.4]},
-        {**row, "attack": "three", "accuracy": None},
+        {**row, "attack": "mimic", "accuracy": [0.5, 0.6]},
+        {**row, "attack": "strongest_ipm", "accuracy": [0.2, 0.4]},
+        {**row, "attack": "silence", "accuracy": None},
     ]
-    assert breakdown.worst(rows)["attack"] == "two"
-    assert "| a | - | 30.0 ± 10.0 two | - | - |" in breakdown.table(rows)
+    assert breakdown.worst(rows)["attack"] == "strongest_ipm"
+    assert "| a | - | 30.0 ± 10.0 IPM | - | - |" in breakdown.table(rows)
 
 
 @pytest.mark.slow

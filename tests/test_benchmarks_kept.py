@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _harness, _kept, _report, breakdown, compression
+from benchmarks import (
+    _client_tasks,
+    _harness,
+    _kept,
+    _report,
+    breakdown,
+    compression,
+)
 from benchmarks._kept import Kind
+from consensus_optax import tasks
 
 
 def place(row):
@@ -98,3 +106,22 @@ def test_the_report_writes_tables_and_pictures_again(tmp_path):
         assert text == published.read_text(encoding="utf-8")
         assert 0 < (tmp_path / f"{kind.name}.png").stat().st_size < 300_000
         assert text.strip() in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_tasks_whose_data_are_not_there_are_left_out_or_an_error(monkeypatch, capsys):
+    def absent(folder="usual"):
+        raise FileNotFoundError(f"{folder} has no such file")
+
+    monkeypatch.setattr(tasks, "fashion_mnist", absent)
+    monkeypatch.setattr(tasks, "digits", lambda: "digits")
+    monkeypatch.setattr(tasks, "shakespeare", lambda: "roles")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--smoke", action="store_true")
+    _client_tasks.add_options(parser)
+    made = lambda *options: _client_tasks.asked_for(parser.parse_args(options))
+    assert [*made()] == ["digits", "shakespeare"]
+    assert "fashion_mnist is left out: usual has no" in capsys.readouterr().err
+    assert [*made("--smoke")] == ["digits"]
+    asked = ["--tasks", "fashion_mnist", "--fashion-mnist", "mine"]
+    with pytest.raises(SystemExit, match="--tasks fashion_mnist: mine has no such"):
+        made(*asked)

@@ -78,6 +78,15 @@ def test_shakespeare(tmp_path, monkeypatch):
     assert "pictures" in report["failed"]["mean / back_door"]
 
 
+def test_pictures_that_are_not_there(monkeypatch, capsys):
+    def absent():
+        raise FileNotFoundError("no pictures; install them")
+
+    monkeypatch.setattr(tasks, "fashion_mnist", absent)
+    assert federated("--task", "fashion_mnist") == 2
+    assert capsys.readouterr().err.endswith("error: no pictures; install them\n")
+
+
 @pytest.mark.slow
 def test_errors_of_a_code_may_be_fed_back(tmp_path):
     """The same bytes, and another model; a code inside of a code."""
