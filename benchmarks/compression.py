@@ -29,6 +29,7 @@ from consensus_optax import compressors, training
 from consensus_optax.comparison import ClientTask
 
 RATES = (0.1, 0.3, 1.0, 3.0)
+SPLITS = {"shakespeare": "roles"}  # pictures are shared out
 MOMENTUM = 0.9
 SHARE = 0.95  # of what is gained without compression: how many bytes does it take?
 
@@ -152,7 +153,7 @@ def run(
                 "accuracy": [[round(x, 4) for x in curve] for curve in curves],
                 "num_clients": len(work.counts),
                 "num_sampled": setting.num_sampled,
-                "concentration": None if task == "shakespeare" else CONCENTRATION,
+                "split": SPLITS.get(task, f"dirichlet({CONCENTRATION})"),
             }
 
 
@@ -187,7 +188,9 @@ def table(rows: Sequence[Row]) -> str:
         goal = target_of(rows, task)
         heads = ["a client's message", "bytes", "to float32", "accuracy, %", "rate"]
         heads.append("KB" if goal is None else f"KB to {100 * goal:.1f} %")
-        lines = [f"{task}, after {own[0]['num_rounds'][-1]} rounds", ""]
+        first = own[0]
+        told = f"{task}: {first['num_clients']} clients, {first['split']}, after "
+        lines = [f"{told}{first['num_rounds'][-1]} rounds", ""]
         lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for row in own:
             needed = None if goal is None else bytes_to(row, goal)
