@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import _harness, _picture
+from benchmarks import (
+    _harness,
+    _kept,
+    _picture,
+    breakdown,
+    compression,
+    unlike_and_late,
+)
 from benchmarks._harness import Row
 from benchmarks._picture import number
 from benchmarks._workloads import NAMES
@@ -159,6 +166,8 @@ def _slopes(fits: Sequence[Row]) -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes tables and ``speed.png`` from whatever results there are."""
+    """Writes tables and pictures from whatever results there are."""
+    for benchmark in (breakdown, compression, unlike_and_late):
+        _kept.present(benchmark.KIND, folder)
     (folder / "table.md").write_text(table(folder), encoding="utf-8")
     _picture.write(folder)

@@ -65,7 +65,7 @@ CROSS_CUTTING = {
     *["test_benchmarks_gauss_newton", "test_quality", "test_quality_pictures"],
     "test_quality_questions",
     *["test_benchmarks_compression", "test_benchmarks_unlike_and_late"],
-    *["test_benchmarks_client_memory", "test_benchmarks_uses"],
+    *["test_benchmarks_client_memory", "test_benchmarks_uses", "test_benchmarks_kept"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     *["test_contract_leaves", "test_sources", "test_sources_of_sums"],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
