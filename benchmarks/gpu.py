@@ -206,9 +206,9 @@ def table(rows: Sequence[Row], workload: str) -> str:
     """Markdown of one model, the worse of both regimes."""
     heads = ["step / plain", "with graphs", "device / plain", "kernels, planned"]
     heads += ["temporary memory above plain / parameters"]
-    lines = [f"| {workload} | " + " | ".join(heads) + " |"]
-    lines += ["|---" * (len(heads) + 1) + "|"]
     own = [row for row in rows if row["workload"] == workload]
+    lines = [f"| {workload}, {own[0]['device']} | " + " | ".join(heads) + " |"]
+    lines += ["|---" * (len(heads) + 1) + "|"]
     for name in dict.fromkeys(row["contestant"] for row in own):
         cells = []
         for graphs in (False, True):

@@ -43,6 +43,7 @@ def test_a_row_for_every_step_and_what_its_program_promises():
 def test_a_table_has_steps_with_graphs_and_without_and_what_the_device_did():
     common = {"workload": "mlp", "regime": "random", "planned_kernels": 7}
     common |= {"temp_above_plain_in_params": 0.5, "ms": 2.0, "kernels": 8}
+    common |= {"device": "a GPU"}
     told = {("plain", False): (1.0, 1.0), ("plain", True): (1.0, 0.9)}
     told |= {("mean", False): (1.5, 1.1), ("mean", True): (1.25, 1.1)}
     rows = [

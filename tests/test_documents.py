@@ -38,7 +38,7 @@ def test_every_rule_is_on_the_page(page):
 
 
 PAGES = sorted(ROOT.glob("docs/*.md"))
-TABLES = {"several_losses": ["tasks"], "privacy": ["privacy"], "speed": ["uses"]}
+TABLES = {"several_losses": ["tasks"], "privacy": ["privacy"], "speed": ["uses", "gpu"]}
 TABLES |= {"natural_gradient": ["gauss_newton"], "compression": ["compression"]}
 TABLES |= {"robust": ["federated", "breakdown", "unlike_and_late"]}
 
