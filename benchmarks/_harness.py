@@ -259,11 +259,16 @@ def _commit() -> str | None:
 
 
 def write(name: str, rows: Iterable[Row], env: Row, folder: Path) -> Path:
-    """Writes rows, each with the environment, as a JSON array of one row a line."""
+    """Writes rows, each with the environment, as a JSON array of one row a line.
+
+    The file is the old one or the new one, whenever the process ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     lines = [json.dumps({**row, **env}) for row in rows]
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    unfinished = path.with_suffix(".json.new")
+    unfinished.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    unfinished.replace(path)
     print(f"wrote {len(lines)} rows to {path.name}", file=sys.stderr)
     return path
 

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import _harness, _picture
+from benchmarks import (
+    _harness,
+    _kept,
+    _picture,
+    breakdown,
+    compression,
+    unlike_and_late,
+)
 from benchmarks._harness import Row
 from benchmarks._picture import number
 from benchmarks._workloads import NAMES
@@ -23,6 +30,7 @@ MEMORY_TARGETS = (1.5, None, 2.0)  # temporary memory above plain, in parameters
 COMPILE_TARGETS = (4.0, 3.0, 3.0)
 # Tables that scripts write themselves.
 TABLES = {
+    "gpu": "On a GPU",
     "scans": "Layers and steps inside `lax.scan`",
     "tasks": "Several losses",
     "uses": "Rows looked at, selected, followed by more than a rule",
@@ -124,8 +132,6 @@ def table(folder: Path) -> str:
             "## Peers, each against the plain step of its own framework",
             full_table(peers),
         ]
-    if gpu := _harness.read("h200", folder):
-        parts += ["## Against the plain step, on a GPU", _heading(gpu), full_table(gpu)]
     fits = [row for row in _harness.read("scaling", folder) if row.get("fit")]
     if fits:
         parts += ["## Slopes of log(ms)", _slopes(fits)]
@@ -160,6 +166,8 @@ def _slopes(fits: Sequence[Row]) -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes tables and ``speed.png`` from whatever results there are."""
+    """Writes tables and pictures from whatever results there are."""
+    for benchmark in (breakdown, compression, unlike_and_late):
+        _kept.present(benchmark.KIND, folder)
     (folder / "table.md").write_text(table(folder), encoding="utf-8")
     _picture.write(folder)

@@ -1,18 +1,18 @@
 """How accurate is federated training for the bytes that its clients send?
 
-    python -m benchmarks.compression --tasks digits
+    python -m benchmarks.compression --tasks digits --contestants float32 int4
 
-Clients of the digits have two classes each; those of Shakespeare are the roles. Every
-compressor trains with the mean, from the same parameters and the same clients; the rate
-of its server is chosen by the clients' training loss, on a seed that is not reported.
+Clients of pictures are unlike (Dirichlet, 0.3); those of Shakespeare are the roles.
+Every compressor trains with the mean, from the same parameters and the same clients;
+the rate of its server is chosen by the clients' training loss, on a seed that is not
+reported. Rows of earlier runs that are not made anew stay (`_kept.py`).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,14 @@ import numpy as np
 import optax
 
 import consensus_optax as co
-from benchmarks import _harness, _private_digits, _rounds
+from benchmarks import _client_tasks, _harness, _kept
+from benchmarks._client_tasks import CONCENTRATION, LOCAL_RATES, TASKS, Make
 from benchmarks._harness import Row
-from consensus_optax import compressors, tasks, training
+from consensus_optax import compressors, training
+from consensus_optax.comparison import ClientTask
 
-RATES = (0.1, 0.3, 1.0)
-LOCAL_RATES = {"digits": 0.1, "shakespeare": 1.0}
+RATES = (0.1, 0.3, 1.0, 3.0)
+SPLITS = {"shakespeare": "roles"}  # pictures are shared out
 MOMENTUM = 0.9
 SHARE = 0.95  # of what is gained without compression: how many bytes does it take?
 
@@ -35,7 +37,7 @@ SHARE = 0.95  # of what is gained without compression: how many bytes does it ta
 class Setting(NamedTuple):
     """How large everything is; smoke runs make it tiny."""
 
-    num_clients: int = 100  # of the digits
+    num_clients: int = 100  # of pictures
     num_sampled: int = 20
     num_steps: int = 5
     batch_size: int = 8
@@ -48,59 +50,6 @@ class Setting(NamedTuple):
 
 SMOKE = Setting(num_clients=8, num_sampled=4, num_steps=1, batch_size=2, width=4)
 SMOKE = SMOKE._replace(rounds=2, programs=2, seeds=2, test_windows=1)
-
-
-class Problem(NamedTuple):
-    """Functions of the parameters, and the clients' data."""
-
-    params: Callable[[int], Any]  # by seed
-    loss: Callable[[Any, Any], jax.Array]
-    draw: Callable[..., Any]
-    clients: Any
-    counts: Any
-    accuracy: Callable[[Any], jax.Array]
-
-
-def digits(setting: Setting) -> Problem:
-    """Examples sorted by class and cut into two shards for every client."""
-    task = tasks.digits()
-    pixels, labels = (np.asarray(x[0]) for x in (task.train.inputs, task.train.targets))
-    shards = 2 * setting.num_clients
-    each = len(labels) // shards
-    order = np.argsort(labels, kind="stable")[: each * shards].reshape(shards, each)
-    mixed = np.random.default_rng(0).permutation(shards)
-    order = order[mixed].reshape(setting.num_clients, 2 * each)
-    test = task.test.inputs[0], jnp.asarray(task.test.targets[0])
-
-    def accuracy(params: Any) -> jax.Array:
-        found = jnp.argmax(_private_digits.logits(params, test[0]), -1)
-        return jnp.mean(found == test[1])
-
-    return Problem(
-        lambda seed: _private_digits.initial(jax.random.key(seed), setting.width),
-        _private_digits.loss,
-        functools.partial(training.draw_examples, batch_size=setting.batch_size),
-        (pixels[order], labels[order]),
-        np.full(setting.num_clients, 2 * each, np.int32),
-        accuracy,
-    )
-
-
-def shakespeare(setting: Setting) -> Problem:
-    """The roles, of whom each round samples some."""
-    sizes = _rounds.Setting(
-        num_clients=setting.num_sampled,
-        num_windows=setting.batch_size,
-        width=setting.width,
-        test_windows=setting.test_windows,
-    )
-    roles = tasks.shakespeare()
-    work = _rounds.problem(roles, sizes)
-    accuracy = jax.jit(lambda params: work.scores(params)["test_accuracy"])
-    return Problem(work.params, work.loss, work.draw, work.data, work.counts, accuracy)
-
-
-TASKS = {"digits": digits, "shakespeare": shakespeare}
 
 
 def contestants() -> dict[str, tuple[co.compressors.Compressor | None, bool]]:
@@ -128,10 +77,11 @@ def contestants() -> dict[str, tuple[co.compressors.Compressor | None, bool]]:
 
 
 def trainer(
-    work: Problem, code: Any, feedback: bool, local_rate: float, setting: Setting
+    work: ClientTask, code: Any, feedback: bool, local_rate: float, setting: Setting
 ) -> Callable[[float, int], tuple[list[float], float]]:
     """Accuracies after every program, and the training loss at the end."""
     num_clients = len(work.counts)
+    judge = jax.jit(lambda params: work.scores(params)["test_accuracy"])
 
     def server(rate: Any) -> Any:
         ahead = co.compressed(code) if code else optax.identity()
@@ -141,24 +91,23 @@ def trainer(
     def run(fit: Any, rate: Any, key: Any, clients: Any, counts: Any) -> Any:
         batch_at = training.client_batches(
             key,
-            clients,
-            counts,
-            work.draw,
+            *(clients, counts, work.draw),
             num_sampled=setting.num_sampled,
             num_steps=setting.num_steps,
             as_cohort=True,
         )
         step = training.federated_round(work.loss, server(rate), optax.sgd(local_rate))
         fit, metrics = training.train(step, fit, batch_at, setting.rounds)
-        return fit, metrics["loss"].mean(), work.accuracy(fit.params)
+        return fit, metrics["loss"].mean(), judge(fit.params)
 
     jitted = jax.jit(run, donate_argnums=0)
 
     def train(rate: float, seed: int) -> tuple[list[float], float]:
         fit, key = training.start(work.params(seed), server(rate)), jax.random.key(seed)
-        curve, loss = [float(work.accuracy(fit.params))], math.nan
+        clients, counts = jax.tree.map(jnp.asarray, (work.data, work.counts))
+        curve, loss = [float(judge(fit.params))], math.nan
         for _ in range(setting.programs):
-            arguments = jnp.float32(rate), key, work.clients, work.counts
+            arguments = jnp.float32(rate), key, clients, counts
             fit, loss, accuracy = jitted(fit, *arguments)
             curve.append(float(accuracy))
         return curve, float(loss)
@@ -166,12 +115,21 @@ def trainer(
     return train
 
 
-def run(setting: Setting, names: Sequence[str], codes: Sequence[str]) -> list[Row]:
+def run(
+    setting: Setting, made: Mapping[str, Make], codes: Sequence[str], done: _kept.Done
+) -> Iterator[Row]:
     """Compressors on tasks, with some seeds."""
-    rows = []
-    for task in names:
-        work = TASKS[task](setting)
+    for task, make in made.items():
+        work = make(
+            num_clients=setting.num_clients,
+            width=setting.width,
+            batch_size=setting.batch_size,
+            num_windows=setting.batch_size,
+            test_windows=setting.test_windows,
+        )
         for name in codes:
+            if done(task=task, contestant=name):
+                continue
             code, feedback = contestants()[name]
             train = trainer(work, code, feedback, LOCAL_RATES[task], setting)
             tried = {rate: train(rate, setting.seeds)[1] for rate in RATES}
@@ -180,25 +138,28 @@ def run(setting: Setting, names: Sequence[str], codes: Sequence[str]) -> list[Ro
             curves = [train(rate, seed)[0] for seed in range(setting.seeds)]
             params = work.params(0)
             size = sum(leaf.size for leaf in jax.tree.leaves(params))
-            rows.append(
-                {
-                    "benchmark": "compression",
-                    "task": task,
-                    "contestant": name,
-                    "bytes_each": code.num_bytes(params) if code else 4 * size,
-                    "params": size,
-                    "rate": rate,
-                    "training_loss_by_rate": {
-                        str(rate): round(loss, 4) if math.isfinite(loss) else None
-                        for rate, loss in tried.items()
-                    },
-                    "num_rounds": [setting.rounds * i for i in range(len(curves[0]))],
-                    "accuracy": [[round(x, 4) for x in curve] for curve in curves],
-                    "num_sampled": setting.num_sampled,
-                }
-            )
-            _harness.show(rows[-1])
-    return rows
+            yield {
+                "benchmark": "compression",
+                "task": task,
+                "contestant": name,
+                "bytes_each": code.num_bytes(params) if code else 4 * size,
+                "params": size,
+                "rate": rate,
+                "training_loss_by_rate": {
+                    str(rate): round(loss, 4) if math.isfinite(loss) else None
+                    for rate, loss in tried.items()
+                },
+                "num_rounds": [setting.rounds * i for i in range(len(curves[0]))],
+                "accuracy": [[round(x, 4) for x in curve] for curve in curves],
+                "num_clients": len(work.counts),
+                "num_sampled": setting.num_sampled,
+                "split": SPLITS.get(task, f"dirichlet({CONCENTRATION})"),
+            }
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """By task and compressor."""
+    return TASKS.index(row["task"]), [*contestants()].index(row["contestant"])
 
 
 def bytes_to(row: Row, accuracy: float) -> float | None:
@@ -210,42 +171,40 @@ def bytes_to(row: Row, accuracy: float) -> float | None:
     return row["bytes_each"] * row["num_rounds"][reached[0]]
 
 
-def _of(rows: Sequence[Row], task: str, name: str) -> Row:
-    """The row of one contestant on one task."""
-    return next(x for x in rows if (x["task"], x["contestant"]) == (task, name))
-
-
-def target_of(rows: Sequence[Row], task: str) -> float:
-    """The accuracy that bytes are counted up to."""
-    curve = np.mean(_of(rows, task, "float32")["accuracy"], 0)
+def target_of(rows: Sequence[Row], task: str) -> float | None:
+    """The accuracy that bytes are counted up to; None before there is float32."""
+    plain = [r for r in rows if (r["task"], r["contestant"]) == (task, "float32")]
+    if not plain:
+        return None
+    curve = np.mean(plain[0]["accuracy"], 0)
     return float(curve[0] + SHARE * (curve.max() - curve[0]))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: one line for every compressor, for every task its columns."""
-    names = list(dict.fromkeys(row["task"] for row in rows))
-    heads = [
-        f"{task}: bytes | to float32 | accuracy, % | KB to {100 * goal:.1f} %"
-        for task in names
-        for goal in [target_of(rows, task)]
-    ]
-    lines = ["| a client's message | " + " | ".join(heads) + " |"]
-    lines.append("|---" * (4 * len(names) + 1) + "|")
-    for name in dict.fromkeys(row["contestant"] for row in rows):
-        cells = []
-        for task in names:
-            row = _of(rows, task, name)
-            ends = [100 * curve[-1] for curve in row["accuracy"]]
-            spread = (max(ends) - min(ends)) / 2
-            needed = bytes_to(row, target_of(rows, task))
-            cells += [
+    """Markdown: by task, one line for every compressor."""
+    parts = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        goal = target_of(rows, task)
+        heads = ["a client's message", "bytes", "to float32", "accuracy, %", "rate"]
+        heads.append("KB" if goal is None else f"KB to {100 * goal:.1f} %")
+        first = own[0]
+        told = f"{task}: {first['num_clients']} clients, {first['split']}, after "
+        lines = [f"{told}{first['num_rounds'][-1]} rounds", ""]
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for row in own:
+            needed = None if goal is None else bytes_to(row, goal)
+            cells = [
+                row["contestant"],
                 f"{row['bytes_each']:,}",
                 f"{row['bytes_each'] / (4 * row['params']):.3f}",
-                f"{statistics.mean(ends):.1f} ± {spread:.1f}",
+                _kept.percent([curve[-1] for curve in row["accuracy"]]),
+                f"{row['rate']:g}",
                 "not reached" if needed is None else f"{needed / 1000:,.0f}",
             ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append("| " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -274,23 +233,22 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
+KIND = _kept.Kind("compression", place, table, plot)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes ``compression.json``, ``compression.md`` and ``compression.png``."""
     options = _harness.parser(__doc__)
-    options.add_argument("--tasks", choices=tuple(TASKS), nargs="+", default=[*TASKS])
+    known = tuple(contestants())
+    options.add_argument("--contestants", choices=known, nargs="+")
+    _client_tasks.add_options(options)
+    _kept.add_options(options)
     args = _harness.parse(options, argv)
-    names = [*contestants()]
-    if args.smoke:
-        names = ["float32", "int4", "rank 1, error feedback"]
-    rows = run(SMOKE if args.smoke else Setting(), args.tasks, names)
-    env = _harness.environment("flax")
-    earlier = _harness.read("compression", args.out)
-    rows = [{**row, **env} for row in rows]
-    rows += [row for row in earlier if row["task"] not in args.tasks]
-    rows.sort(key=lambda row: list(TASKS).index(row["task"]))
-    _harness.write("compression", rows, {}, args.out)
-    (args.out / "compression.md").write_text(table(rows) + "\n", encoding="utf-8")
-    plot(rows, args.out / "compression.png")
+    setting = SMOKE if args.smoke else Setting()
+    few = ("float32", "int4", "rank 1, error feedback")
+    names = args.contestants or (few if args.smoke else known)
+    make = lambda done: run(setting, _client_tasks.asked_for(args), names, done)
+    _kept.keep(KIND, args, make)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ reported is the accuracy of the next character in the text that was kept from tr
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import _harness
+from benchmarks import _harness, _kept
 from benchmarks._harness import Row
 from benchmarks._rounds import ATTACKS, SMOKE, Setting, problem, trainer
 from consensus_optax import tasks
@@ -78,9 +77,8 @@ def _finite(loss: float) -> float | None:
 
 
 def accuracies(rows: Sequence[Row]) -> Mapping[tuple[str, str], list[float]]:
-    """Per cent, of every seed, by rule and attack."""
-    percent = lambda row: [100 * accuracy for accuracy in row["accuracy"]]
-    return {(row["contestant"], row["attack"]): percent(row) for row in rows}
+    """Of every seed, by rule and attack."""
+    return {(row["contestant"], row["attack"]): row["accuracy"] for row in rows}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -89,11 +87,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| next character, % | " + " | ".join(ATTACKS) + " |"]
     lines.append("|---" * (len(ATTACKS) + 1) + "|")
     for name in dict.fromkeys(row["contestant"] for row in rows):
-        found = [cells[name, attack] for attack in ATTACKS]
-        texts = [
-            f"{statistics.mean(cell):.1f} ± {(max(cell) - min(cell)) / 2:.1f}"
-            for cell in found
-        ]
+        texts = [_kept.percent(cells[name, attack]) for attack in ATTACKS]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
@@ -105,7 +99,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     cells = accuracies(rows)
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     grid = np.array(
-        [[statistics.mean(cells[name, a]) for a in ATTACKS] for name in names]
+        [[100 * np.mean(cells[name, a]) for a in ATTACKS] for name in names]
     )
     figure, axis = plt.subplots(figsize=(9, 1.6 + 0.4 * len(names)))
     axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0)

@@ -2,17 +2,18 @@
 
     python -m benchmarks.unlike_and_late --questions heterogeneity
 
-Unlike: the digits, shared out by Dirichlet's distribution from nearly one class for
-each client to all alike, with and without what is to mend the clients' drift. Late: ten
+Unlike: pictures, shared out by Dirichlet's distribution from nearly one class for each
+client to all alike, with and without what is to mend the clients' drift. Late: ten
 updates make a new version while more and more clients train at a time, so that updates
-are older and older; Dirichlet(0.3) digits, and Shakespeare's roles. Rates are the same
-for all, but for Adam's.
+are older and older; Dirichlet(0.3) pictures, and Shakespeare's roles. Rates are the
+same for all, but for Adam's. Rows of earlier runs that are not made anew stay
+(`_kept.py`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,13 @@ import numpy as np
 import optax
 
 import consensus_optax as co
-from benchmarks import _harness
+from benchmarks import _client_tasks, _harness, _kept
+from benchmarks._client_tasks import LOCAL_RATES, TASKS, Make
 from benchmarks._harness import Row
-from consensus_optax import comparison, federated, tasks, training
+from consensus_optax import federated, training
 from consensus_optax.comparison import ClientTask
 
 MAX_AGE = 40
-LOCAL_RATES = {"digits": 0.1, "shakespeare": 1.0}
 X_LABELS = {
     "heterogeneity": "concentration of Dirichlet's distribution",
     "staleness": "mean age of an update, versions",
@@ -38,7 +39,7 @@ X_LABELS = {
 class Setting(NamedTuple):
     """How large everything is; smoke runs make it tiny."""
 
-    num_clients: int = 60  # of the digits
+    num_clients: int = 60  # of pictures
     num_sampled: int = 20
     num_steps: int = 10
     num_rounds: int = 60
@@ -53,17 +54,6 @@ class Setting(NamedTuple):
 SMOKE = Setting(num_clients=6, num_sampled=4, num_steps=1, num_rounds=2, seeds=2)
 SMOKE = SMOKE._replace(concentrations=(0.3, 10.0), concurrencies=(2, 4), num_updates=2)
 SMOKE = SMOKE._replace(num_versions=3, width=4)
-
-
-def digits(concentration: float, setting: Setting) -> ClientTask:
-    """The digits of clients who are alike or not."""
-    split = lambda y: tasks.dirichlet_split(y, setting.num_clients, concentration)
-    return comparison.digits_clients(split, width=setting.width)
-
-
-def shakespeare(setting: Setting) -> ClientTask:
-    """The roles."""
-    return comparison.shakespeare_clients(tasks.shakespeare(), width=setting.width)
 
 
 class Way(NamedTuple):
@@ -117,28 +107,39 @@ def of_seeds(
     return lambda data, counts, more: jitted(start, keys, data, counts, more)
 
 
-def heterogeneity(setting: Setting, only: Sequence[str]) -> Iterator[Row]:
-    """Every way on every split; the digits alone can be shared out."""
-    if "digits" not in only:
-        return
-    splits = {each: digits(each, setting) for each in setting.concentrations}
-    longest = max(work.data[1].shape[1] for work in splits.values())
-    work = splits[setting.concentrations[0]]
-    nothing = jnp.zeros(setting.seeds)
-    for name, way in ways(setting.num_sampled).items():
-        program = of_seeds(_rounds_of(work, way, setting), work, setting.seeds)
-        for concentration, own in splits.items():
-            data = jax.tree.map(functools.partial(_padded, longest), own.data)
-            accuracy = program(data, jnp.asarray(own.counts), nothing)
-            yield _row("heterogeneity", "digits", name, concentration, accuracy)
+def heterogeneity(
+    setting: Setting, made: Mapping[str, Make], done: _kept.Done
+) -> Iterator[Row]:
+    """Every way on every split; pictures alone can be shared out."""
+    for task in [name for name in made if name != "shakespeare"]:
+        of = functools.partial(
+            made[task], num_clients=setting.num_clients, width=setting.width
+        )
+        splits = {each: of(concentration=each) for each in setting.concentrations}
+        longest = max(work.data.shape[1] for work in splits.values())
+        work = splits[setting.concentrations[0]]  # all have places in one table
+        nothing = jnp.zeros(setting.seeds)
+        for name, way in ways(setting.num_sampled).items():
+            rounds = _rounds_of(work, way, LOCAL_RATES[task], setting)
+            program = of_seeds(rounds, work, setting.seeds)
+            facts = {"question": "heterogeneity", "task": task, "contestant": name}
+            for concentration, own in splits.items():
+                if done(**facts, x=concentration):
+                    continue
+                more = longest - own.data.shape[1]
+                places = np.pad(own.data, [(0, 0), (0, more)])  # as many for everyone
+                accuracy = program(places, jnp.asarray(own.counts), nothing)
+                yield _row(facts, concentration, accuracy)
 
 
-def _rounds_of(work: ClientTask, way: Way, setting: Setting) -> Callable[..., Any]:
+def _rounds_of(
+    work: ClientTask, way: Way, rate: float, setting: Setting
+) -> Callable[..., Any]:
     """All rounds of one way, from the start to the accuracy."""
     memory = training.client_memory(
         setting.num_clients, control_variates=way.control_variates
     )
-    server, local = way.server(), way.local(LOCAL_RATES["digits"])
+    server, local = way.server(), way.local(rate)
     step = training.federated_round(work.loss, server, local, memory=memory)
 
     def run(params: Any, key: Any, data: Any, counts: Any, _: Any) -> Any:
@@ -155,34 +156,29 @@ def _rounds_of(work: ClientTask, way: Way, setting: Setting) -> Callable[..., An
     return run
 
 
-def _padded(longest: int, leaf: np.ndarray) -> np.ndarray:
-    """As many places for every client."""
-    more = longest - leaf.shape[1]
-    return np.pad(leaf, [(0, 0), (0, more)] + [(0, 0)] * (leaf.ndim - 2))
-
-
-def staleness(setting: Setting, only: Sequence[str]) -> Iterator[Row]:
+def staleness(
+    setting: Setting, made: Mapping[str, Make], done: _kept.Done
+) -> Iterator[Row]:
     """Every rule at every concurrency."""
-    for task in only:
-        work = digits(0.3, setting) if task == "digits" else shakespeare(setting)
+    for task, make in made.items():
+        work = make(num_clients=setting.num_clients, width=setting.width)
         data, counts = jax.tree.map(jnp.asarray, (work.data, work.counts))
         keys = jax.vmap(jax.random.key)(100 + jnp.arange(setting.seeds))
-        simulate = functools.partial(
-            federated.arrivals,
-            num_clients=len(counts),
-            num_updates=setting.num_updates,
-            num_versions=setting.num_versions,
+        common = {"num_clients": len(counts), "num_updates": setting.num_updates}
+        common["num_versions"] = setting.num_versions
+        of = lambda many, c=common: functools.partial(
+            federated.arrivals, concurrency=many, **c
         )
-        of = lambda many, make=simulate: functools.partial(make, concurrency=many)
         orders = {c: jax.jit(jax.vmap(of(c)))(keys) for c in setting.concurrencies}
         for name, options in late_rules().items():
             versions = _versions_of(work, LOCAL_RATES[task], options, setting)
             program = of_seeds(versions, work, setting.seeds)
+            facts = {"question": "staleness", "task": task, "contestant": name}
             for concurrency, order in orders.items():
-                accuracy, age = program(data, counts, order)
-                age = round(float(age.mean()), 2)
-                row = _row("staleness", task, name, age, accuracy)
-                yield {**row, "concurrency": concurrency}
+                if not done(**facts, concurrency=concurrency):
+                    accuracy, age = program(data, counts, order)
+                    row = _row(facts, round(float(age.mean()), 2), accuracy)
+                    yield {**row, "concurrency": concurrency}
 
 
 def _versions_of(
@@ -208,15 +204,20 @@ def _versions_of(
 QUESTIONS = {"heterogeneity": heterogeneity, "staleness": staleness}
 
 
-def _row(question: str, task: str, name: str, x: float, accuracy: jax.Array) -> Row:
-    return {
-        "benchmark": "unlike_and_late",
-        "question": question,
-        "task": task,
-        "contestant": name,
-        "x": x,
-        "accuracy": [round(float(each), 4) for each in accuracy],
-    }
+def _row(facts: Row, x: float, accuracy: jax.Array) -> Row:
+    shares = [round(float(each), 4) for each in accuracy]
+    return {"benchmark": "unlike_and_late", **facts, "x": x, "accuracy": shares}
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """By question, task, contestant, and how unlike or late."""
+    names = [*ways(20), *late_rules()]
+    return (
+        list(QUESTIONS).index(row["question"]),
+        TASKS.index(row["task"]),
+        names.index(row["contestant"]),
+        row.get("concurrency") or row["x"],
+    )
 
 
 def panels(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
@@ -234,26 +235,30 @@ def table(rows: Sequence[Row]) -> str:
         lines = [f"{task}, accuracy in %, by {X_LABELS[question]}", ""]
         lines += [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for name in dict.fromkeys(row["contestant"] for row in own):
-            percent = [
-                100 * np.array(row["accuracy"])
-                for row in own
-                if row["contestant"] == name
-            ]
-            cells = [f"{x.mean():.1f} ± {np.ptp(x) / 2:.1f}" for x in percent]
+            of_name = [row for row in own if row["contestant"] == name]
+            cells = [_kept.percent(row["accuracy"]) for row in of_name]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """A panel for each question and task; bands are from the least to the largest."""
+    """A line of panels for each question; bands are from the least to the largest."""
     import matplotlib.pyplot as plt
 
     shown = panels(rows)
+    lines = list(dict.fromkeys(question for question, _, _ in shown))
+    columns = list(dict.fromkeys(task for _, task, _ in shown))
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(5.2 * len(shown), 4.2), squeeze=False
+        *(len(lines), len(columns)),
+        figsize=(4.8 * len(columns), 3.9 * len(lines)),
+        squeeze=False,
     )
-    for axis, (question, task, own) in zip(axes[0], shown, strict=True):
+    for unused in axes.flat:
+        unused.set_visible(False)
+    for question, task, own in shown:
+        axis = axes[lines.index(question), columns.index(task)]
+        axis.set_visible(True)
         for name in dict.fromkeys(row["contestant"] for row in own):
             of_name = [row for row in own if row["contestant"] == name]
             x = [row["x"] for row in of_name]
@@ -270,26 +275,24 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
+KIND = _kept.Kind("unlike_and_late", place, table, plot)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes ``unlike_and_late.json``, ``.md`` and ``.png``."""
     options = _harness.parser(__doc__)
     options.add_argument("--questions", choices=tuple(QUESTIONS), nargs="+")
-    options.add_argument("--tasks", choices=tuple(LOCAL_RATES), nargs="+")
+    _client_tasks.add_options(options)
+    _kept.add_options(options)
     args = _harness.parse(options, argv)
     setting = SMOKE if args.smoke else Setting()
-    env = _harness.environment("flax")
-    rows: list[Row] = []
-    for question in args.questions or QUESTIONS:
-        for row in QUESTIONS[question](setting, args.tasks or [*LOCAL_RATES]):
-            _harness.show(row)
-            rows.append({**row, **env})
-    made = {(row["question"], row["task"]) for row in rows}
-    earlier = _harness.read("unlike_and_late", args.out)
-    rows += [row for row in earlier if (row["question"], row["task"]) not in made]
-    rows.sort(key=lambda row: (row["question"], row["task"]))
-    _harness.write("unlike_and_late", rows, {}, args.out)
-    (args.out / "unlike_and_late.md").write_text(table(rows) + "\n", encoding="utf-8")
-    plot(rows, args.out / "unlike_and_late.png")
+
+    def make(done: _kept.Done) -> Iterator[Row]:
+        made = _client_tasks.asked_for(args)
+        for question in args.questions or QUESTIONS:
+            yield from QUESTIONS[question](setting, made, done)
+
+    _kept.keep(KIND, args, make)
 
 
 if __name__ == "__main__":

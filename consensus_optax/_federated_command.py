@@ -20,7 +20,8 @@ from consensus_optax._command_line import (
     write,
 )
 
-CLIENT_TASKS = ("digits", "shakespeare")
+PICTURES = ("digits", "mnist_5000", "fashion_mnist")
+CLIENT_TASKS = (*PICTURES, "shakespeare")
 
 
 class _Wire(NamedTuple):
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         )
         sent = _registry.parse_calls(args.compress, wires(), "compressor")
         task = _clients(args)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from None
     if not args.byzantine < args.sampled <= len(task.counts):
         raise UsageError(
@@ -110,8 +111,8 @@ def _clients(args: argparse.Namespace) -> Any:
     if args.task == "shakespeare":
         if args.split not in (None, "roles") or args.clients is not None:
             raise UsageError(
-                "--split and --clients belong to --task digits: Shakespeare's clients "
-                "are his roles"
+                "--split and --clients belong to tasks of pictures: Shakespeare's "
+                "clients are his roles"
             )
         args.split = "roles"
         return comparison.shakespeare_clients(tasks.shakespeare())
@@ -133,7 +134,8 @@ def _clients(args: argparse.Namespace) -> Any:
     found = list(_registry.parse_calls(args.split, splits, "split").values())
     if len(found) != 1:
         raise UsageError(f"--split takes one split; got {args.split!r}")
-    return comparison.digits_clients(found[0], shift=shift)
+    pictures = getattr(tasks, args.task)()
+    return comparison.picture_clients(pictures, found[0], shift=shift)
 
 
 def add_to(commands: Any) -> None:
@@ -145,7 +147,11 @@ def add_to(commands: Any) -> None:
         "wire; prints a table, writes results.json, table.md and curves.png.",
     )
     add = federated.add_argument
-    add("--task", default="digits", help="digits or shakespeare (default: digits)")
+    add(
+        "--task",
+        default="digits",
+        help=f"{', '.join(CLIENT_TASKS)} (default: %(default)s)",
+    )
     add(
         "--rules",
         default="mean,median",
@@ -158,7 +164,7 @@ def add_to(commands: Any) -> None:
     )
     add(
         "--split",
-        help="digits: even, dirichlet(alpha), shards(each), quantity(alpha) or "
+        help="pictures: even, dirichlet(alpha), shards(each), quantity(alpha) or "
         "noise(strength) (default: dirichlet(0.3))",
     )
     add(
@@ -166,7 +172,7 @@ def add_to(commands: Any) -> None:
         default="none",
         help="comma list, e.g. 'top_k(0.01),error_feedback(top_k(0.01))'; --list",
     )
-    add("--clients", type=positive(int), help="digits: how many (default: 40)")
+    add("--clients", type=positive(int), help="pictures: how many (default: 40)")
     add("--sampled", type=positive(int), default=20, help="of a round (default: 20)")
     add("--byzantine", type=count, default=4, help="attackers of a round (default: 4)")
     add("--rounds", type=positive(int), default=40, help="default: %(default)s")

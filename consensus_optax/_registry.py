@@ -93,8 +93,8 @@ def parse_rules(text: str) -> dict[str, Any]:
 
     Args:
       text: names of reducers, with arguments where the defaults do not do; an
-        argument is a literal, a rule itself, or a random key, ``key(0)``. ``"all"``
-        means every reducer that needs no arguments.
+        argument is a literal, a rule or what is ahead of one, or a random key,
+        ``key(0)``. ``"all"`` means every reducer that needs no arguments.
 
     Returns:
       What was written to what it means, in the order written.
@@ -105,12 +105,18 @@ def parse_rules(text: str) -> dict[str, Any]:
     Examples:
       >>> list(parse_rules("mean, among(cosine_filter(0.9), sign_consensus())"))
       ['mean', 'among(cosine_filter(0.9), sign_consensus())']
+      >>> list(parse_rules("after(nearest_neighbor_mixing(1), median())").values())
+      [after(nearest_neighbor_mixing(1), median())]
     """
     if text.strip() == "all":
         return {name: factory() for name, factory in factories().items()}
     if not text.strip():
         raise ValueError("no rules given")
-    return {ast.unparse(node): _build(node) for node in _listed(text, "rules")}
+    made = {ast.unparse(node): _build(node) for node in _listed(text, "rules")}
+    for name, rule in made.items():
+        if not isinstance(rule, co.Reducer):
+            raise ValueError(f"{name!r} is not a reducer")
+    return made
 
 
 def parse_calls(text: str, known: Mapping[str, Factory], kind: str) -> dict[str, Any]:
@@ -173,12 +179,9 @@ def _listed(text: str, called: str) -> list[ast.expr]:
 
 
 def _build(node: ast.expr) -> Any:
-    """The reducer that a name or a call stands for."""
+    """What a name or a call stands for: a reducer, or what one is made of."""
     name, args, kwargs = _called(node, "rule", _build)
-    rule = _made(node, "rule", _find(name), args, kwargs)
-    if not isinstance(rule, co.Reducer):
-        raise ValueError(f"{ast.unparse(node)!r} is not a reducer")
-    return rule
+    return _made(node, "rule", _find(name), args, kwargs)
 
 
 def _called(
@@ -224,7 +227,7 @@ def _find(name: str) -> Factory:
         return known[name]
     public = getattr(co, name) if name in co.__all__ else None
     if inspect.isfunction(public):
-        return public  # one that needs arguments; `_build` checks what it makes
+        return public  # one that needs arguments
     hint = suggestion(name) or f"known: {', '.join(known)}"
     raise ValueError(f"unknown rule {name!r}; {hint}")
 

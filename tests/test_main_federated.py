@@ -78,6 +78,15 @@ def test_shakespeare(tmp_path, monkeypatch):
     assert "pictures" in report["failed"]["mean / back_door"]
 
 
+def test_pictures_that_are_not_there(monkeypatch, capsys):
+    def absent():
+        raise FileNotFoundError("no pictures; install them")
+
+    monkeypatch.setattr(tasks, "fashion_mnist", absent)
+    assert federated("--task", "fashion_mnist") == 2
+    assert capsys.readouterr().err.endswith("error: no pictures; install them\n")
+
+
 @pytest.mark.slow
 def test_errors_of_a_code_may_be_fed_back(tmp_path):
     """The same bytes, and another model; a code inside of a code."""
@@ -120,7 +129,10 @@ def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--task", "chess"], "unknown task 'chess'; known: digits, shakespeare"),
+        (
+            ["--task", "chess"],
+            "unknown task 'chess'; known: digits, mnist_5000, fashion",
+        ),
         (["--rules", "magic"], "unknown rule 'magic'"),
         (["--attacks", "mimick"], "unknown attack 'mimick'; did you mean 'mimic'?"),
         (["--attacks", "alie(1, 2)"], "attack 'alie(1, 2)': too many positional"),
@@ -137,7 +149,7 @@ def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
         (["--sampled", 5, "--byzantine", 5], "must increase; got 5, 5 and 40"),
         (["--clients", 5, "--sampled", 7], "must increase; got 4, 7 and 5"),
         (["--byzantine", -1], "argument --byzantine: must be 0 or more; got -1"),
-        (["--task", "shakespeare", "--split", "even"], "belong to --task digits"),
+        (["--task", "shakespeare", "--split", "even"], "belong to tasks of pictures"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_exit_code_2(args, message, capsys):

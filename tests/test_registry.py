@@ -66,9 +66,16 @@ def test_arguments_may_be_random_keys():
     assert all(isinstance(rule, co.Reducer) for rule in rules.values())
 
 
-def test_rules_may_be_made_of_rules():
-    text = "among(cosine_filter(0.5), sign_consensus())"
-    assert isinstance(_registry.parse_rules(text)[text], co.Reducer)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "among(cosine_filter(max_distance=0.5), sign_consensus())",
+        "after(nearest_neighbor_mixing(1), median())",
+        "chain(clip_examples(1.0), median())",
+    ],
+)
+def test_rules_may_be_made_of_rules_and_of_what_is_ahead_of_them(text):
+    assert repr(_registry.parse_rules(text)[text]) == text
 
 
 @pytest.mark.parametrize(
@@ -90,6 +97,9 @@ def test_rules_may_be_made_of_rules():
         ("cosine_filter(*[1])", "cannot read the argument"),
         ("mean(**{})", "cannot read"),
         ("skip_if_empty(mean())", "is not a reducer"),
+        ("nearest_neighbor_mixing(1)", "is not a reducer"),
+        ("after(mean(), median())", "`mixing` must be a linear map .* got a Reducer"),
+        ("after(nearest_neighbour_mixing(1), mean())", "`nearest_neighbor_mixing`"),
         ("subspace_weighting(momentum=0.9)", "num_rows"),
         ("1.5", "cannot read the rule"),
     ],

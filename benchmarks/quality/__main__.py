@@ -1,14 +1,18 @@
 """Answers the questions: `python -m benchmarks.quality`, or some by name.
 
 What is finished is kept, also after Ctrl-C or a crash; the same command goes on.
+Several processes share a question by `--part 1/4` ... `--part 4/4`, each a part of its
+arms; when all are through, `--tables` joins what they found.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from benchmarks import _harness
@@ -33,24 +37,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--smoke", action="store_true", help="tiny, to see that it runs"
     )
     parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--part", type=_part, help="I/N: every N-th arm from the I-th on, no tables"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in QUESTIONS]
     if unknown:
         parser.error(f"unknown question {unknown[0]!r}; known: {', '.join(QUESTIONS)}")
+    usual = [name for name, asked in QUESTIONS.items() if not asked.asked_by_name]
     out = args.out
     if args.smoke and out == RESULTS:
         out = _harness.SMOKE_RESULTS / "quality"
-    env = _harness.environment("flax")
+    env = _harness.environment("flax", *_installed("scikit-learn", "mlxtend"))
     start = time.monotonic()
     say = lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True)
     try:
-        for name in args.names or QUESTIONS:
+        for name in args.names or (QUESTIONS if args.tables else usual):
             question = smoke(QUESTIONS[name]) if args.smoke else QUESTIONS[name]
-            cells = Cells(out / f"{name}.jsonl", env)
-            found = list(answers(question, cells, say, train=not args.tables))
-            write(question, found, out)
-        if out == RESULTS:
+            part = "{}-{}".format(*args.part) if args.part else ""
+            cells = Cells(out / f"{name}.jsonl", env, part)
+            if args.tables:
+                cells.join()
+            asked = of_part(question, *args.part) if args.part else question
+            found = list(answers(asked, cells, say, train=not args.tables))
+            if not args.part:
+                write(question, found, out)
+        if out == RESULTS and not args.part:
             for document in DOCUMENTS:
                 text = document.read_text(encoding="utf-8")
                 new = _documents.refreshed(text, known(RESULTS))
@@ -59,6 +72,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; what is finished is kept: the same command goes on")
         return 130
     return 0
+
+
+def _installed(*packages: str) -> list[str]:
+    """Those that are: not every question needs all data sets."""
+    return [name for name in packages if [*metadata.Distribution.discover(name=name)]]
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"must be I/N, 1 <= I <= N; got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def of_part(question: Question, place: int, parts: int) -> Question:
+    """With every so manieth arm: choices are an arm's own, so nothing is done twice."""
+    every = slice(place - 1, None, parts)
+    few = lambda setting: dict([*question.arms(setting).items()][every])
+    return question._replace(arms=few)
 
 
 def known(folder: Path) -> _documents.Results:

@@ -53,7 +53,7 @@ def answers(
             cell = _cell(question, setting, name, choice.rows, (choice.rate,), False)
             found = _found(question, cell, setting, arm, cells, say, train)
             if found is not None:
-                curves = {key: np.array(values) for key, values in found.items()}
+                curves = {key: np.array(values, float) for key, values in found.items()}
                 yield Answer(setting, name, choice, curves)
 
 
@@ -76,7 +76,7 @@ def _chosen(
         found = _found(question, cell, there, arm, cells, say, train)
         if found is None:
             return None
-        ends = np.array(found[question.metric])  # (H,)
+        ends = np.array(found[question.metric], float)  # (H,)
         ends = ends if question.higher_is_better else -ends
         ends = np.where(np.isfinite(ends), ends, -np.inf)
         best.append((ends.max(), Choice(rows, rates[int(ends.argmax())])))
@@ -93,7 +93,7 @@ def _cell(
 ) -> Cell:
     size = question.size
     seeds = size.tuning_seeds if tuning else size.seeds
-    return {
+    cell = {
         "setting": dict(setting),
         "arm": arm,
         "rows": rows,
@@ -102,6 +102,9 @@ def _cell(
         "seeds": seeds,
         "tuning": tuning,
     }
+    first = FIRST_TUNING_SEED if tuning else size.first_seed
+    usual = FIRST_TUNING_SEED if tuning else 0
+    return cell if first == usual else {**cell, "first_seed": first}
 
 
 def _found(
@@ -117,11 +120,15 @@ def _found(
     if known is not None or not train:
         return known
     tuning, size = cell["tuning"], question.size
-    first = FIRST_TUNING_SEED if tuning else 0
+    first = FIRST_TUNING_SEED if tuning else size.first_seed
     seeds = range(first, first + cell["seeds"])
     what = "choosing the rate" if tuning else "final"
     say(f"{question.name}: {cell['arm']}, {cell['rows']} rows, {dict(setting)}, {what}")
-    problem = question.problem(setting, cell["rows"], seeds, tuning)
+    try:
+        problem = question.problem(setting, cell["rows"], seeds, tuning)
+    except FileNotFoundError as error:
+        say(f"left out: {error}")
+        return None
     decay = float(setting.get("weight_decay", 0.0))
     shape = sorted((k, v) for k, v in setting.items() if k not in question.data_alone)
     program = (question.name, cell["arm"], cell["rows"], *shape)

@@ -43,13 +43,19 @@ def fit(
     """
     steps = round(arm.length * size.steps / size.evaluations)
     numbers = jnp.arange(size.evaluations * steps).reshape(size.evaluations, steps)
+    falls_at = round(size.falls_after * size.evaluations * steps)
+
+    def scheduled(rate: jax.Array) -> Any:
+        if size.falls_after == 1:
+            return rate
+        return lambda count: rate * jnp.where(count < falls_at, 1.0, 0.1)
 
     def train(
         rate: jax.Array, decay: jax.Array, key: jax.Array, data: Any
     ) -> dict[str, jax.Array]:
         begin, order = jax.random.split(key)
         params = problem.init(begin)
-        optimizer = arm.optimizer(rows, rate, decay)
+        optimizer = arm.optimizer(rows, scheduled(rate), decay)
 
         def step(carry: Tree, number: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
             params, state = carry
@@ -66,9 +72,14 @@ def fit(
         def part(carry: Tree, numbers: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
             carry, seen = jax.lax.scan(step, carry, numbers)
             found = jax.tree.map(lambda x: x.mean(0), seen)
-            batch, _ = problem.batch(data[0], order, numbers[-1] + 1)
-            losses, stack = problem.rows(carry[0], batch)
-            more = problem.look(arm.reducer(rows), carry[0], batch, losses, stack)
+
+            def look(number: jax.Array) -> dict[str, jax.Array]:
+                batch, _ = problem.batch(data[0], order, number)
+                losses, stack = problem.rows(carry[0], batch)
+                return problem.look(arm.reducer(rows), carry[0], batch, losses, stack)
+
+            more = jax.lax.map(look, numbers[-1] + 1 + jnp.arange(size.looks))
+            more = jax.tree.map(lambda x: jnp.nanmean(x, 0), more)
             return carry, {**found, **problem.scores(carry[0], *data), **more}
 
         return jax.lax.scan(part, (params, optimizer.init(params)), numbers)[1]
@@ -102,7 +113,8 @@ def _in_parts(
         program = _PROGRAMS.get((name, size))
         if program is None or name is None:
             # Compiling takes longer than training at these sizes, so LLVM tries less.
-            quickly = {"xla_backend_optimization_level": 1}
+            cpu = jax.default_backend() == "cpu"
+            quickly = {"xla_backend_optimization_level": 1} if cpu else {}
             program = jax.jit(function).lower(*part).compile(quickly)
             _PROGRAMS[name, size] = program
         found.append(program(*part))

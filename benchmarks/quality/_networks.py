@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from benchmarks.quality import _data
+from consensus_optax import training
+
+Params = Any
 
 
 def init_mlp(sizes: list[int]) -> Any:
@@ -34,21 +38,64 @@ def mlp(
     return x @ kernel + bias
 
 
+def of_flax(
+    make: Callable[[nnx.Rngs], nnx.Module],
+) -> tuple[Callable[[jax.Array], Params], Callable[..., jax.Array]]:
+    """``init(key)`` and ``apply(params, ...)`` of a module."""
+    apply, _ = training.functional(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return lambda key: nnx.state(make(nnx.Rngs(key)), nnx.Param), apply
+
+
 class Classifier(NamedTuple):
-    """Of digits: two hidden layers of one width."""
+    """Of pictures, or of the next character of a text."""
 
-    init: Callable[[jax.Array], Any]
-    logits: Callable[[Any, jax.Array], jax.Array]
-    loss: Callable[[Any, _data.Digits], jax.Array]  # the mean of a batch
+    init: Callable[[jax.Array], Params]
+    logits: Callable[[Params, jax.Array], jax.Array]
+    loss: Callable[[Params, Any], jax.Array]  # the mean of a batch
+    accuracy: Callable[[Params, Any], jax.Array]  # by its labels
 
 
-def classifier(width: int) -> Classifier:
-    """With the cross-entropy to the labels, be they right or not."""
+def telling(
+    init: Callable[[jax.Array], Params],
+    logits: Callable[[Params, jax.Array], jax.Array],
+    field: str = "pixels",
+) -> Classifier:
+    """With the cross-entropy to the labels, be they right or not.
 
-    def loss(params: Any, batch: _data.Digits) -> jax.Array:
-        logits = mlp(params, batch.pixels)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return losses.mean()
+    Args:
+      init: makes the parameters.
+      logits: of inputs.
+      field: of a batch, which inputs are.
+    """
 
-    sizes = [_data.PIXELS, width, width, _data.CLASSES]
-    return Classifier(init_mlp(sizes), mlp, loss)
+    def loss(params: Params, batch: Any) -> jax.Array:
+        said = logits(params, getattr(batch, field))
+        entropy = optax.softmax_cross_entropy_with_integer_labels
+        return entropy(said, batch.labels).mean()
+
+    def accuracy(params: Params, batch: Any) -> jax.Array:
+        said = logits(params, getattr(batch, field)).argmax(-1)
+        return (said == batch.labels).astype(jnp.float32).mean()
+
+    return Classifier(init, logits, loss, accuracy)
+
+
+def classifier(width: int, pixels: int = _data.PIXELS) -> Classifier:
+    """Of pictures: two hidden layers of one width."""
+    return telling(init_mlp([pixels, width, width, _data.CLASSES]), mlp)
+
+
+def convolutional(width: int, depth: int) -> Classifier:
+    """Of digits: 3 x 3 convolutions, then the mean over the picture."""
+    size, classes = 8, _data.CLASSES
+    init, apply = of_flax(
+        lambda rngs: training.SmallCNN(
+            1, classes, width=width, depth=depth, per_cell=False, rngs=rngs
+        )
+    )
+
+    def logits(params: Params, pixels: jax.Array) -> jax.Array:
+        pictures = pixels.reshape(-1, size, size, 1)
+        return apply(params, pictures, jnp.ones(pictures.shape[:-1]))
+
+    return telling(init, logits)

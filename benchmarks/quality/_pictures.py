@@ -20,8 +20,9 @@ def picture(question: Question, found: Sequence[Answer]) -> Figure:
     shown = {m: question.shown[m] for m in question.pictured}
     columns = {_column(question, answer) for answer in found}
     wide = 3.6 if question.over_steps else max(3.6, 1.1 * len(columns))
-    figure = Figure(figsize=(2 + wide * len(shown), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    across, down = (1, len(shown)) if wide > 8 else (len(shown), 1)
+    figure = Figure(figsize=(2 + wide * across, 3.6 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, (metric, title) in zip(panels, shown.items(), strict=True):
         known = [answer for answer in found if metric in answer.curves]
         (_training if question.over_steps else _ends)(axes, question, known, metric)

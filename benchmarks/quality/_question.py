@@ -59,7 +59,7 @@ class Arm(NamedTuple):
     ahead: tuple[Callable[[], Any], ...] = ()
 
     def optimizer(self, rows: int, rate: Any, decay: Any) -> Any:
-        """The whole chain for so many rows, at a rate."""
+        """The whole chain for so many rows, at a rate, which may be a schedule."""
         adam = optax.adamw(rate, weight_decay=decay)
         ahead = [make() for make in self.ahead]
         around = self.around(optax.flatten(adam))  # one leaf: soon compiled
@@ -67,14 +67,32 @@ class Arm(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much of everything."""
+    """How much of everything.
+
+    Where ``seeds`` are as many as rates times tuning seeds, choosing and answering
+    share a program.
+
+    Attributes:
+      steps: of an arm of length 1.
+      seeds: that answer.
+      tuning_seeds: that rows and rates are chosen by.
+      rates: to choose from.
+      evaluations: how often it is looked, at equal distances.
+      at_once: replicates trained at the same time, None: all.
+      looks: batches that are looked at in an evaluation; nan: nothing to see.
+      first_seed: of those that answer.
+      falls_after: share of the steps after which the rate is a tenth; 1: never.
+    """
 
     steps: int
     seeds: int
     tuning_seeds: int
     rates: tuple[float, ...]
     evaluations: int = 10
-    at_once: int | None = None  # replicates trained at the same time
+    at_once: int | None = None
+    looks: int = 1
+    first_seed: int = 0
+    falls_after: float = 1.0
 
 
 class Question(NamedTuple):
@@ -99,6 +117,8 @@ class Question(NamedTuple):
       higher_is_better: of ``metric``.
       over_steps: whether the picture shows training, and not where it ends.
       relative: whether it shows paired differences to the baseline.
+      asked_by_name: whether it is left out where no name is given: more than two
+        cores can bear.
     """
 
     name: str
@@ -117,6 +137,7 @@ class Question(NamedTuple):
     higher_is_better: bool = True
     over_steps: bool = False
     relative: bool = False
+    asked_by_name: bool = False
 
 
 def smoke(question: Question) -> Question:

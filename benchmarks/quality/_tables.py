@@ -39,7 +39,7 @@ def differences(question: Question, found: Sequence[Answer], metric: str) -> str
     for column in columns:
         here = {a.arm: a.curves for a in found if _column(question, a) == column}
         base = here.get(question.baseline, {}).get(metric)
-        if base is not None:
+        if base is not None and not np.isnan(base[:, -1]).all():
             gaps[str(column)] = {
                 arm: _inference.difference(curves[metric][:, -1], base[:, -1])
                 for arm, curves in here.items()
@@ -49,12 +49,15 @@ def differences(question: Question, found: Sequence[Answer], metric: str) -> str
     if not arms:
         return ""
     adjusted = {
-        c: _inference.holm({a: d.p for a, d in of.items()}) for c, of in gaps.items()
+        c: _inference.holm({a: d.p for a, d in of.items() if not np.isnan(d.p)})
+        for c, of in gaps.items()
     }
     lines = [[f"to {question.baseline}", *gaps]]
     for arm in arms:
         entries = [
-            _interval(of[arm], adjusted[column][arm], percent) if arm in of else "-"
+            _interval(of[arm], adjusted[column].get(arm, np.nan), percent)
+            if arm in of
+            else "-"
             for column, of in gaps.items()
         ]
         lines.append([arm, *entries])
@@ -95,7 +98,7 @@ def _is_share(question: Question, metric: str) -> bool:
 
 
 def _plus_minus(entry: _inference.Estimate | None, percent: bool) -> str:
-    if entry is None:
+    if entry is None or np.isnan(entry.mean):
         return "-"
     return f"{_number(entry.mean, percent)} ± {_number(entry.stderr, percent)}"
 

@@ -13,15 +13,15 @@ from benchmarks.quality import (
 from benchmarks.quality._question import Question
 
 QUESTIONS: dict[str, Question] = {
-    module.QUESTION.name: module.QUESTION
-    for module in (
-        structure,
-        shortcuts,
-        label_noise,
-        groups,
-        clients,
-        conflicts,
-        adacons,
-        arc,
+    question.name: question
+    for question in (
+        structure.QUESTION,
+        *shortcuts.QUESTIONS,
+        label_noise.QUESTION,
+        *groups.QUESTIONS,
+        *clients.QUESTIONS,
+        conflicts.QUESTION,
+        *adacons.QUESTIONS,
+        arc.QUESTION,
     )
 }

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import consensus_optax as co
+from benchmarks.quality import _networks
 from benchmarks.quality._question import (
     Arm,
     Problem,
@@ -43,14 +43,15 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
     names = every.problems[which]
     units = np.tile(np.arange(len(names)), len(seeds))
     of_units = lambda part: jax.tree.map(lambda x: x[which][units], part)
-    make = lambda rngs: training.SmallCNN(
-        every.train.inputs.shape[-1],
-        every.num_classes,
-        width=WIDTH,
-        depth=DEPTH,
-        rngs=rngs,
+    init, apply = _networks.of_flax(
+        lambda rngs: training.SmallCNN(
+            every.train.inputs.shape[-1],
+            every.num_classes,
+            width=WIDTH,
+            depth=DEPTH,
+            rngs=rngs,
+        )
     )
-    apply, _ = training.functional(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def loss(params: Any, batch: tasks.Examples) -> jax.Array:
         logits = apply(params, batch.inputs, batch.inside)
@@ -68,7 +69,7 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
 
     test = of_units(every.test)
     return Problem(
-        init=lambda key: nnx.state(make(nnx.Rngs(key)), nnx.Param),
+        init=init,
         rows=co.per_example_value_and_grad(loss),
         batch=lambda train, key, step: (train, jnp.asarray(train.weights)),
         scores=scores,
@@ -99,12 +100,12 @@ QUESTION = Question(
     arms=arms,
     rows=(0,),  # as many as a task has pairs
     size=Size(
-        steps=100,
+        steps=200,
         seeds=5,
         tuning_seeds=1,
-        rates=(1e-3, 3e-3, 1e-2),
+        rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         evaluations=4,
-        at_once=33,
+        at_once=55,  # of each of the eleven other tasks, every rate
     ),
     shown={
         "test_accuracy": "Test pixels, %",

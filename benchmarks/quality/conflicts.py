@@ -80,7 +80,9 @@ def problem(setting: Setting, rows: int, seeds: Sequence[int], tuning: bool) -> 
     )
 
 
-def _turned(part: _data.Digits, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _turned(
+    part: _data.Pictures, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures, each turned by a multiple of a right angle."""
     turns = np.random.default_rng(seed).integers(0, TURNS, len(part.truth))
     square = part.pixels.reshape(-1, 8, 8)
@@ -113,7 +115,9 @@ QUESTION = Question(
     settings=tuple({"trunk": width} for width in (4, 32)),
     arms=arms,
     rows=(len(HEADS),),
-    size=Size(steps=500, seeds=6, tuning_seeds=2, rates=(1e-3, 3e-3, 1e-2)),
+    size=Size(
+        steps=500, seeds=10, tuning_seeds=2, rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    ),
     shown={
         "class_accuracy": "Class, test accuracy, %",
         "turn_accuracy": "Turn, test accuracy, %",

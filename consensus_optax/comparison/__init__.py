@@ -6,7 +6,7 @@ This is ``python -m consensus_optax compare`` and ``federated`` as functions; it
 
 from consensus_optax.comparison._client_tasks import (
     ClientTask,
-    digits_clients,
+    picture_clients,
     shakespeare_clients,
 )
 from consensus_optax.comparison._federate import Contestant, Federation, federate
@@ -52,7 +52,6 @@ __all__ = [
     "caption",
     "compare",
     "difference",
-    "digits_clients",
     "estimate",
     "federate",
     "federated_json",
@@ -62,6 +61,7 @@ __all__ = [
     "named_attacks",
     "on_data",
     "on_rows",
+    "picture_clients",
     "plot",
     "relative_cost",
     "save_federated_plot",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,16 +46,21 @@ class ClientTask(NamedTuple):
     trivial: tuple[str, float]
 
 
-def digits_clients(
+def picture_clients(
+    whole: tasks.Task,
     split: Callable[[np.ndarray], tasks.Split],
     *,
     shift: float = 0.0,
     batch_size: int = 16,
     width: int = 64,
 ) -> ClientTask:
-    """The handwritten digits, shared out; a network of one hidden layer.
+    """Pictures of one data set, shared out; a network of one hidden layer.
+
+    What a client has are places in one table, so that clients of very unequal size take
+    the memory of the pictures alone.
 
     Args:
+      whole: one problem with a label for each picture: `tasks.digits`.
       split: from the labels to who has which example.
       shift: of `tasks.shift_features`.
       batch_size: of a local step.
@@ -64,21 +70,31 @@ def digits_clients(
       The task.
 
     Examples:
-      >>> task = digits_clients(lambda labels: tasks.even_split(len(labels), 10))
-      >>> task.data[0].shape
-      (10, 144, 8, 8, 1)
+      >>> split = lambda labels: tasks.even_split(len(labels), 10)
+      >>> task = picture_clients(tasks.digits(), split)
+      >>> task.data.shape
+      (10, 144)
     """
-    whole = tasks.digits()
     pictures, labels = whole.train.inputs[0], np.asarray(whole.train.targets[0])
     shares = split(labels)
-    own, own_labels = tasks.split_examples((pictures, labels), shares)
-    data = tasks.shift_features(own, shift), own_labels
-    make = lambda seed: _Hidden(64, width, whole.num_classes, nnx.Rngs(seed))
+    places = shares.indices
+    if shift:
+        own = tasks.shift_features(tasks.split_examples(pictures, shares), shift)
+        there = np.arange(places.shape[1]) < shares.counts[:, None]
+        pictures = np.empty_like(pictures)
+        pictures[places[there]] = own[there]
+    table = jax.tree.map(jnp.asarray, (pictures, labels))
+    size = math.prod(pictures.shape[1:])
+    make = lambda seed: _Hidden(size, width, whole.num_classes, nnx.Rngs(seed))
     apply, _ = training.functional(make(0))
 
     def loss(params: Any, batch: Any) -> jax.Array:
         inputs, targets = batch
         return tasks.example_losses(apply(params, inputs), targets).mean()
+
+    def draw(key: jax.Array, own: Any, count: Any) -> Any:
+        drawn = training.draw_examples(key, own, count, batch_size=batch_size)
+        return jax.tree.map(lambda leaf: leaf[drawn], table)
 
     test, truth = map(jnp.asarray, (whole.test.inputs[0], whole.test.targets[0]))
     others = (truth != 0).astype(jnp.float32)
@@ -94,12 +110,12 @@ def digits_clients(
         }
 
     return ClientTask(
-        "digits",
-        data,
+        whole.name,
+        places,
         shares.counts,
         lambda seed: training.functional(make(seed))[1],
         loss,
-        functools.partial(training.draw_examples, batch_size=batch_size),
+        draw,
         scores,
         whole.num_classes,
         True,

@@ -100,7 +100,8 @@ def federate(
 
     Examples:
       >>> from consensus_optax import comparison, tasks
-      >>> task = comparison.digits_clients(lambda y: tasks.even_split(len(y), 4))
+      >>> split = lambda labels: tasks.even_split(len(labels), 4)
+      >>> task = comparison.picture_clients(tasks.digits(), split)
       >>> small = {"rounds": 1, "seeds": 1, "num_sampled": 2, "num_steps": 1}
       >>> result = federate(task, {"mean": Contestant(co.mean())}, **small)
       >>> result.curves["mean"]["test_accuracy"].shape

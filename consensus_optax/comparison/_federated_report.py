@@ -29,7 +29,8 @@ def federated_table(result: Federation) -> str:
     Examples:
       >>> import consensus_optax as co
       >>> from consensus_optax import comparison, tasks
-      >>> task = comparison.digits_clients(lambda y: tasks.even_split(len(y), 4))
+      >>> split = lambda labels: tasks.even_split(len(labels), 4)
+      >>> task = comparison.picture_clients(tasks.digits(), split)
       >>> small = {"rounds": 1, "seeds": 1, "num_sampled": 2, "num_steps": 1}
       >>> one = {"mean": comparison.Contestant(co.mean())}
       >>> text = federated_table(comparison.federate(task, one, **small))

@@ -160,9 +160,11 @@ def _single_rows(rule: Rule) -> str:
         case Weighting(remembers=True):
             return "remembers updates that rows are compared with"
         case Weighting():
-            if Reads(rule.reads) in (Reads.NOTHING, Reads.NORM_BOUNDS):
+            reads = Reads(rule.reads)
+            if reads in (Reads.NOTHING, Reads.NORM_BOUNDS):
                 return ""
-            return f"reads the rows' {rule.reads} to compare them"
+            what = "lengths" if reads.lengths else "products"
+            return f"compares the rows' {what}"
         case Columns():
             return "sorts the rows' entries in every coordinate"
     return "chooses or mixes rows by comparing them"

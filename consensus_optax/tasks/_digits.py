@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from consensus_optax.tasks._noise import flip_labels
-from consensus_optax.tasks._task import Examples, Task, stack_problems
+from consensus_optax.tasks._pictures import labelled_pictures
+from consensus_optax.tasks._task import Task
 
 NUM_CLASSES = 10
 NUM_TEST = 360
@@ -38,25 +38,13 @@ def digits(
     order = np.random.default_rng(seed).permutation(len(classes))
     pictures = (pixels[order].reshape(-1, 8, 8, 1) / 16).astype(np.float32)
     labels = classes[order].astype(np.int32)
-    noisy = flip_labels(
-        labels[NUM_TEST:], label_noise, num_classes=NUM_CLASSES, seed=seed
-    )
-    majority = np.bincount(labels[NUM_TEST:]).argmax()
-    return Task(
-        name="digits",
-        problems=("digits",),
-        train=_one_problem(pictures[NUM_TEST:], noisy),
-        test=_one_problem(pictures[:NUM_TEST], labels[:NUM_TEST]),
+    return labelled_pictures(
+        "digits",
+        (pictures[NUM_TEST:], labels[NUM_TEST:]),
+        (pictures[:NUM_TEST], labels[:NUM_TEST]),
         num_classes=NUM_CLASSES,
+        label_noise=label_noise,
         num_rows=num_rows,
         group_size=group_size,
-        unit="label",
-        trivial="always the commonest class",
-        trivial_accuracy=np.array([np.mean(labels[:NUM_TEST] == majority)]),
+        seed=seed,
     )
-
-
-def _one_problem(pictures: np.ndarray, labels: np.ndarray) -> Examples:
-    inside = np.ones(pictures.shape[:-1], np.float32)
-    weights = np.ones(len(labels), np.float32)
-    return stack_problems([Examples(pictures, inside, labels, weights)])

@@ -11,6 +11,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax.federated import Arrivals, buffer_of
+from consensus_optax.training._clients import Cohort, counts_of
 from consensus_optax.training._federated import Draw, local_batches, local_updates
 from consensus_optax.training._loop import Fit, Loss, Metrics, Rows, Step, step_on_rows
 
@@ -92,7 +93,9 @@ def late_round(
     Returns:
       ``step(fit, (batches, versions), weights)`` on a `LateFit`, for `train`;
       ``versions`` (n,) int32 is what each client began from, and the rest as for
-      `federated_round`.
+      `federated_round`. Of a `Cohort` in the place of ``batches`` the optimizer is told
+      ``clients``, for ``co.error_feedback`` ahead of the buffer, and who has not done
+      all of its steps has not come.
 
     Cost: that of `federated_round`, n copies of the parameters for where clients begin,
     and the last versions.
@@ -119,12 +122,14 @@ def late_round(
         fit: LateFit, batch: Any, weights: jax.Array | None
     ) -> tuple[LateFit, Metrics]:
         batches, versions = batch
+        cohort = batches if isinstance(batches, Cohort) else Cohort(None, batches)
         num_kept = jax.tree.leaves(fit.past)[0].shape[0]
         version = buffer_of(fit.opt_state).version
         ages = jnp.maximum(version - versions, 0)
         began = (version - ages) % num_kept
-        weights = jnp.ones(ages.shape, jnp.float32) if weights is None else weights
+        weights = counts_of(cohort, weights, ages.shape[0], None)
         weights = jnp.where(ages < num_kept, weights, 0)
+        told = {} if cohort.clients is None else {"clients": cohort.clients}
 
         def rows_at(now: Fit, batches: Any, weights: jax.Array | None) -> Rows:
             starts = jax.tree.map(lambda leaf: leaf[began], fit.past)
@@ -132,11 +137,11 @@ def late_round(
             found = jax.vmap(local)(starts, jax.tree.map(alone, batches))
             losses, rows = jax.tree.map(lambda leaf: leaf[:, 0], found)
             rows = rows if attack is None else attack(rows, now.step)
-            return Rows(losses, rows, weights, weights)
+            return Rows(losses, rows, weights, weights, extra=told)
 
         take = step_on_rows(rows_at, optimizer, watch, versions=versions)
         now = Fit(fit.params, fit.opt_state, fit.step)
-        now, metrics = take(now, batches, weights)
+        now, metrics = take(now, cohort.batches, weights)
         place = buffer_of(now.opt_state).version % num_kept
         past = jax.tree.map(lambda x, p: x.at[place].set(p), fit.past, now.params)
         return LateFit(now.params, now.opt_state, now.step, past), metrics
@@ -152,6 +157,7 @@ def late_batches(
     arrivals: Arrivals,
     *,
     num_steps: int = 1,
+    as_cohort: bool = False,
 ) -> Callable[[jax.Array], tuple[Any, jax.Array]]:
     """The batches of simulated arrivals, K for each call, for `train`.
 
@@ -162,9 +168,11 @@ def late_batches(
       draw: as for `client_batches`.
       arrivals: from `federated.arrivals`.
       num_steps: local steps of each client.
+      as_cohort: whether to say who they are, for clients that keep something.
 
     Returns:
-      ``batch_at(number)``: ((batches, versions), weights), the latter the counts.
+      ``batch_at(number)``: ((batches, versions), weights), the latter the counts; a
+      `Cohort` in the place of ``batches``, if asked for.
 
     Examples:
       >>> import functools
@@ -186,6 +194,7 @@ def late_batches(
         drawing = jax.random.fold_in(key, number)
         batches = local_batches(drawing, clients, counts, draw, chosen, num_steps)
         weights = counts[chosen].astype(jnp.float32)
+        batches = Cohort(chosen, batches) if as_cohort else batches
         return (batches, arrivals.versions[number]), weights
 
     return batch_at

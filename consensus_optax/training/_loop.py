@@ -10,6 +10,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._gradients.per_example import per_example_value_and_grad
+from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax.training._clients import ClientMemory
 
@@ -131,6 +132,9 @@ def step_on_rows(
 
     Returns:
       A step as from `row_step`.
+
+    Raises:
+      ValueError: from the step, when traced: no reducer is in the optimizer.
     """
 
     def step(fit: Fit, batch: Any, weights: jax.Array | None) -> tuple[Fit, Metrics]:
@@ -139,6 +143,7 @@ def step_on_rows(
         updates, opt_state = optimizer.update(
             made.rows, fit.opt_state, fit.params, **told
         )
+        check_reduced(updates, fit.params, every=True)
         metrics = {"loss": weighted_mean(made.losses, made.counts)}
         for name in watch:
             value = watched(opt_state, name)

@@ -17,7 +17,9 @@ OPTIONS = {"rounds": 1, "seeds": 1, "num_sampled": 4, "num_byzantine": 1}
 
 @pytest.fixture(name="task", scope="module")
 def _task():
-    return comparison.digits_clients(lambda y: tasks.even_split(len(y), 6))
+    return comparison.picture_clients(
+        tasks.digits(), lambda y: tasks.even_split(len(y), 6)
+    )
 
 
 def test_attacks_on_one_server_share_a_program(task):

@@ -102,10 +102,10 @@ def test_no_part_is_longer_than_it_was_and_none_beyond_its_share():
 def test_rules_that_need_single_rows_say_why():
     secure = lambda rule: federated.secure_sum(rule, bound=1.0, key=KEY)
     reasons = {
-        co.krum(1): r"got krum\(1\), which reads the rows' affine to compare them",
+        co.krum(1): r"got krum\(1\), which compares the rows' products",
         co.median(): "sorts the rows' entries in every coordinate",
         co.sign_consensus(): "merges rows otherwise than by adding them",
-        co.comparative_elimination(1): "reads the rows' norms to compare them",
+        co.comparative_elimination(1): "compares the rows' lengths",
         co.centered_clipping(1.0): "remembers updates",
         co.after(co.nearest_neighbor_mixing(1), co.mean()): "chooses or mixes rows",
         co.among(co.cosine_filter(), co.mean()): "chooses or mixes rows",

@@ -284,3 +284,11 @@ def test_bad_arguments():
         training.client_batches(key, counts, counts, None, num_sampled=1, num_steps=0)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1; got 0"):
         training.draw_examples(key, counts, 1, batch_size=0)
+    forgotten = optax.sgd(1.0)
+    fit = training.start(jnp.zeros(2), forgotten)
+    step = training.federated_round(
+        lambda w, batch: jnp.sum(w * batch), forgotten, optax.sgd(1.0)
+    )
+    wanted = r"is \(3, 2\), its parameter \(2,\). Is the reducer missing\?"
+    with pytest.raises(ValueError, match=wanted):
+        step(fit, jnp.zeros((3, 1, 2)), None)

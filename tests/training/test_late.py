@@ -97,6 +97,53 @@ def test_without_ages_it_is_a_federated_round():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("names", ["clients", "places"])
+def test_what_a_message_loses_is_kept_by_its_client(names):
+    """In NumPy: half of two entries, late; one stops half-way and keeps what it has."""
+    order, targets, _ = story()
+    code, count = co.compressors.top_k(0.5), 6 if names == "clients" else 2
+    chain = optax.chain(co.error_feedback(code, count), server(2))
+    start = jnp.array([1.0, -1.0])
+    scale = np.array([1.0, 0.7])
+    data = jnp.asarray(targets[:, None, None] * scale, jnp.float32)  # (6, 1, 2)
+    draw = functools.partial(training.draw_examples, batch_size=1)
+    mean_loss = lambda w, batch: 0.5 * jnp.sum((w - batch[0]) ** 2)
+    step = jax.jit(training.late_round(mean_loss, chain, optax.sgd(LOCAL)))
+    batch_at = training.late_batches(
+        *(jax.random.key(1), data, jnp.ones(6, int), draw, order), as_cohort=True
+    )
+    fit = training.start_late(start, chain, max_age=20)
+    kept, past, moment = np.zeros((6, 2)), [np.asarray(start)], np.zeros(2)
+    waiting = []
+    for number in range(8):
+        (cohort, versions), weights = batch_at(number)
+        stops = number == 3
+        who = np.asarray(cohort.clients)
+        if names == "places":
+            cohort = cohort._replace(clients=None)
+        cohort = cohort._replace(num_done=jnp.array([0 if stops else 1, 1]))
+        fit, _ = step(fit, (cohort, versions), weights)
+        places = who if names == "clients" else np.arange(2)
+        old, seen = kept.copy(), set()
+        for row, (client, place) in enumerate(zip(who, places, strict=True)):
+            if stops and row == 0:
+                continue
+            begun = min(int(versions[row]), len(past) - 1)
+            due = LOCAL * (past[begun] - targets[client] * scale) + old[place]
+            sent = np.where(np.arange(2) == np.abs(due).argmax(), due, 0)
+            if place not in seen:  # who comes twice in a call is kept once
+                kept[place] = due - sent
+            seen.add(place)
+            waiting.append(sent)
+        if len(waiting) >= 2:
+            moment = 0.9 * moment + np.mean(waiting, 0)
+            past.append(past[-1] - RATE * moment)
+            waiting = []
+    np.testing.assert_allclose(fit.opt_state[0].error, kept[:count], rtol=1e-4)
+    np.testing.assert_allclose(fit.params, past[-1], rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_who_waits_is_in_a_checkpoint(tmp_path):
     """An update in the buffer, and old versions: a stop changes no bit."""
     order, _, data = story()
