@@ -79,8 +79,8 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "engines/mesh/layout": ("engines/test_sharded_factored.py", *_OF_A_MESH),
     "engines/mesh/specs": (_OF_A_MESH[1], "engines/test_sharded_partial.py"),
     "engines/mesh/exchange": _OF_A_MESH,
-    "engines/mesh/spread": (_OF_A_MESH[1], "engines/test_sharded_fsdp_bytes.py"),
-    "engines/mesh/entering": (_OF_A_MESH[1], "engines/test_sharded_fsdp_bytes.py"),
+    "engines/mesh/spread": (_OF_A_MESH[1], "engines/test_sharded_fsdp.py"),
+    "engines/mesh/entering": (_OF_A_MESH[1], "engines/test_sharded_fsdp.py"),
     "training/_state_of_rows": ("training/test_nnx.py", "training/test_linen.py"),
 }
 _FACTORS = "engines/test_sharded_factors.py::test"
@@ -92,7 +92,7 @@ _OF_FACTORS = (
     f"{_FACTORS}_a_parameter_cut_along_an_explicit_axis_is_multiplied_out",
     f"{_FACTORS}_factors_of_a_parameter_cut_along_another_axis",
     f"{_FACTORS}_two_mesh_axes_the_state_and_what_is_asked_of_coordinates",
-    "engines/test_sharded_fsdp_bytes.py",
+    "engines/test_sharded_fsdp.py",
 )
 IN_CI = {  # those of `make test` leave the rest to these
     "engines/_sharded": ("engines/test_sharded_bytes.py",),
