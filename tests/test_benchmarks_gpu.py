@@ -33,6 +33,7 @@ def rows_of_two_steps():
     return list(gpu.timed(job, gpu.contestants(job, 2), repeats=2, seconds=0.1))
 
 
+@pytest.mark.slow  # a profiler starts
 def test_a_row_for_every_step_and_what_its_program_promises():
     plain, twice = rows_of_two_steps()
     assert (plain["ratio"], plain["graphs"]) == (1.0, False)
