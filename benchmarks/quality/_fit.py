@@ -115,10 +115,15 @@ def _in_parts(
             # Compiling takes longer than training at these sizes, so LLVM tries less.
             cpu = jax.default_backend() == "cpu"
             quickly = {"xla_backend_optimization_level": 1} if cpu else {}
+            while len(_PROGRAMS) >= _MOST_PROGRAMS:
+                del _PROGRAMS[next(iter(_PROGRAMS))]  # the oldest
             program = jax.jit(function).lower(*part).compile(quickly)
             _PROGRAMS[name, size] = program
         found.append(program(*part))
     return jax.tree.map(lambda *x: np.concatenate(x)[:total], *found)
 
 
+# More than settings that share programs have arms and numbers of rows. Each takes some
+# hundred mapped pieces of memory, of which Linux gives a process 65530.
+_MOST_PROGRAMS = 64
 _PROGRAMS: dict[Hashable, Any] = {}
