@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from consensus_optax._gradients.claims import (
@@ -119,10 +120,10 @@ def reduced(
         for leaf, (var, like) in enumerate(zip(wanted, given, strict=True))
         if once(var, wanted)
     }
-    is_number = lambda x: (
-        not isinstance(x, core.Literal) and x.aval.dtype.kind in "biuf"
+    is_float = lambda x: (
+        not isinstance(x, core.Literal) and jnp.issubdtype(x.aval.dtype, jnp.inexact)
     )
-    values = list(filter(is_number, closed.jaxpr.outvars[: -len(wanted) or None]))
+    values = list(filter(is_float, closed.jaxpr.outvars[: -len(wanted) or None]))
     return _value_and_leaves(traced, args, Claims(of, reduce, values=values))
 
 

@@ -116,6 +116,16 @@ def merge_present(
     return jax.tree.map(pick, merge(x, y), x, y)
 
 
+def merge_lots(merge: Callable[[Any, Any], Any], values: Any, present: Array) -> Any:
+    """What (N,) lots of rows gave, along the leading axis, of those that have any."""
+
+    def pair(x: Any, y: Any) -> Any:
+        lead = lambda has: has.reshape(-1, *[1] * (jax.tree.leaves(x[0])[0].ndim - 1))
+        return merge_present(merge, x[0], y[0], lead(x[1]), lead(y[1])), x[1] | y[1]
+
+    return halved((values, present), pair)[0]
+
+
 def merge_leaves(
     statistics: Sequence[Statistic], x: Any, y: Any, has_x: Any, has_y: Any
 ) -> list[list[Any]]:

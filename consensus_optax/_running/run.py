@@ -25,7 +25,7 @@ from consensus_optax._rules.kinds import (
     Weighting,
 )
 from consensus_optax._running.products import read_products, without_overflow
-from consensus_optax._running.source import Source
+from consensus_optax._running.source import Source, Unseen
 from consensus_optax._running.states import (
     AfterState,
     AmongState,
@@ -123,8 +123,13 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             new = MemoryState(update, new)
             return _combined(update, weights, new, source), source
         case Weighting():
+            update = None
+            trusts = rule.reads == Reads.NOTHING and not rule.per_leaf
+            if trusts and isinstance(source, Unseen):
+                weigh = lambda source: _weigh(rule, source, state)[0]
+                update, source = source.combine_on_trust(weigh)
             weights, new, source, lost = _weigh(rule, source, state)
-            update = source.combine(weights)
+            update = source.combine(weights) if update is None else update
             outcome = _combined(update, weights, new, source)
             whole = source.seen.roster.coordinates.whole(update, False)
             return outcome._replace(update=whole, num_lost=lost), source

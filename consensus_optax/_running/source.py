@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._running.again import at_most_twice
 from consensus_optax._typing import Array
 
 
@@ -78,7 +78,7 @@ def rescaled(
 def rescaled_in_a_loop(
     asked: Asked,
     rescale: Callable[[Any, Roster], Array],
-    look: Callable[[Asked], Any],
+    look_at: Callable[[Asked], Any],
     roster_of: Callable[[Any], Roster],
     varying: Callable[[Any], Any],
     dtype: Any,
@@ -88,27 +88,24 @@ def rescaled_in_a_loop(
     Args:
       asked: the products.
       rescale: see :class:`Asked`.
-      look: to (products, what is known after it).
+      look_at: to (products, what is known after it).
       roster_of: what is known, to the roster.
-      varying: types what the loop starts from as what is computed in it.
+      varying: see :func:`at_most_twice`.
       dtype: of decisions.
 
     Returns:
       (what a look gave, scale).
     """
     plain = asked._replace(rescale=None)
-    at = lambda scale: look(plain._replace(scale=scale))
+    look = lambda scale: look_at(plain._replace(scale=scale))
 
-    def turn(carry: Any, first: Array) -> tuple[Any, None]:
-        found, scale = carry
-        found = lax.cond(first | (scale != 1), lambda: at(scale), lambda: found)
-        wanted = lambda: rescale(found[0], roster_of(found[1]))
-        return (found, jnp.where(first, wanted(), scale)), None
+    def asks(scale: Array, found: Any) -> tuple[Array, Array]:
+        del scale
+        wanted = rescale(found[0], roster_of(found[1]))
+        return wanted, wanted != 1
 
-    one = jnp.ones((), dtype)
-    shapes = jax.eval_shape(at, one)
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return lax.scan(turn, varying((empty, one)), jnp.arange(2) == 0)[0]
+    scale, found = at_most_twice(look, asks, jnp.ones((), dtype), varying)
+    return found, scale
 
 
 class Source(Protocol):
@@ -160,4 +157,22 @@ class Source(Protocol):
 
     def mixed(self, matrix: Array, weights: Array) -> Source:
         """Rows sum_j matrix[i, j] row_j with new weights; absent ones have zeros."""
+        ...
+
+
+@runtime_checkable
+class Unseen(Source, Protocol):
+    """Rows that somebody has to look at before it is known who is there."""
+
+    def combine_on_trust(
+        self, weigh: Callable[[Any], Array]
+    ) -> tuple[list[Array], Unseen]:
+        """What rows combine to with weights that no gradient is read for.
+
+        Args:
+          weigh: a source that has been looked at, to weights, (B,).
+
+        Returns:
+          That, and the source to go on with. One look does if all rows are sound.
+        """
         ...

@@ -66,8 +66,8 @@ def value_and_reduced_grad(
     ========= ============================ ========================================
     fold      rows held, factored          one pass, the parameters' memory
     weighting Gramian, then one product    (k + 3) / 2 passes for the Gramian (one for
-                                           norms; twice for distances of rows that
-                                           are nearly equal), one to combine; no stack
+                                           norms, none for nothing; twice for distances
+                                           of nearly equal rows), one to combine
     columns   one leaf at a time           the stack (B, P) is held, activations of m
     ========= ============================ ========================================
 
@@ -76,8 +76,9 @@ def value_and_reduced_grad(
     as in language models, and B rows of all layers then take more than all else in a
     step. So they are reduced inside of the backward pass: in the body of a ``lax.scan``
     over layers, or between layers written one after the other, a leaf is folded, or
-    inner products are taken, as soon as it is there. For a fold that is one pass, and
-    one more in a step in which a row turns out to be non-finite; a weighting looks, a
+    inner products are taken, as soon as it is there. For a fold, and a weighting that
+    reads no gradient such as ``mean``, that is one pass, and one more in a step in which
+    a row turns out to be non-finite; another weighting looks, a
     second time where rows are nearly equal, and combines, each in a pass of its own, so
     it takes up to twice the time (three times). Columns see all rows of one layer at a
     time, in one pass. Held as ever is what is added up before it is whole, weights that
@@ -94,7 +95,10 @@ def value_and_reduced_grad(
     inside of the backward pass then are dealt out layer by layer, an all-to-all in
     place of the mean's reduce-scatter: B / N rows of one layer, and all rows of its Nth
     part, are all that a device holds of them. They travel in the dtype of the model's
-    own gradient, or in ``wire_dtype``, and are rounded to it. Rows that are held where
+    own gradient, or in ``wire_dtype``, and are rounded to it. Of several rows on a device
+    a combination, or a fold's statistics, travel in their place where they are less, in
+    the dtype of decisions: however many rows there are, clipping sends what the mean
+    does. Rows that are held where
     most factors would be larger are dealt out in the pass that makes them, too, and
     stay there: a weighting then needs one pass, the operations and bytes of the plain
     step, and the memory of B / N rows.

@@ -4,6 +4,7 @@ Where a loss is that of a whole mesh, each device computes the rows of its own e
 What looks at several rows at once wants all of them, of some coordinates: an all-to-all
 of one layer's rows brings them there, and what is made of them stays cut as a parameter
 is that is sharded along the same axes (FSDP). A mean sends as much, by reduce-scatter.
+Of several rows on a device what merges travels instead, where it is less.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from consensus_optax._gradients.claims import Claim
 from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.statistics import Statistic, merge_lots
 from consensus_optax._typing import Array
 
 
@@ -53,6 +56,50 @@ class Dealing(NamedTuple):
         dealt = lambda rows, like: read(self._exchanged(rows, place), like)
         rows_spec = PartitionSpec(self.axes)
         return self._on_devices(dealt, rows_spec, place)(self._narrow(rows), claim.like)
+
+    def merged(
+        self,
+        observe: Callable[..., tuple[Any, ...]],
+        statistics: Sequence[Statistic],
+        rows: Array,
+        per_row: tuple[Array, Any],
+        claim: Claim,
+    ) -> tuple[Any, ...]:
+        """Statistics of all rows: of rows dealt out, or each device's own, merged.
+
+        Whichever is less to send.
+
+        Args:
+          observe: of rows and what is given for them to each statistic.
+          statistics: how they merge.
+          rows: (B, ...), each on its own device.
+          per_row: weights, (B,), and what else is given, a tree of such.
+          claim: on the rows.
+        """
+        place = self._place(rows.shape, claim)
+        together = jax.eval_shape(observe, rows, *per_row)
+        own = jax.eval_shape(self._narrow, rows)
+        if not place or _bytes(own) // self._size < _bytes(together):
+            read = lambda rows, like: ((), observe(rows, *per_row))
+            return self.of_coordinates(read, rows, claim)[1]
+
+        def on_device(rows: Array, weights: Array, given: Any) -> tuple[Any, ...]:
+            here = jnp.any(weights > 0)
+            present = lax.all_gather(here, self.axes)
+            send = lambda seen: self._exchanged(seen[None], place)
+
+            def merged(statistic: Statistic, seen: Any) -> Any:
+                if statistic.merge is jnp.add:  # as the plain step sends its gradient
+                    seen = jnp.where(here, seen, 0)
+                    to = {"scatter_dimension": place - 1, "tiled": True}
+                    return lax.psum_scatter(seen, self.axes, **to)
+                return merge_lots(statistic.merge, jax.tree.map(send, seen), present)
+
+            return tuple(map(merged, statistics, observe(rows, weights, given)))
+
+        own = PartitionSpec(self.axes)
+        on_mesh = self._mapped(on_device, (own, own, own), self._cut(place))
+        return on_mesh(rows, *per_row)
 
     def dealt(self, rows: Array, claim: Claim) -> Array:
         """Rows, each on its own device, to each device's coordinates of all of them."""
@@ -105,15 +152,24 @@ class Dealing(NamedTuple):
         narrows = self.wire is not None and self.wire.itemsize < rows.dtype.itemsize
         return rows.astype(self.wire) if narrows else rows
 
+    @property
+    def _size(self) -> int:
+        """How many devices."""
+        return math.prod(self.mesh.shape[name] for name in self.axes)
+
     def _place(self, shape: tuple[int, ...], claim: Claim) -> int:
         """Which axis is dealt out: as the parameter is cut, else any; 0 if none can be.
 
         An update that lies otherwise than its parameter has to be sent once more.
         """
-        size = math.prod(self.mesh.shape[name] for name in self.axes)
+        size = self._size
         fits = [place for place, side in enumerate(shape) if side % size == 0]
         if 0 not in fits:  # few rows
             return 0
         is_cut = lambda axis: names_of(self.specs[claim.leaf][axis]) == self.axes
         alike = [1 + i for i, axis in enumerate(claim.order) if is_cut(axis)]
         return next((place for place in (*alike, *fits[1:]) if place in fits), 0)
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))

@@ -26,6 +26,7 @@ from consensus_optax._running.run import floating_leaves
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward.dealing import Dealing
+from consensus_optax.engines.backward.merging import Merging
 
 # Of rows and the claim on them, to what adds up over layers, and what is like the
 # parameter, trees of arrays both.
@@ -114,6 +115,25 @@ class Batch(NamedTuple):
         if self.kept is None:
             return self._pass(roster, make, likes)
         return self._of_kept(self.kept, roster, read, likes)
+
+    def merged(self, roster: Roster, merging: Merging) -> Found:
+        """The same of statistics, sent in place of rows where these are more."""
+        dealing = self.dealing
+        if dealing is None or self.kept is not None:
+            return self.read(roster, merging.read)
+
+        def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
+            def observe(rows: Any, weights: Array, own: Any) -> tuple[Any, ...]:
+                there = roster._replace(weights=weights)
+                return merging.observe(
+                    in_memory([rows.astype(whole.dtype)], there), own
+                )
+
+            rows = whole if self.scalings else rows
+            given = rows, (roster.weights, merging.given(claim)), claim
+            return Reduced((), dealing.merged(observe, merging.statistics, *given))
+
+        return self._pass(roster, make, None)
 
     def keeping(self, roster: Roster) -> tuple[Found, Batch]:
         """One pass that leaves rows where they are dealt to; the batch with these."""

@@ -16,9 +16,12 @@ from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._running.again import Told, combined_on_trust
 from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
+from consensus_optax.engines.backward import merging
+from consensus_optax.engines.backward.merging import Merging
 from consensus_optax.engines.backward.passes import (
     Batch,
     Found,
@@ -69,6 +72,8 @@ class Backward(NamedTuple):
 
     def inner(self, asked: Asked) -> tuple[Any, Backward]:
         """One pass, or two of which the second is at another scale."""
+        if self.known and asked.reads == Reads.NOTHING:
+            return None, self
         if self.keeps:
             return self._kept().inner(asked)
         if asked.rescale is None:
@@ -121,21 +126,45 @@ class Backward(NamedTuple):
         dtype in which the model computes.
         """
         del exact  # nothing travels
-        own = lambda leaves: weights if weights.ndim == 1 else weights[np.array(leaves)]
-        # taken apart here, for where rows are dealt out nothing else may be cut
-        apart = [own([i]) for i in range(weights.shape[0] if weights.ndim == 2 else 0)]
+        return self._combined(weights)[0]
 
-        def read(rows: Memory, claim: Claim) -> tuple[tuple[()], Array]:
-            return (), rows.combine(apart[claim.leaf] if apart else weights)[0]
+    def combine_on_trust(
+        self,
+        weigh: Callable[[Backward], Array],
+        own: Callable[[Array], Array] = lambda weights: weights,
+    ) -> tuple[list[Array], Backward]:
+        """One pass; two where that finds a row that cannot count, or losses matter.
 
+        Args:
+          weigh: see `Unseen`.
+          own: of weights that are those of more rows to those of these.
+        """
+        if self.known:
+            return self._combined(own(weigh(self)))[0], self
+
+        def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
+            update, found = self.among(sound)._combined(own(weights))
+            return update, self._sound(found)
+
+        update, told = combined_on_trust(
+            self.seen.roster.weights,
+            lambda told: weigh(self._told(*told)),
+            combine,
+            self.batch.arranged.varying,
+        )
+        return update, self._told(*told)
+
+    def _combined(self, weights: Array) -> tuple[list[Array], Found]:
+        """The combination, and all else that the pass found."""
         roster = self.seen.roster
-        found = self.batch.read(roster, read)
-        by_leaf = {i: leaf.likes for i, leaf in found.made.items()}
+        found = self.batch.merged(roster, merging.of_combination(weights))
+        by_leaf = {i: leaf.likes[0] for i, leaf in found.made.items()}
         if found.rest:
             memory = in_memory(list(found.rest.values()), roster)
-            combined = memory.combine(own(list(found.rest)))
+            own = weights if weights.ndim == 1 else weights[np.array(list(found.rest))]
+            combined = memory.combine(own)
             by_leaf |= dict(zip(found.rest, combined, strict=True))
-        return [by_leaf[i] for i in range(len(by_leaf))]
+        return [by_leaf[i] for i in range(len(by_leaf))], found
 
     def statistics(self, rule: Fold) -> tuple[list[list[Array]], Backward]:
         """One pass; two where that finds a row that cannot count."""
@@ -143,21 +172,23 @@ class Backward(NamedTuple):
         def of_leaves(rows: Memory) -> list[Any]:
             return list(zip(*rows.statistics(rule)[0], strict=True))
 
-        leaves, source = self._by_leaf(of_leaves)
+        leaves, source = self._by_leaf(of_leaves, merging.of_fold(rule))
         return [list(each) for each in zip(*leaves, strict=True)], source
 
     def columns(self, rule: Columns) -> tuple[list[Array], Backward]:
         """As for statistics."""
         return self._by_leaf(lambda rows: rows.columns(rule)[0])
 
-    def _by_leaf(self, make: Make) -> tuple[list[Any], Backward]:
+    def _by_leaf(
+        self, make: Make, merges: Merging | None = None
+    ) -> tuple[list[Any], Backward]:
         """What is made of every leaf: like the parameter, of the rows that count."""
         if self.known:
-            return self._made(make)[0], self
+            return self._made(make, merges)[0], self
 
         def again(carry: Any) -> Any:
             _, weights, _ = carry
-            made, found = self.among(weights)._made(make)
+            made, found = self.among(weights)._made(make, merges)
             told = self._sound(found)
             settled = jnp.all((weights > 0) == (told[0] > 0))
             return settled, told[0], (made, told)
@@ -192,7 +223,7 @@ class Backward(NamedTuple):
         """What ``send`` makes of the rows as arrays."""
         return self._held().multiplied_out(send, signs)
 
-    def _made(self, make: Make) -> tuple[list[Any], Found]:
+    def _made(self, make: Make, merges: Merging | None) -> tuple[list[Any], Found]:
         """The same of the rows of this roster, and all else that the pass found."""
         roster = self.seen.roster
 
@@ -201,7 +232,8 @@ class Backward(NamedTuple):
             (made,) = make(rows)
             return (), made
 
-        found = self.batch.read(roster, read)
+        batch = self.batch
+        found = batch.merged(roster, merges) if merges else batch.read(roster, read)
         by_leaf = {i: leaf.likes for i, leaf in found.made.items()}
         if found.rest:
             of_rest = make(in_memory(list(found.rest.values()), roster))
@@ -224,7 +256,7 @@ class Backward(NamedTuple):
         told = self._sound(Found(value, finite, {}, {}))
         return Memory(leaves, self._told(*told).seen)
 
-    def _sound(self, found: Found) -> tuple[Array, Array, Any]:
+    def _sound(self, found: Found) -> Told:
         """What a pass tells: weights of sound rows, how many are not, values."""
         given = self.seen.roster.weights
         if self.known:

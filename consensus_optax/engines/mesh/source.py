@@ -8,13 +8,13 @@ part of all rows. What needs less sends less.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from consensus_optax._rows.statistics import Statistic, halved, merge_present
+from consensus_optax._rows.statistics import merge_lots
 from consensus_optax._rows.verbs import Leaf, Mixed
 from consensus_optax._rules.coordinates import Coordinates
 from consensus_optax._rules.kinds import Columns, Fold, Reads
@@ -94,6 +94,22 @@ class Shared(NamedTuple):
         numbers are sent, unless ``exact``.
         """
         combined = self.local.combine(self.exchange.own_rows(weights))
+        return self._summed(combined, exact)
+
+    def combine_on_trust(
+        self, weigh: Callable[[Any], Array]
+    ) -> tuple[list[Array], Source]:
+        """Each device does; weights are those of all rows."""
+        if isinstance(self.local, Memory):
+            source = self if self._combines() else self._dealt()
+            return source.combine(weigh(source)), source
+        combined, local = self.local.combine_on_trust(
+            lambda local: weigh(self._after(local)), self.exchange.own_rows
+        )
+        return self._summed(combined, False), self._after(local)
+
+    def _summed(self, combined: list[Array], exact: bool) -> list[Array]:
+        """What each device's rows combine to, of all of them."""
         dtypes = self._row_dtypes(combined)
         wide = all(dtype.itemsize >= 4 for dtype in dtypes)
         if exact or (wide and self.wire.update is None):
@@ -121,15 +137,7 @@ class Shared(NamedTuple):
             apart = (exchange.num_devices, structure.num_leaves, x.shape[1])
             dealt.append(structure.unflatten(jnp.moveaxis(x.reshape(apart), 1, 0)))
 
-        def merged(statistic: Statistic, values: Any) -> Any:
-            merge = statistic.merge
-
-            def pair(x: Any, y: Any) -> Any:
-                has_x, has_y = x[1][:, None], y[1][:, None]
-                return merge_present(merge, x[0], y[0], has_x, has_y), x[1] | y[1]
-
-            return halved((values, present), pair)[0]
-
+        merged = lambda each, lots: merge_lots(each.merge, lots, present)
         by_statistic = zip(rule.statistics, zip(*dealt, strict=True), strict=True)
         found = [[merged(each, value) for value in leaf] for each, leaf in by_statistic]
         return found, source._replace(seen=source._in_blocks)

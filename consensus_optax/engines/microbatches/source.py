@@ -13,6 +13,7 @@ from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._running.again import Told, combined_on_trust
 from consensus_optax._running.memory import (
     Memory,
     over_leaves,
@@ -42,10 +43,12 @@ class Computed(NamedTuple):
     Attributes:
       microbatches: of the rows, with the weights known so far.
       seen: see `Source`.
+      known: whether a look has told which rows are sound.
     """
 
     microbatches: Microbatches
     seen: Seen
+    known: bool = False
 
     @classmethod
     def of(
@@ -66,6 +69,8 @@ class Computed(NamedTuple):
 
     def inner(self, asked: Asked) -> tuple[Any, Computed]:
         """Norms in one pass; so is what only finds out who is there."""
+        if self.known and asked.reads == Reads.NOTHING:
+            return None, self
         if asked.rescale is None:
             products, kept = self._look(asked)
             return products, self._after(kept)
@@ -135,18 +140,50 @@ class Computed(NamedTuple):
         dtype in which the model computes.
         """
         del exact  # nothing travels
+        return self._combined(weights)[0]
+
+    def combine_on_trust(
+        self,
+        weigh: Callable[[Computed], Array],
+        own: Callable[[Array], Array] = lambda weights: weights,
+    ) -> tuple[list[Array], Computed]:
+        """One pass; two where that finds a row that cannot count, or losses matter.
+
+        Args:
+          weigh: see `Unseen`.
+          own: of weights that are those of more rows to those of these.
+        """
+        if self.known:
+            return self._combined(own(weigh(self)))[0], self
+
+        def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
+            del sound  # of each microbatch that is known before it is looked at
+            update, kept = self._combined(own(weights))
+            return update, self._told(kept)
+
+        update, told = combined_on_trust(
+            self.seen.roster.weights,
+            lambda told: weigh(self._knowing(*told)),
+            combine,
+            self.microbatches.arranged.varying,
+        )
+        return update, self._knowing(*told)
+
+    def _combined(self, weights: Array) -> tuple[list[Array], Any]:
+        """The combination, and what a pass leaves behind."""
         taken = self.microbatches.indices
 
-        def step(carry: list[Array], block: Block) -> tuple[list[Array], None]:
+        def step(carry: list[Array], block: Block) -> tuple[list[Array], Any]:
             fill = {"mode": "fill", "fill_value": 0}
             own = weights.at[..., taken[block.index]].get(**fill)
-            return jax.tree.map(jnp.add, carry, block.source.combine(own)), None
+            added = jax.tree.map(jnp.add, carry, block.source.combine(own))
+            return added, _kept(block)
 
         shapes = jax.eval_shape(
             lambda: self.microbatches.block(0).source.combine(weights[..., taken[0]])
         )
         zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]
-        return self.microbatches.scan(step, zeros)[0]
+        return self.microbatches.scan(step, zeros)
 
     def statistics(self, rule: Fold) -> tuple[list[list[Array]], Computed]:
         """One pass, which holds the statistics."""
@@ -177,16 +214,15 @@ class Computed(NamedTuple):
     def among(self, weights: Array) -> Computed:
         """Nothing is computed yet."""
         micro = self.microbatches._replace(weights=weights)
-        return Computed(micro, self.seen.among(weights))
+        return self._replace(microbatches=micro, seen=self.seen.among(weights))
 
     def scaled(self, factors: Array, sound: Array, tested: bool) -> Computed:
         """Nothing is computed yet; every look tests what it sees."""
-        del tested
         seen = self.seen.without(sound)
         weights = seen.roster.weights
         scalings = *self.microbatches.scalings, jnp.broadcast_to(factors, weights.shape)
         micro = self.microbatches._replace(weights=weights, scalings=scalings)
-        return Computed(micro, seen)
+        return Computed(micro, seen, self.known and tested)
 
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """Rows are held, in one pass."""
@@ -213,14 +249,20 @@ class Computed(NamedTuple):
 
     def _after(self, kept: Any) -> Computed:
         """The source when a pass has left behind what is known of its blocks."""
-        micro = self.microbatches
-        weights, value = micro.in_order((kept[0], kept[2]))
+        return self._knowing(*self._told(kept))
+
+    def _told(self, kept: Any) -> Told:
+        """That, of all rows."""
+        weights, value = self.microbatches.in_order((kept[0], kept[2]))
+        num_nonfinite = self.seen.num_nonfinite + kept[1].sum(dtype=jnp.int32)
+        return weights, num_nonfinite, value
+
+    def _knowing(self, weights: Array, num_nonfinite: Array, value: Any) -> Computed:
+        """The source with what is then known."""
+        micro = self.microbatches._replace(weights=weights)
         extra = {**self.seen.roster.extra, "values": micro.losses(value)}
         roster = self.seen.roster._replace(weights=weights, extra=extra)
-        return Computed(
-            micro._replace(weights=weights),
-            Seen(roster, self.seen.num_nonfinite + kept[1].sum(dtype=jnp.int32), value),
-        )
+        return Computed(micro, Seen(roster, num_nonfinite, value), known=True)
 
 
 def _kept(block: Block) -> Any:

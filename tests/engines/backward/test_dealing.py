@@ -49,30 +49,37 @@ PARAMS = {
     },
     "readout": numbers(WIDTH, WIDTH),
 }
-X = numbers(ROWS * GROUP, 24, WIDTH).at[2 * GROUP].set(jnp.inf)  # row 2 cannot count
-WEIGHTS = jnp.ones(ROWS).at[5].set(0).at[6].set(3)
 
 
-def step_of(reducer, face, **options):
+def of_rows(count):
+    """Examples of rows, of which row 2 cannot count, and weights."""
+    x = numbers(count * GROUP, 24, WIDTH).at[2 * GROUP].set(jnp.inf)
+    return x, jnp.ones(count).at[5].set(0).at[6].set(3)
+
+
+X, WEIGHTS = of_rows(ROWS)
+
+
+def step_of(reducer, face, weights=WEIGHTS, **options):
     step = co.value_and_reduced_grad(loss, face, group_size=GROUP, **options)
-    return functools.partial(step, state=reducer.init(PARAMS), weights=WEIGHTS)
+    return functools.partial(step, state=reducer.init(PARAMS), weights=weights)
 
 
-def compiled(reducer, held=False):
+def compiled(reducer, held=False, x=X, weights=WEIGHTS):
     face = co.sharded(reducer, "data", mesh=MESH, param_specs=SPECS)
     step = jax.jit(
-        step_of(reducer, face, hold_rows=held),
+        step_of(reducer, face, weights, hold_rows=held),
         in_shardings=(SHARDINGS, BY_ROW),
         out_shardings=(None, SHARDINGS, None),
     )
-    return step.lower(PARAMS, X).compile()
+    return step.lower(PARAMS, x).compile()
 
 
-def check(reducer, tolerance, held=False):
-    on_mesh = compiled(reducer, held)
-    given = jax.device_put(PARAMS, SHARDINGS), jax.device_put(X, BY_ROW)
+def check(reducer, tolerance, held=False, x=X, weights=WEIGHTS):
+    on_mesh = compiled(reducer, held, x, weights)
+    given = jax.device_put(PARAMS, SHARDINGS), jax.device_put(x, BY_ROW)
     value, update, state = on_mesh(*given)
-    expected = step_of(reducer, reducer, hold_rows=True)(PARAMS, X)
+    expected = step_of(reducer, reducer, weights, hold_rows=True)(PARAMS, x)
     assert int(state.num_nonfinite) == 1
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
     close(value, expected[0])
@@ -97,10 +104,51 @@ ONCE += ROWS // DEVICES * 4 * PARAMS["readout"].size
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reducer", [co.sign_consensus(0.6), co.normalized_mean()])
-def test_a_fold_sends_each_row_once_and_so_do_norms(reducer):
-    """The first pass looks at rows where they are made."""
-    assert dealt(check(reducer, 8 * SUMS).as_text()) == ONCE
+def test_rows_that_are_less_than_what_merges_are_sent_once():
+    """Two rows of each device, where a quorum needs four arrays."""
+    assert dealt(check(co.sign_consensus(0.6), 8 * SUMS).as_text()) == ONCE
+
+
+def sent(program):
+    """What the library sends: bytes by kind of collective."""
+    lines = [
+        x
+        for x in program.as_text().splitlines()
+        if "/all_to_all" in x or "/reduce_scatter" in x
+    ]
+    return sorted(collectives("\n".join(lines)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        pytest.param(co.mean(), id="nothing"),
+        pytest.param(co.sign_consensus(), id="minmod"),
+        pytest.param(co.sand_mask(), id="moments"),
+        pytest.param(co.normalized_mean(), id="norms", marks=pytest.mark.whole_zoo),
+        pytest.param(co.sign_consensus(0.6), id="several", marks=pytest.mark.whole_zoo),
+        pytest.param(
+            co.chain(co.clip_examples(0.05), co.graddrop(0.5, jax.random.key(0))),
+            id="scaled",
+            marks=pytest.mark.whole_zoo,
+        ),
+        pytest.param(
+            co.per_leaf(co.normalized_mean()), id="leaves", marks=pytest.mark.whole_zoo
+        ),
+    ],
+)
+def test_of_many_rows_on_a_device_what_merges_is_sent(reducer):
+    """However many they are; nothing of a device on which no row counts."""
+    programs = []
+    for count in (32, 64):
+        x, weights = of_rows(count)
+        each = count // DEVICES
+        absent = jnp.arange(count) // each == 1
+        x = x.at[each * GROUP].set(jnp.nan)  # not even of its first row
+        given = {"x": x, "weights": jnp.where(absent, 0, weights)}
+        programs.append(check(reducer, 8 * SUMS, **given))
+    assert sent(programs[0]) == sent(programs[1]) != []
 
 
 @pytest.mark.slow
@@ -203,8 +251,8 @@ def test_the_answer_is_that_of_one_device(reducer):
 @pytest.mark.parametrize(
     ("reducer", "wire", "travels"),
     [
-        (co.sign_consensus(), None, "f32"),
-        (co.sign_consensus(), jnp.bfloat16, "bf16"),
+        (co.median(), None, "f32"),
+        (co.median(), jnp.bfloat16, "bf16"),
         (co.sign_vote(), jnp.int8, "f32"),  # for signs, which rows are not
     ],
     ids=["theirs", "narrower", "signs"],
@@ -213,7 +261,7 @@ def test_rows_travel_in_the_wire_dtype(reducer, wire, travels):
     face = co.sharded(reducer, "data", mesh=MESH, wire_dtype=wire)
     step = step_of(reducer, face, hold_rows=False)
     program = str(jax.make_jaxpr(step)(PARAMS, X))
-    dtypes = set(re.findall(r":(\w+)\[\S* = all_to_all", program))
+    dtypes = set(re.findall(r":(\w+)\[\S* = (?:all_to_all|reduce_scatter)", program))
     assert dtypes == {travels}
 
 

@@ -1,0 +1,83 @@
+"""A look at all rows, and one more where that finds out what the first had to know.
+
+A look may be most of a program, which is compiled once. Unlike of a loop that ends when
+it may, derivatives can be taken of it, backward too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from consensus_optax._typing import Array
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+
+# Weights of sound rows, how many are not, and what the function returned for each row.
+Told = tuple[Array, Array, Any]
+
+
+def at_most_twice(
+    look: Callable[[Given], Found],
+    asks: Callable[[Given, Found], tuple[Given, Array]],
+    start: Given,
+    varying: Callable[[Any], Any],
+) -> tuple[Given, Found]:
+    """What a look finds, or the second of two; and what that was given.
+
+    Args:
+      look: of what is given.
+      asks: (what was given, what was found) to what to give to a second look, and
+        whether there is to be one.
+      start: what the first look is given.
+      varying: types what the loop starts from as what is computed in it.
+    """
+
+    def turn(carry: Any, first: Array) -> tuple[Any, None]:
+        given, found, wanted = carry
+        found = lax.cond(wanted, lambda: look(given), lambda: found)
+        other, more = asks(given, found)
+        given = jax.tree.map(lambda x, y: jnp.where(first, x, y), other, given)
+        return varying((given, found, first & more)), None
+
+    shapes = jax.eval_shape(look, start)
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    carry = varying((start, empty, jnp.ones((), bool)))
+    (given, found, _), _ = lax.scan(turn, carry, jnp.arange(2) == 0)
+    return given, found
+
+
+def combined_on_trust(
+    given: Array,
+    weigh: Callable[[Told], Array],
+    combine: Callable[[Array, Array], tuple[list[Array], Told]],
+    varying: Callable[[Any], Any],
+) -> tuple[list[Array], Told]:
+    """What rows combine to, and what a look tells, with weights it is not needed for.
+
+    All rows are taken to be sound, and losses to be 0; where the look tells otherwise,
+    and weights depend on it, it is done again.
+
+    Args:
+      given: (B,) weights of the rows that may be there.
+      weigh: what has been told, to weights to combine with.
+      combine: (weights of sound rows, weights to combine with) to what that gives, and
+        what the look tells.
+      varying: see :func:`at_most_twice`.
+    """
+    look = lambda told: combine(told[0], weigh(told))
+
+    def asks(given: Told, found: Any) -> tuple[Told, Array]:
+        _, told = found
+        return told, jnp.any(weigh(told) != weigh(given))
+
+    weights = jnp.maximum(given, 0)
+    _, told = jax.eval_shape(lambda: combine(weights, weights))
+    num, value = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told[1:])
+    _, (update, told) = at_most_twice(look, asks, (weights, num, value), varying)
+    return update, told

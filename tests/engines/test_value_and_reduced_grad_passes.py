@@ -1,0 +1,110 @@
+"""How often a step computes its rows, where they are not held: counted as it runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consensus_optax as co
+
+LAYERS, WIDTH, ROWS = 3, 8, 6
+PARAMS = jax.random.normal(jax.random.key(0), (LAYERS, WIDTH, WIDTH)) / 2
+X = jax.random.normal(jax.random.key(1), (ROWS, 4, WIDTH))
+BAD = X.at[2].set(jnp.inf)
+WAYS = {
+    "microbatches": {"microbatch_size": 2},
+    "one left over": {"microbatch_size": 5},
+    "backward": {"hold_rows": False},
+}
+# Passes of sound rows, and with one that cannot count.
+RULES = {
+    "mean": (co.mean(), 1, 2),
+    "random weights": (co.random_weights(jax.random.key(0)), 1, 2),
+    "a constant factor": (co.chain(co.scale_examples(0.5), co.mean()), 1, 2),
+    "losses": (co.keep_smallest_losses(3), 2, 2),
+    "norms": (co.normalized_mean(), 2, 2),
+    "clipped": (co.chain(co.clip_examples(0.1), co.mean()), 2, 2),
+    "clipped twice": (
+        co.chain(co.clip_examples(0.1), co.scale_examples(0.5), co.mean()),
+        2,
+        2,
+    ),
+    "clipped, fold": (co.chain(co.clip_examples(0.1), co.sign_consensus()), 2, 2),
+}
+
+
+def passes(rule, x, way):
+    """Times that the loss of a row was computed, to the number of rows; the update."""
+    count = [0]
+
+    def counted(_):
+        count[0] += 1
+
+    def loss(params, x):
+        y, _ = jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, params)
+        jax.debug.callback(counted, y[0, 0, 0])
+        return jnp.mean(y**2)
+
+    step = co.value_and_reduced_grad(loss, rule, **way)
+    state = rule.init(PARAMS)
+    out = jax.block_until_ready(jax.jit(step)(PARAMS, x, state=state))
+    jax.effects_barrier()
+    return count[0] / ROWS, out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", RULES)
+def test_rows_are_computed_no_more_often_than_needed(name, way):
+    rule, sound, with_one_bad = RULES[name]
+    for x, wanted in ((X, sound), (BAD, with_one_bad)):
+        found, (value, update, state) = passes(rule, x, WAYS[way])
+        padded = 2 * 5 / ROWS if way == "one left over" else 1
+        assert found <= wanted * padded
+        _, expected = passes(rule, x, {"hold_rows": True})
+        eps = np.finfo(np.float32).eps  # sums of rows and terms in another order
+        close = functools.partial(np.testing.assert_allclose, rtol=0)
+        size = np.abs(expected[1]).max()
+        close(update, expected[1], atol=8 * ROWS * eps * size)
+        close(value, expected[0], atol=8 * eps * float(expected[0]))
+        assert state.num_nonfinite == expected[2].num_nonfinite == int(x is BAD)
+
+
+@pytest.mark.parametrize("way", [{}, *WAYS.values()], ids=["held", *WAYS])
+def test_aux_may_be_of_any_dtype(way):
+    """Random keys, flags and half-precision numbers come back as they are."""
+
+    def loss(w, x, key):
+        aux = {"key": key, "flag": x[0, 0] > 0, "half": x[0].astype(jnp.bfloat16)}
+        return jnp.mean((x @ w) ** 2), aux
+
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    step = co.value_and_reduced_grad(
+        loss, co.mean(), has_aux=True, prng_argnum=2, **way
+    )
+    state = co.mean().init(jnp.ones(WIDTH))
+    (_, aux), _, _ = step(jnp.ones(WIDTH), X[:, 0], keys[0], state=state)
+    assert aux["key"].dtype == keys.dtype
+    assert len({int(x[-1]) for x in jax.random.key_data(aux["key"])}) == ROWS
+    np.testing.assert_array_equal(aux["flag"], X[:, 0, 0] > 0)
+    assert aux["half"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_derivatives_of_an_update_can_be_taken_backward(way):
+    """As those of rows in memory: for a step that is learned itself."""
+    loss = lambda w, x: jnp.mean((x @ w) ** 3)
+    rule = co.chain(co.clip_examples(0.1), co.mean())
+
+    def gain(w, way):
+        step = co.value_and_reduced_grad(loss, rule, **way)
+        return step(w, X, state=rule.init(w))[1].sum()
+
+    w = jnp.linspace(0.1, 1, WIDTH)
+    eps = np.finfo(np.float32).eps
+    got, wanted = jax.grad(gain)(w, WAYS[way]), jax.grad(gain)(w, {})
+    np.testing.assert_allclose(
+        got, wanted, rtol=0, atol=64 * eps * np.abs(wanted).max()
+    )
