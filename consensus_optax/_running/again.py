@@ -18,8 +18,8 @@ from consensus_optax._typing import Array
 Given = TypeVar("Given")
 Found = TypeVar("Found")
 
-# Weights of sound rows, how many are not, and what the function returned for each row.
-Told = tuple[Array, Array, Any]
+# Weights of sound rows, and whatever else a look tells.
+Told = tuple[Any, ...]
 
 
 def at_most_twice(
@@ -78,6 +78,6 @@ def combined_on_trust(
 
     weights = jnp.maximum(given, 0)
     _, told = jax.eval_shape(lambda: combine(weights, weights))
-    num, value = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told[1:])
-    _, (update, told) = at_most_twice(look, asks, (weights, num, value), varying)
+    rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told[1:])
+    _, (update, told) = at_most_twice(look, asks, (weights, *rest), varying)
     return update, told

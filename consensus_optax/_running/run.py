@@ -107,6 +107,7 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
         case After(first=first):
             changed, source, stepped = taken(first, source, state.step_state)
             outcome, after = run(rule.rule, changed.source, state.rule_state)
+            stepped = changed.state_after(after, stepped)
             outcome = outcome._replace(state=AfterState(stepped, outcome.state))
             if changed.matrix is None:
                 return outcome, after

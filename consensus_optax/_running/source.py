@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
 from consensus_optax._running.again import at_most_twice
 from consensus_optax._typing import Array
 
@@ -22,12 +22,15 @@ class Seen(NamedTuple):
       value: where a source computes the rows, what the function returned for each; on a
         mesh for each of this device's.
       scale: () what the rows were multiplied by for the products handed out last.
+      factors: (B,) each, of every scaling that is done where rows are looked at, what
+        it multiplied them by, nan for a row that is not there; None until then.
     """
 
     roster: Roster
     num_nonfinite: Array
     value: Any = None
     scale: Array | float = 1.0
+    factors: tuple[Array | None, ...] = ()
 
     def among(self, weights: Array) -> Seen:
         """The same with other weights."""
@@ -174,5 +177,13 @@ class Unseen(Source, Protocol):
 
         Returns:
           That, and the source to go on with. One look does if all rows are sound.
+        """
+        ...
+
+    def scaled_when_seen(self, step: Scaling) -> Unseen | None:
+        """Rows that each look scales anew, one row by its own length alone.
+
+        So that takes no look of its own. None where it would; then the first entry of
+        ``seen.factors`` is not this step's.
         """
         ...

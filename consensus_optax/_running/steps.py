@@ -21,7 +21,7 @@ from consensus_optax._rules.kinds import (
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.products import read_products, without_overflow
 from consensus_optax._running.recalled import Recalled
-from consensus_optax._running.source import Asked, Source
+from consensus_optax._running.source import Asked, Source, Unseen
 from consensus_optax._typing import Array, Marked, Number, PerRow, Tree
 
 
@@ -41,10 +41,20 @@ class Changed(NamedTuple):
     Attributes:
       source: they.
       matrix: (B', B) what they are made of where they have been mixed, else None.
+      place: in ``seen.factors``, of a scaling that is done when rows are seen.
     """
 
     source: Source
     matrix: Array | None = None
+    place: int | None = None
+
+    def state_after(self, source: Source, state: Any) -> Any:
+        """The step's state, once somebody has looked at the rows."""
+        if self.place is None:
+            return state
+        factors = source.seen.factors[self.place]
+        assert factors is not None
+        return _scaling_state(factors, jnp.isfinite(factors))
 
 
 class Scaled(NamedTuple):
@@ -82,6 +92,11 @@ def taken(step: Step, source: Source, state: Any) -> tuple[Changed, Source, Any]
             matrix = jnp.where(roster.present[None, :], matrix, 0)
             return Changed(source.mixed(matrix, weights), matrix), source, state
         case Scaling():
+            alone = step.apart and step.reads != Reads.NOTHING
+            if alone and isinstance(source, Unseen):
+                later = source.scaled_when_seen(step)
+                if later is not None:
+                    return Changed(later, place=len(source.seen.factors)), source, state
             decided, source = decided_factors(step, source)
             known = step.reads != Reads.NOTHING
             scaled = source.scaled(decided.factors, decided.sound, known)
@@ -125,10 +140,14 @@ def decided_factors(step: Scaling, source: Source) -> tuple[Scaled, Source]:
         factors = jnp.where(given > 0, again, factors)
     there = kept.present & jnp.isfinite(factors)
     factors = jnp.where(there, factors, 1)
-    count = jnp.maximum(num_present(there), 1).astype(jnp.float32)
-    share = jnp.sum(there & (factors < 1), dtype=jnp.float32) / count
     sound = there | ~roster.present
-    return Scaled(factors, sound, ScalingState(share)), source
+    return Scaled(factors, sound, _scaling_state(factors, there)), source
+
+
+def _scaling_state(factors: Array, there: Array) -> ScalingState:
+    """The state after a step that has multiplied the rows there."""
+    count = jnp.maximum(num_present(there), 1).astype(jnp.float32)
+    return ScalingState(jnp.sum(there & (factors < 1), dtype=jnp.float32) / count)
 
 
 def probed(step: Probing, source: Source, state: Any) -> tuple[Source, Any]:

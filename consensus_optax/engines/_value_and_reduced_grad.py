@@ -77,10 +77,11 @@ def value_and_reduced_grad(
     step. So they are reduced inside of the backward pass: in the body of a ``lax.scan``
     over layers, or between layers written one after the other, a leaf is folded, or
     inner products are taken, as soon as it is there. For a fold, and a weighting that
-    reads no gradient such as ``mean``, that is one pass, and one more in a step in which
-    a row turns out to be non-finite; another weighting looks, a
-    second time where rows are nearly equal, and combines, each in a pass of its own, so
-    it takes up to twice the time (three times). Columns see all rows of one layer at a
+    reads no gradient such as ``mean``, that is one pass, and one more in a step in
+    which a row turns out to be non-finite; another weighting looks, a second time where
+    rows are nearly equal, and combines, each in a pass of its own, so it takes up to
+    twice the time (three times). Clipping ahead of a rule looks as well, but in
+    microbatches, where it is done as rows come. Columns see all rows of one layer at a
     time, in one pass. Held as ever is what is added up before it is whole, weights that
     are used in several places or in every step of a recurrence; so are all rows by
     mixings, on explicit mesh axes, and inside of ``shard_map`` by rules that deal rows
@@ -95,13 +96,12 @@ def value_and_reduced_grad(
     inside of the backward pass then are dealt out layer by layer, an all-to-all in
     place of the mean's reduce-scatter: B / N rows of one layer, and all rows of its Nth
     part, are all that a device holds of them. They travel in the dtype of the model's
-    own gradient, or in ``wire_dtype``, and are rounded to it. Of several rows on a device
-    a combination, or a fold's statistics, travel in their place where they are less, in
-    the dtype of decisions: however many rows there are, clipping sends what the mean
-    does. Rows that are held where
-    most factors would be larger are dealt out in the pass that makes them, too, and
-    stay there: a weighting then needs one pass, the operations and bytes of the plain
-    step, and the memory of B / N rows.
+    own gradient, or in ``wire_dtype``, and are rounded to it. Of several rows on a
+    device a combination, or a fold's statistics, travel in their place where they are
+    less, in the dtype of decisions. Rows that are held where most factors would be
+    larger are dealt out in the pass that makes them, too, and stay there: a weighting
+    then needs one pass, the operations and bytes of the plain step, and the memory of
+    B / N rows.
 
     Args:
       fun: see :func:`per_example_grad`; so are all arguments not named here.

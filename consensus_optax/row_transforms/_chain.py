@@ -52,7 +52,8 @@ def chain(*parts: RowTransform | Mixing | Scaling | Reducer) -> Reducer:
         noise, and a part lets rows change each other; when traced, as the parts do.
 
     Cost: that of the parts. Of rows that are computed when they are looked at, every
-    part that reads norms or inner products takes a pass of its own.
+    part that reads norms or inner products takes a pass of its own; but in microbatches
+    clipping and normalizing are done as rows come.
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co

@@ -18,20 +18,34 @@ WAYS = {
     "one left over": {"microbatch_size": 5},
     "backward": {"hold_rows": False},
 }
-# Passes of sound rows, and with one that cannot count.
+CLIP = co.clip_examples(0.1)
+# Passes in microbatches and in the backward pass; of sound rows, and with a bad one.
 RULES = {
-    "mean": (co.mean(), 1, 2),
-    "random weights": (co.random_weights(jax.random.key(0)), 1, 2),
-    "a constant factor": (co.chain(co.scale_examples(0.5), co.mean()), 1, 2),
-    "losses": (co.keep_smallest_losses(3), 2, 2),
-    "norms": (co.normalized_mean(), 2, 2),
-    "clipped": (co.chain(co.clip_examples(0.1), co.mean()), 2, 2),
-    "clipped twice": (
-        co.chain(co.clip_examples(0.1), co.scale_examples(0.5), co.mean()),
-        2,
-        2,
+    "mean": (co.mean(), (1, 2), (1, 2)),
+    "random weights": (co.random_weights(jax.random.key(0)), (1, 2), (1, 2)),
+    "a factor": (co.chain(co.scale_examples(0.5), co.mean()), (1, 2), (1, 2)),
+    "losses": (co.keep_smallest_losses(3), (2, 2), (2, 2)),
+    "norms": (co.normalized_mean(), (2, 2), (2, 2)),
+    "clipped": (co.chain(CLIP, co.mean()), (1, 2), (2, 2)),
+    "scheduled": (
+        co.chain(co.clip_examples(lambda step: 0.3 / step.astype(jnp.float32)), co.mean()),
+        (1, 2),
+        (2, 2),
     ),
-    "clipped, fold": (co.chain(co.clip_examples(0.1), co.sign_consensus()), 2, 2),
+    "clipped, norms": (co.chain(CLIP, co.normalized_mean()), (2, 2), (3, 3)),
+    "clipped, pairs": (co.chain(CLIP, co.cosine_filter(1.0)), (4, 4), (3, 3)),
+    "thrice": (
+        co.chain(CLIP, co.scale_examples(0.5), co.normalize_examples(), co.mean()),
+        (1, 2),
+        (3, 3),
+    ),
+    "clipped, fold": (co.chain(CLIP, co.sign_consensus()), (1, 1), (2, 2)),
+    "clipped, columns": (co.chain(CLIP, co.median()), (1, 1), (2, 2)),
+    "among": (
+        co.chain(CLIP, co.among(co.keep_smallest_losses(3), co.sign_consensus())),
+        (2, 2),
+        (3, 3),
+    ),
 }
 
 
@@ -48,7 +62,7 @@ def passes(rule, x, way):
         return jnp.mean(y**2)
 
     step = co.value_and_reduced_grad(loss, rule, **way)
-    state = rule.init(PARAMS)
+    state = rule.init(PARAMS)._replace(step=jnp.int32(3))
     out = jax.block_until_ready(jax.jit(step)(PARAMS, x, state=state))
     jax.effects_barrier()
     return count[0] / ROWS, out
@@ -58,8 +72,9 @@ def passes(rule, x, way):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", RULES)
 def test_rows_are_computed_no_more_often_than_needed(name, way):
-    rule, sound, with_one_bad = RULES[name]
-    for x, wanted in ((X, sound), (BAD, with_one_bad)):
+    rule, in_microbatches, backward = RULES[name]
+    numbers = backward if way == "backward" else in_microbatches
+    for x, wanted in zip((X, BAD), numbers, strict=True):
         found, (value, update, state) = passes(rule, x, WAYS[way])
         padded = 2 * 5 / ROWS if way == "one left over" else 1
         assert found <= wanted * padded
@@ -70,6 +85,10 @@ def test_rows_are_computed_no_more_often_than_needed(name, way):
         close(update, expected[1], atol=8 * ROWS * eps * size)
         close(value, expected[0], atol=8 * eps * float(expected[0]))
         assert state.num_nonfinite == expected[2].num_nonfinite == int(x is BAD)
+        for own, other in zip(*map(jax.tree.leaves, (state, expected[2])), strict=True):
+            close(
+                own, other, atol=8 * eps
+            )  # shares of rows; rows and steps are counted
 
 
 @pytest.mark.parametrize("way", [{}, *WAYS.values()], ids=["held", *WAYS])

@@ -15,7 +15,7 @@ from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import shapes_of
-from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
 from consensus_optax._running.again import Told, combined_on_trust
 from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
@@ -212,6 +212,10 @@ class Backward(NamedTuple):
         given = jnp.broadcast_to(factors, seen.roster.weights.shape)
         batch = source.batch._replace(scalings=(*source.batch.scalings, given))
         return Backward(batch, seen, source.known and tested)
+
+    def scaled_when_seen(self, step: Scaling) -> None:
+        """How long a row is tells its last layer alone."""
+        del step
 
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """As for columns."""

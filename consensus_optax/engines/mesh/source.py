@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from consensus_optax._rows.statistics import merge_lots
 from consensus_optax._rows.verbs import Leaf, Mixed
 from consensus_optax._rules.coordinates import Coordinates
-from consensus_optax._rules.kinds import Columns, Fold, Reads
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Scaling
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Asked, Seen, Source, rescaled
 from consensus_optax._typing import Array
@@ -160,6 +160,17 @@ class Shared(NamedTuple):
             seen = self._of_all(local.seen)
         return self._replace(local=local, seen=seen)
 
+    def scaled_when_seen(self, step: Scaling) -> Shared | None:
+        """Every device does its own, if it can."""
+        if isinstance(self.local, Memory):
+            return None
+        local = self.local.scaled_when_seen(step)
+        if local is None:
+            return None
+        return self._replace(
+            local=local, seen=self.seen._replace(factors=local.seen.factors)
+        )
+
     def mixed(self, matrix: Array, weights: Array) -> Source:
         """Rows are mixed where all of them are."""
         return self._dealt().mixed(matrix, weights)
@@ -217,7 +228,8 @@ class Shared(NamedTuple):
         }
         coordinates = exchange.of_combined()
         roster = roster._replace(weights=weights, extra=extra, coordinates=coordinates)
-        return Seen(roster, num_bad.astype(jnp.int32), own.value)
+        factors = of_all(own.factors)  # of None there is nothing to collect
+        return Seen(roster, num_bad.astype(jnp.int32), own.value, factors=factors)
 
     def _combines(self) -> bool:
         """Whether a combination of these rows is less to send than they are.

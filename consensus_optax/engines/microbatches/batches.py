@@ -17,9 +17,10 @@ from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows import verbs
 from consensus_optax._rows.explicit import Explicit, explicit_again, names_of
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
-from consensus_optax._rules.kinds import Roster
+from consensus_optax._rules.kinds import Roster, Scaling
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Seen
+from consensus_optax._running.steps import decided_factors
 from consensus_optax._typing import Array, Tree
 
 
@@ -32,6 +33,7 @@ class Block(NamedTuple):
       weights: (m,), 0 for rows that cannot count.
       num_nonfinite: () int32, how many of them for an inf or a nan.
       value: what the function returned for each row.
+      factors: (m,) each, of what `WhenSeen` does, nan for a row that is not there.
     """
 
     index: Array
@@ -39,12 +41,25 @@ class Block(NamedTuple):
     weights: Array
     num_nonfinite: Array
     value: Any
+    factors: tuple[Array, ...] = ()
 
     @property
     def source(self) -> Memory:
         """These rows alone; they are not all, so there is no step and are no extras."""
         roster = Roster(self.weights, jnp.zeros((), jnp.int32), {})
         return Memory(self.stack.leaves, Seen(roster, self.num_nonfinite))
+
+
+class WhenSeen(NamedTuple):
+    """A scaling of rows by what each look finds out anew, every row for itself.
+
+    Attributes:
+      scaling: of one row, whatever the others are.
+      step: () int32, see `Roster`.
+    """
+
+    scaling: Scaling
+    step: Array
 
 
 class Microbatches(NamedTuple):
@@ -64,7 +79,8 @@ class Microbatches(NamedTuple):
       weights: (B,) 0 for rows that are not there, negative for those that cannot
         count, as far as is known.
       indices: (k, m) which rows make a microbatch; B and above is padding.
-      scalings: (B,) each, what rows are multiplied by, one after the other.
+      scalings: (B,) each, what rows are multiplied by, one after the other, or
+        `WhenSeen`.
     """
 
     fun: Callable[..., Any]
@@ -75,7 +91,7 @@ class Microbatches(NamedTuple):
     params: Tree
     weights: Array
     indices: Array
-    scalings: tuple[Array, ...] = ()
+    scalings: tuple[Array | WhenSeen, ...] = ()
 
     def losses(self, value: Any) -> Array:
         """The losses in what the function returned for every row."""
@@ -88,23 +104,48 @@ class Microbatches(NamedTuple):
         there = taken < num_rows
         safe = jnp.where(there, taken, 0)
         value, rows = self._value_and_rows(safe)
-        stack = self._scaled(as_stack(rows, self.params), safe)
         weights = jnp.where(there, self.weights[safe], 0)
-        weights, num_nonfinite = present_weights(stack, weights)
-        return Block(index, stack, weights, num_nonfinite, value)
+        scaled = self._scaled(as_stack(rows, self.params), safe, weights)
+        return Block(index, *scaled[:3], value, scaled[3])
 
     def row(self, index: Array) -> list[Array]:
         """Gradients of one row, floating leaves in its own dtypes."""
         rows = as_stack(self._value_and_rows(index[None])[1], self.params)
-        leaves = self._scaled(rows, index[None]).leaves
-        return [verbs.as_array(leaf, leaf.dtype)[0] for leaf in leaves]
+        stack, *_ = self._scaled(rows, index[None], self.weights[index[None]])
+        return [verbs.as_array(leaf, leaf.dtype)[0] for leaf in stack.leaves]
 
-    def _scaled(self, stack: Stack, indices: Array) -> Stack:
-        """The rows with these indices, as they are looked at."""
-        leaves = stack.leaves
-        for factors in self.scalings:
-            leaves = [verbs.scale(leaf, factors[indices]) for leaf in leaves]
-        return stack._replace(leaves=leaves)
+    def _scaled(
+        self, stack: Stack, indices: Array, weights: Array
+    ) -> tuple[Stack, Array, Array, tuple[Array, ...]]:
+        """The rows with these indices, as they are looked at, and who of them is there.
+
+        Returns:
+          (rows, weights, how many are not finite, factors of what is done `WhenSeen`).
+        """
+        num_nonfinite, tested = jnp.zeros((), jnp.int32), False
+        factors: list[Array] = []
+        for each in self.scalings:
+            if not isinstance(each, WhenSeen):
+                leaves = [verbs.scale(leaf, each[indices]) for leaf in stack.leaves]
+                stack, tested = stack._replace(leaves=leaves), False
+                continue
+            if not tested:
+                weights, bad = present_weights(stack, weights)
+                num_nonfinite += bad
+            seen = Seen(Roster(weights, each.step, {}), num_nonfinite)
+            decided, rows = decided_factors(each.scaling, Memory(stack.leaves, seen))
+            scaled = rows.scaled(decided.factors, decided.sound, True)
+            assert isinstance(scaled, Memory)
+            stack, tested = stack._replace(leaves=[*scaled.leaves]), True
+            weights, num_nonfinite = (
+                scaled.seen.roster.weights,
+                scaled.seen.num_nonfinite,
+            )
+            factors.append(jnp.where(weights > 0, decided.factors, jnp.nan))
+        if not tested:
+            weights, bad = present_weights(stack, weights)
+            num_nonfinite += bad
+        return stack, weights, num_nonfinite, tuple(factors)
 
     def _value_and_rows(self, indices: Array) -> tuple[Any, Any]:
         """Values and gradients of the rows with these indices."""

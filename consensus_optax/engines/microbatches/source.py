@@ -12,7 +12,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rows.trees import shapes_of
-from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
+from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
 from consensus_optax._running.again import Told, combined_on_trust
 from consensus_optax._running.memory import (
     Memory,
@@ -23,8 +23,9 @@ from consensus_optax._running.memory import (
 )
 from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
-from consensus_optax.engines.microbatches.batches import Block, Microbatches
+from consensus_optax.engines.microbatches.batches import Block, Microbatches, WhenSeen
 from consensus_optax.engines.microbatches.pairs import gramians
+from consensus_optax.engines.microbatches.reading import rows_read, update_read
 
 
 class _Merged(NamedTuple):
@@ -90,10 +91,10 @@ class Computed(NamedTuple):
         micro = self.microbatches
         coordinates = self.seen.roster.coordinates
         center = None if asked.about is None else micro.row(asked.about)
-        read = lambda block: _read(asked, block, center)
+        read = lambda block: rows_read(asked, block, center)
         olds = None
         if asked.previous is not None:
-            olds = _read_update(asked, coordinates.own(asked.previous), center)
+            olds = update_read(asked, coordinates.own(asked.previous), center)
 
         def step(carry: None, block: Block) -> tuple[None, Any]:
             products: list[Array] = []
@@ -224,6 +225,14 @@ class Computed(NamedTuple):
         micro = self.microbatches._replace(weights=weights, scalings=scalings)
         return Computed(micro, seen, self.known and tested)
 
+    def scaled_when_seen(self, step: Scaling) -> Computed:
+        """No look at a row is needed ahead of the one that everybody takes."""
+        when = WhenSeen(step, self.seen.roster.step)
+        micro = self.microbatches
+        micro = micro._replace(scalings=(*micro.scalings, when))
+        seen = self.seen._replace(factors=(*self.seen.factors, None))
+        return Computed(micro, seen)
+
     def mixed(self, matrix: Array, weights: Array) -> Memory:
         """Rows are held, in one pass."""
         return self._held().mixed(matrix, weights)
@@ -252,43 +261,29 @@ class Computed(NamedTuple):
         return self._knowing(*self._told(kept))
 
     def _told(self, kept: Any) -> Told:
-        """That, of all rows."""
-        weights, value = self.microbatches.in_order((kept[0], kept[2]))
+        """That, of all rows: besides weights, how many do not count, and values."""
+        weights, value, factors = self.microbatches.in_order((kept[0], *kept[2:]))
         num_nonfinite = self.seen.num_nonfinite + kept[1].sum(dtype=jnp.int32)
-        return weights, num_nonfinite, value
+        return weights, num_nonfinite, value, factors
 
-    def _knowing(self, weights: Array, num_nonfinite: Array, value: Any) -> Computed:
+    def _knowing(
+        self, weights: Array, num_nonfinite: Array, value: Any, factors: Any
+    ) -> Computed:
         """The source with what is then known."""
-        micro = self.microbatches._replace(weights=weights)
+        found, when = iter(factors), iter(factors)
+        all_factors = tuple(
+            next(found) if own is None else own for own in self.seen.factors
+        )
+        scalings = tuple(
+            jnp.nan_to_num(next(when), nan=1.0) if isinstance(x, WhenSeen) else x
+            for x in self.microbatches.scalings
+        )
+        micro = self.microbatches._replace(weights=weights, scalings=scalings)
         extra = {**self.seen.roster.extra, "values": micro.losses(value)}
         roster = self.seen.roster._replace(weights=weights, extra=extra)
-        return Computed(micro, Seen(roster, num_nonfinite, value), known=True)
+        seen = Seen(roster, num_nonfinite, value, factors=all_factors)
+        return Computed(micro, seen, known=True)
 
 
 def _kept(block: Block) -> Any:
-    return block.weights, block.num_nonfinite, block.value
-
-
-def _read(asked: Asked, block: Block, center: list[Array] | None) -> list[Any]:
-    """The leaves of which inner products are asked for."""
-    leaves, dtype = block.stack.leaves, block.stack.dtype
-    if center is not None:
-        pairs = zip(leaves, center, strict=True)
-        leaves = [verbs.as_array(x, dtype) - c.astype(dtype)[None] for x, c in pairs]
-    if asked.scale is not None:
-        leaves = [verbs.times(leaf, asked.scale) for leaf in leaves]
-    if asked.reads == Reads.SIGNS:
-        return [verbs.signs(leaf, dtype) for leaf in leaves]
-    return leaves
-
-
-def _read_update(
-    asked: Asked, update: list[Array], center: list[Array] | None
-) -> list[Array]:
-    """An update in the same terms."""
-    if center is not None:
-        pairs = zip(update, center, strict=True)
-        update = [leaf - c.astype(leaf.dtype) for leaf, c in pairs]
-    if asked.scale is not None:
-        update = [leaf * asked.scale for leaf in update]
-    return [jnp.sign(leaf) for leaf in update] if asked.reads == Reads.SIGNS else update
+    return block.weights, block.num_nonfinite, block.value, block.factors
