@@ -28,7 +28,9 @@ RULES = {
     "norms": (co.normalized_mean(), (2, 2), (2, 2)),
     "clipped": (co.chain(CLIP, co.mean()), (1, 2), (2, 2)),
     "scheduled": (
-        co.chain(co.clip_examples(lambda step: 0.3 / step.astype(jnp.float32)), co.mean()),
+        co.chain(
+            co.clip_examples(lambda step: 0.3 / step.astype(jnp.float32)), co.mean()
+        ),
         (1, 2),
         (2, 2),
     ),
