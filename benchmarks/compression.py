@@ -5,7 +5,8 @@
 Clients of pictures are unlike (Dirichlet, 0.3); those of Shakespeare are the roles.
 Every compressor trains with the mean, from the same parameters and the same clients;
 the rate of its server is chosen by the clients' training loss, on a seed that is not
-reported. Rows of earlier runs that are not made anew stay (`_kept.py`).
+reported, and lies between others that were tried. Rows of earlier runs that are not
+made anew stay (`_kept.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from benchmarks._harness import Row
 from consensus_optax import compressors, training
 from consensus_optax.comparison import ClientTask
 
-RATES = (0.1, 0.3, 1.0, 3.0)
+LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+RATES = (0.1, 0.3, 1.0, 3.0)  # and on, where one of their ends is best
 SPLITS = {"shakespeare": "roles"}  # pictures are shared out
 MOMENTUM = 0.9
 SHARE = 0.95  # of what is gained without compression: how many bytes does it take?
@@ -115,6 +117,26 @@ def trainer(
     return train
 
 
+def best(tried: Mapping[float, float]) -> float:
+    """The rate of the least loss; the lowest if none is finite."""
+    finite = {rate: loss for rate, loss in tried.items() if math.isfinite(loss)}
+    return min(finite, key=finite.__getitem__) if finite else min(tried)
+
+
+def tuned(
+    train: Callable[[float, int], tuple[list[float], float]], seed: int
+) -> dict[float, float]:
+    """Losses by rate, of so many that the best one lies between others."""
+    loss_at = lambda rate: train(rate, seed)[1]
+    tried = {rate: loss_at(rate) for rate in RATES}
+    while True:
+        place = LADDER.index(best(tried))
+        beside = [r for r in LADDER[max(place - 1, 0) : place + 2] if r not in tried]
+        if not beside:
+            return tried
+        tried |= {rate: loss_at(rate) for rate in beside}
+
+
 def run(
     setting: Setting, made: Mapping[str, Make], codes: Sequence[str], done: _kept.Done
 ) -> Iterator[Row]:
@@ -132,9 +154,8 @@ def run(
                 continue
             code, feedback = contestants()[name]
             train = trainer(work, code, feedback, LOCAL_RATES[task], setting)
-            tried = {rate: train(rate, setting.seeds)[1] for rate in RATES}
-            finite = {rate: loss for rate, loss in tried.items() if math.isfinite(loss)}
-            rate = min(finite, key=finite.__getitem__) if finite else RATES[0]
+            tried = tuned(train, setting.seeds)
+            rate = best(tried)
             curves = [train(rate, seed)[0] for seed in range(setting.seeds)]
             params = work.params(0)
             size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -147,7 +168,7 @@ def run(
                 "rate": rate,
                 "training_loss_by_rate": {
                     str(rate): round(loss, 4) if math.isfinite(loss) else None
-                    for rate, loss in tried.items()
+                    for rate, loss in sorted(tried.items())
                 },
                 "num_rounds": [setting.rounds * i for i in range(len(curves[0]))],
                 "accuracy": [[round(x, 4) for x in curve] for curve in curves],

@@ -45,3 +45,20 @@ def test_bytes_are_counted_up_to_an_accuracy():
     assert compression.bytes_to(row, 0.4) == 50
     assert compression.bytes_to(row, 0.7) == 100
     assert compression.bytes_to(row, 0.71) is None
+
+
+@pytest.mark.parametrize("optimum", [0.002, 0.1, 0.5, 3.0, 8.0])
+def test_the_rate_lies_between_others_that_were_tried(optimum):
+    asked = []
+
+    def train(rate, seed):
+        asked.append(rate)
+        return [], np.log(rate / optimum) ** 2 if rate < 8 * optimum else np.nan
+
+    tried = compression.tuned(train, seed=0)
+    rate, rates = compression.best(tried), sorted(tried)
+    assert len(asked) == len(set(asked)) == len(rates)
+    assert abs(np.log(rate / optimum)) == min(
+        abs(np.log(np.array(compression.LADDER) / optimum))
+    )
+    assert rates[0] < rate < rates[-1]

@@ -144,7 +144,7 @@ def step_on_rows(
             made.rows, fit.opt_state, fit.params, **told
         )
         check_reduced(updates, fit.params, every=True)
-        metrics = {"loss": weighted_mean(made.losses, made.counts)}
+        metrics = {"loss": _told(made.losses, made.counts)}
         for name in watch:
             value = watched(opt_state, name)
             if value is not None:
@@ -240,6 +240,12 @@ def watched(opt_state: Any, name: str) -> jax.Array | None:
         return None
     _, value = min(found, key=lambda path_and_value: len(path_and_value[0]))
     return jnp.asarray(value, jnp.float32).mean()
+
+
+def _told(losses: jax.Array, counts: jax.Array | None) -> jax.Array:
+    """The mean loss of rows that count, nan if none does: 0 would look like success."""
+    mean = weighted_mean(losses, counts)
+    return mean if counts is None else jnp.where(jnp.any(counts > 0), mean, jnp.nan)
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:

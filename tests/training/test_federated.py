@@ -274,6 +274,15 @@ def test_training_converges_in_one_trace():
     assert metrics["loss"].shape == ()
 
 
+def test_a_round_in_which_nobody_counts_has_no_loss(params, batches):
+    """Not 0, which would look like success to whoever chooses a rate by it."""
+    for broken in (jnp.nan, jnp.inf):
+        spoiled = jax.tree.map(lambda leaf, by=broken: leaf * 0 + by, batches)
+        fit, metrics = one_round(params, spoiled)
+        assert np.isnan(metrics["loss"])
+        assert_same(fit.params, params)
+
+
 def test_bad_arguments():
     key, counts = jax.random.key(0), jnp.ones(3)
     with pytest.raises(ValueError, match=r"`num_sampled` must be at most .* 3; got 4"):
