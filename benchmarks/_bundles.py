@@ -82,7 +82,7 @@ def of_kernel(dump: str, turns: int | None = None) -> int:
         depth = found["loops"].count(">")
         begins = found["mark"] == "LB"
         # an empty bundle does not say where it is
-        while not found["empty"] and len(open_loops) - 1 > depth - begins:
+        while not found["empty"] and len(open_loops) - 1 > max(depth - begins, 0):
             close()
         if begins:
             open_loops.append([0, 0, 0])

@@ -69,6 +69,23 @@ class Arranged(NamedTuple):
         ]
         return self._replace(args=tuple(args), num_rows=indices.shape[0])
 
+    def turn(self, index: Array, count: int) -> Arranged:
+        """The rows index, index + k, ... of so many turns k, which divide B.
+
+        Rows that lie on several devices stay there: nothing is looked up.
+        """
+        size = self.num_rows // count
+
+        def own(leaf: Array) -> Array:
+            apart = leaf.reshape(size, count, *leaf.shape[1:])
+            return jax.lax.dynamic_index_in_dim(apart, index, 1, keepdims=False)
+
+        args = [
+            arg if axis is None else jax.tree.map(own, arg)
+            for arg, axis in zip(self.args, self.in_axes, strict=True)
+        ]
+        return self._replace(args=tuple(args), num_rows=size)
+
     def varying(self, tree: Any) -> Any:
         """The tree, typed as what is computed from the rows inside ``shard_map``."""
         return varying_like(tree, self._of_rows)

@@ -32,7 +32,7 @@ from consensus_optax._running.reducer import (
 )
 from consensus_optax._running.run import run
 from consensus_optax._typing import Array, AxisName
-from consensus_optax.engines.backward.choice import is_dealt, is_held
+from consensus_optax.engines.backward.choice import comes_by_turns, is_dealt, is_held
 from consensus_optax.engines.backward.passes import Batch
 from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.aggregator import Sharded
@@ -101,7 +101,9 @@ def value_and_reduced_grad(
     less, in the dtype of decisions. Rows that are held where most factors would be
     larger are dealt out in the pass that makes them, too, and stay there: a weighting
     then needs one pass, the operations and bytes of the plain step, and the memory of
-    B / N rows.
+    B / N rows. Microbatches there are those of the whole mesh, m rows of all devices:
+    folds, and weightings of norms or of nothing, hold what the parameters do, other
+    rules B / N rows of P numbers where they are dealt to, in one pass.
 
     Args:
       fun: see :func:`per_example_grad`; so are all arguments not named here.
@@ -114,7 +116,8 @@ def value_and_reduced_grad(
       num_rows: how many rows there are, instead.
       prng_argnum: which argument is a random key.
       spmd_axis_name: mesh axes that cut the rows.
-      microbatch_size: rows computed at a time, None for all. B need not divide.
+      microbatch_size: rows computed at a time, None for all. It need not divide B, but
+        with a sharded reducer under ``jax.jit``.
       hold_rows: without microbatches, whether rows are held while the rule looks at
         them (True), or reduced inside of the backward pass (False). None: held if that
         takes at most four times the bytes of the parameters, or 256 MiB.
@@ -219,6 +222,18 @@ def value_and_reduced_grad(
             words = {"values": losses(value), **(extra or {})}
             update, new = reducer.update(rows, state, params, weights=weights, **words)
             return of_batch(mean_of(value, weights, arranged), update, new)
+
+        if on_mesh and reducer.deals and not explicit_mesh(arranged.args):
+            turns = arranged.num_rows // microbatch_size
+            if turns * microbatch_size != arranged.num_rows:
+                wanted = f"a divisor of the number of rows, {arranged.num_rows}, "
+                wanted += "with a sharded reducer under `jax.jit`"
+                _check.fail("microbatch_size", wanted, microbatch_size)
+            batch = Batch(of_row, has_aux, arranged, params, turns=turns)
+            given = checked_weights(weights, arranged.num_rows, batch.dtype)
+            keeps = not comes_by_turns(rule)
+            local = Backward.of(batch, given, state.step, words, keeps)
+            return of_batch(*computed(local, weights, state, arranged))
 
         lie = Explicit.of((arranged.args, kwargs))
 

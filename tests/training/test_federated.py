@@ -275,12 +275,9 @@ def test_training_converges_in_one_trace():
 
 
 def test_a_round_in_which_nobody_counts_has_no_loss(params, batches):
-    """Not 0, which would look like success to whoever chooses a rate by it."""
-    for broken in (jnp.nan, jnp.inf):
-        spoiled = jax.tree.map(lambda leaf, by=broken: leaf * 0 + by, batches)
-        fit, metrics = one_round(params, spoiled)
-        assert np.isnan(metrics["loss"])
-        assert_same(fit.params, params)
+    fit, metrics = one_round(params, jax.tree.map(lambda leaf: leaf * jnp.nan, batches))
+    assert np.isnan(metrics["loss"])
+    assert_same(fit.params, params)
 
 
 def test_bad_arguments():

@@ -16,6 +16,7 @@ from consensus_optax._rules.kinds import (
     Among,
     Columns,
     Fold,
+    Noised,
     Probing,
     Reads,
     Rule,
@@ -62,6 +63,29 @@ def is_dealt(rule: Rule, batch: Batch) -> bool:
     pairs = zip(sizes, _held(batch), strict=True)
     of_arrays = sum(size for size, leaf in pairs if len(leaf) == 1)
     return 2 * of_arrays > sum(sizes)
+
+
+def comes_by_turns(rule: Rule) -> bool:
+    """Whether a few rows at a time tell a rule all it asks of them, each by itself.
+
+    Other rules look at all of them, of the coordinates that a device is dealt.
+    """
+    match rule:
+        case Fold():
+            return True
+        case Weighting():
+            return _is_of_one(Reads(rule.reads)) and not rule.remembers
+        case Noised():
+            return comes_by_turns(rule.rule)
+        case Among():
+            return comes_by_turns(rule.selector) and comes_by_turns(rule.rule)
+        case After(first=Scaling() | Probing() as first):
+            return _is_of_one(Reads(first.reads)) and comes_by_turns(rule.rule)
+    return False
+
+
+def _is_of_one(reads: Reads) -> bool:
+    return reads.lengths or reads == Reads.NOTHING
 
 
 def _held(batch: Batch) -> list[list[Any]]:

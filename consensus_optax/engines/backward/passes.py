@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -19,34 +18,13 @@ from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.sums import each_part
 from consensus_optax._rows.verbs import Leaf, decision_dtype
-from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Roster
-from consensus_optax._running.memory import Memory
 from consensus_optax._running.run import floating_leaves
-from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Tree
+from consensus_optax.engines.backward import turns
 from consensus_optax.engines.backward.dealing import Dealing
+from consensus_optax.engines.backward.found import Found, Read, in_memory
 from consensus_optax.engines.backward.merging import Merging
-
-# Of rows and the claim on them, to what adds up over layers, and what is like the
-# parameter, trees of arrays both.
-Read = Callable[[Memory, Claim], tuple[Any, Any]]
-
-
-class Found(NamedTuple):
-    """What one pass found.
-
-    Attributes:
-      value: what the function returned for each row.
-      finite: (B,) bool, which rows have no inf or nan in any leaf.
-      made: of leaves that were reduced inside, by number, what was made of them.
-      rest: the other leaves, by number: small ones, and those outside of scans.
-    """
-
-    value: Any
-    finite: Array
-    made: dict[int, Reduced]
-    rest: dict[int, Leaf]
 
 
 class Batch(NamedTuple):
@@ -62,6 +40,7 @@ class Batch(NamedTuple):
       kept: what a pass found that has left rows where they were dealt to, which are
         what it has ``made``. Of B rows on N devices each holds those of an Nth part of
         the coordinates: as much as B / N whole rows.
+      turns: how many passes of as many rows each take the place of one.
     """
 
     fun: Callable[..., Any]
@@ -71,6 +50,7 @@ class Batch(NamedTuple):
     dealing: Dealing | None = None
     scalings: tuple[Array, ...] = ()
     kept: Found | None = None
+    turns: int = 1
 
     @property
     def dtype(self) -> Any:
@@ -112,15 +92,20 @@ class Batch(NamedTuple):
 
             return Reduced(*self.dealing.of_coordinates(of_part, rows, claim))
 
-        if self.kept is None:
-            return self._pass(roster, make, likes)
-        return self._of_kept(self.kept, roster, read, likes)
+        if self.kept is not None:
+            return self._of_kept(self.kept, roster, read, likes)
+        if self.turns > 1:
+            assert not together
+            return turns.apart(self, roster, read)
+        return self._pass(roster, make, likes)
 
     def merged(self, roster: Roster, merging: Merging) -> Found:
         """The same of statistics, sent in place of rows where these are more."""
         dealing = self.dealing
         if dealing is None or self.kept is not None:
             return self.read(roster, merging.read)
+        if self.turns > 1:
+            return turns.merged(self, roster, merging)
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
             def observe(rows: Any, weights: Array, own: Any) -> tuple[Any, ...]:
@@ -135,11 +120,21 @@ class Batch(NamedTuple):
 
         return self._pass(roster, make, None)
 
+    def of_turn(self, index: Array) -> Batch:
+        """The rows of one turn."""
+        own = lambda of_all: turns.own_rows(of_all, index, self.turns)
+        arranged = self.arranged.turn(index, self.turns)
+        scalings = tuple(map(own, self.scalings))
+        return self._replace(arranged=arranged, scalings=scalings, turns=1)
+
     def keeping(self, roster: Roster) -> tuple[Found, Batch]:
         """One pass that leaves rows where they are dealt to; the batch with these."""
         dealing = self.dealing
         assert dealing is not None
         assert not self.scalings
+        if self.turns > 1:
+            found = turns.keeping(self, roster)
+            return found, self._replace(kept=found)
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
             del whole
@@ -226,14 +221,3 @@ def _as_decided(rows: Leaf, dtype: Any) -> Leaf:
     if is_outer_product(rows):
         return each_part(lambda part: dataclasses.replace(part, dtype=dtype), rows)
     return rows.astype(dtype)
-
-
-def in_memory(leaves: Sequence[Leaf], roster: Roster) -> Memory:
-    """Some leaves, as if they were all."""
-    whole = roster._replace(coordinates=ALL)
-    return Memory(leaves, Seen(whole, jnp.zeros((), jnp.int32)))
-
-
-def zeros_like(shapes: Tree) -> Tree:
-    """Zeros of these shapes."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

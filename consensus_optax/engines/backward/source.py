@@ -21,13 +21,9 @@ from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward import merging
+from consensus_optax.engines.backward.found import Found, in_memory, zeros_like
 from consensus_optax.engines.backward.merging import Merging
-from consensus_optax.engines.backward.passes import (
-    Batch,
-    Found,
-    in_memory,
-    zeros_like,
-)
+from consensus_optax.engines.backward.passes import Batch
 
 # Of rows, to what is like the parameter for each of their leaves.
 Make = Callable[[Memory], list[Any]]
@@ -176,8 +172,9 @@ class Backward(NamedTuple):
         return [list(each) for each in zip(*leaves, strict=True)], source
 
     def columns(self, rule: Columns) -> tuple[list[Array], Backward]:
-        """As for statistics."""
-        return self._by_leaf(lambda rows: rows.columns(rule)[0])
+        """As for statistics; of all rows, where they come by turns."""
+        source = self._kept() if self.keeps and self.batch.turns > 1 else self
+        return source._by_leaf(lambda rows: rows.columns(rule)[0])
 
     def _by_leaf(
         self, make: Make, merges: Merging | None = None
@@ -253,6 +250,12 @@ class Backward(NamedTuple):
     def _held(self) -> Memory:
         """The rows in memory."""
         batch = self.batch
+        if batch.turns > 1:
+            raise ValueError(
+                "Rows that are mixed are held, all of them at a time, so with a "
+                "sharded reducer under `jax.jit` they take no `microbatch_size`. Leave "
+                "it out, or call this inside of `jax.shard_map`."
+            )
         value, rows = value_and_rows(batch.fun, batch.arranged, batch.has_aux)
         stack = as_stack(rows, batch.params)
         leaves = list(map(batch.scaled, stack.leaves))

@@ -69,11 +69,11 @@ class Sharded(Aggregator):
             return local._replace(batch=self._dealt(local.batch))
         if not (self.inside and self.plain):
             raise ValueError(
-                "A sharded reducer takes microbatches, and inside of `jax.shard_map` "
-                "rows that are not held, inside of one over its axes "
-                f"{self.axes} alone, and without `param_specs`, `wire` and "
-                "`wire_dtype`. Leave "
-                "`microbatch_size` and `hold_rows` out, or these."
+                "A sharded reducer takes microbatches, and rows that are not held, "
+                "under `jax.jit` on automatic axes without `wire` and `update_wire`, "
+                "and inside of `jax.shard_map` over its axes "
+                f"{self.axes} alone without `param_specs`, `wire` and `wire_dtype`. "
+                "Leave `microbatch_size` and `hold_rows` out, or these."
             )
         params = local.params
         leaves = floating_leaves(params)

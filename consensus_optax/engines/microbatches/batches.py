@@ -103,7 +103,11 @@ class Microbatches(NamedTuple):
         taken = self.indices[index]
         there = taken < num_rows
         safe = jnp.where(there, taken, 0)
-        value, rows = self._value_and_rows(safe)
+        count, size = self.indices.shape
+        if count * size == num_rows:
+            value, rows = self._of_own(self.arranged.turn(jnp.asarray(index), count))
+        else:
+            value, rows = self._value_and_rows(safe)
         weights = jnp.where(there, self.weights[safe], 0)
         scaled = self._scaled(as_stack(rows, self.params), safe, weights)
         return Block(index, *scaled[:3], value, scaled[3])
@@ -149,13 +153,16 @@ class Microbatches(NamedTuple):
 
     def _value_and_rows(self, indices: Array) -> tuple[Any, Any]:
         """Values and gradients of the rows with these indices."""
-        own = self.arranged.take(indices)
+        return self._of_own(self.arranged.take(indices))
+
+    def _of_own(self, own: Arranged) -> tuple[Any, Any]:
+        """The same of some of the arguments."""
 
         def compute(args: Any, kwargs: Any) -> tuple[Any, Any]:
             of_row = functools.partial(self.fun, **kwargs)
             return value_and_rows(of_row, own._replace(args=args), self.has_aux)
 
-        lie = self.explicit._replace(specs=self._specs(indices.shape[0]))
+        lie = self.explicit._replace(specs=self._specs(own.num_rows))
         return explicit_again(compute, (own.args, self.kwargs), lie)
 
     def _specs(self, count: int) -> Any:

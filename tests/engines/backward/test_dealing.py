@@ -1,102 +1,30 @@
 """Rows of a whole mesh under ``jit``, dealt out layer by layer where they are made."""
 
-import functools
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import consensus_optax as co
 from benchmarks import _flops
 from benchmarks._traffic import collectives
 from consensus_optax._gradients import jaxprs
-
-LAYERS, WIDTH, ROWS, GROUP, DEVICES = 3, 16, 8, 2, 4
-MESH = jax.make_mesh(
-    (DEVICES,), ("data",), (AxisType.Auto,), devices=jax.devices()[:DEVICES]
+from tests._fsdp import (
+    DEVICES,
+    GROUP,
+    MESH,
+    PARAMS,
+    ROWS,
+    SPECS,
+    SUMS,
+    X,
+    check,
+    dealt,
+    loss,
+    of_rows,
+    step_of,
 )
-SPECS = {
-    "layers": {
-        "up": PartitionSpec(None, "data"),
-        "down": PartitionSpec(None, None, "data"),
-    },
-    "readout": PartitionSpec("data"),
-}
-SHARDINGS = jax.tree.map(lambda spec: NamedSharding(MESH, spec), SPECS)
-BY_ROW = NamedSharding(MESH, PartitionSpec("data"))
-
-
-def loss(params, x):
-    @jax.checkpoint
-    def block(x, p):
-        return x + jnp.tanh(x @ p["up"]) @ p["down"], None
-
-    x, _ = jax.lax.scan(block, x, params["layers"])
-    return jnp.mean(jnp.tanh(x @ params["readout"]))
-
-
-def numbers(*shape):
-    return jax.random.normal(jax.random.key(sum(shape)), shape) / 2
-
-
-PARAMS = {
-    "layers": {
-        "up": numbers(LAYERS, WIDTH, 2 * WIDTH),
-        "down": numbers(LAYERS, 2 * WIDTH, WIDTH),
-    },
-    "readout": numbers(WIDTH, WIDTH),
-}
-
-
-def of_rows(count):
-    """Examples of rows, of which row 2 cannot count, and weights."""
-    x = numbers(count * GROUP, 24, WIDTH).at[2 * GROUP].set(jnp.inf)
-    return x, jnp.ones(count).at[5].set(0).at[6].set(3)
-
-
-X, WEIGHTS = of_rows(ROWS)
-
-
-def step_of(reducer, face, weights=WEIGHTS, **options):
-    step = co.value_and_reduced_grad(loss, face, group_size=GROUP, **options)
-    return functools.partial(step, state=reducer.init(PARAMS), weights=weights)
-
-
-def compiled(reducer, held=False, x=X, weights=WEIGHTS):
-    face = co.sharded(reducer, "data", mesh=MESH, param_specs=SPECS)
-    step = jax.jit(
-        step_of(reducer, face, weights, hold_rows=held),
-        in_shardings=(SHARDINGS, BY_ROW),
-        out_shardings=(None, SHARDINGS, None),
-    )
-    return step.lower(PARAMS, x).compile()
-
-
-def check(reducer, tolerance, held=False, x=X, weights=WEIGHTS):
-    on_mesh = compiled(reducer, held, x, weights)
-    given = jax.device_put(PARAMS, SHARDINGS), jax.device_put(x, BY_ROW)
-    value, update, state = on_mesh(*given)
-    expected = step_of(reducer, reducer, weights, hold_rows=True)(PARAMS, x)
-    assert int(state.num_nonfinite) == 1
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
-    close(value, expected[0])
-    for own, other in zip(*map(jax.tree.leaves, (update, expected[1])), strict=True):
-        close(own, other, atol=tolerance * np.abs(other).max())
-    return on_mesh
-
-
-def dealt(hlo):
-    """Bytes of rows that are dealt out, by the library rather than by the compiler."""
-    own = "\n".join(line for line in hlo.splitlines() if "/all_to_all" in line)
-    return sum(size for kind, size in collectives(own) if kind == "all-to-all")
-
-
-# Sums of 48 terms in another order, in float32; rows are of one size.
-SUMS = 48 * 2.0**-23
-
 
 # In the scan's body once: a layer's rows of this device; and the readout's.
 ONCE = ROWS // DEVICES * 4 * sum(leaf[0].size for leaf in PARAMS["layers"].values())
@@ -180,7 +108,7 @@ def test_of_many_rows_on_a_device_what_merges_is_sent(reducer):
 )
 def test_rows_that_are_held_are_made_and_sent_once(reducer):
     """Where factors are no smaller: one pass deals them out, all looks are local."""
-    program = check(reducer, 8 * SUMS, held=True).as_text()
+    program = check(reducer, 8 * SUMS, hold_rows=True).as_text()
     assert dealt(program) == ONCE
     sent = [(kind, size) for kind, size in collectives(program)]
     # not whole on any device: rows, nor what is made of them
@@ -263,10 +191,3 @@ def test_rows_travel_in_the_wire_dtype(reducer, wire, travels):
     program = str(jax.make_jaxpr(step)(PARAMS, X))
     dtypes = set(re.findall(r":(\w+)\[\S* = (?:all_to_all|reduce_scatter)", program))
     assert dtypes == {travels}
-
-
-def test_inside_of_microbatches_it_is_still_refused():
-    face = co.sharded(co.sign_consensus(), "data", mesh=MESH)
-    step = co.value_and_reduced_grad(loss, face, microbatch_size=2)
-    with pytest.raises(ValueError, match="A sharded reducer takes microbatches"):
-        step(PARAMS, X, state=co.sign_consensus().init(PARAMS))

@@ -1,0 +1,48 @@
+"""What a pass over rows finds, and rows of some leaves as if they were all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from consensus_optax._gradients.claims import Claim, Reduced
+from consensus_optax._rows.verbs import Leaf
+from consensus_optax._rules.coordinates import ALL
+from consensus_optax._rules.kinds import Roster
+from consensus_optax._running.memory import Memory
+from consensus_optax._running.source import Seen
+from consensus_optax._typing import Array, Tree
+
+# Of rows and the claim on them, to what adds up over layers, and what is like the
+# parameter, trees of arrays both.
+Read = Callable[[Memory, Claim], tuple[Any, Any]]
+
+
+class Found(NamedTuple):
+    """What one pass found.
+
+    Attributes:
+      value: what the function returned for each row.
+      finite: (B,) bool, which rows have no inf or nan in any leaf.
+      made: of leaves that were reduced inside, by number, what was made of them.
+      rest: the other leaves, by number: small ones, and those outside of scans.
+    """
+
+    value: Any
+    finite: Array
+    made: dict[int, Reduced]
+    rest: dict[int, Leaf]
+
+
+def in_memory(leaves: Sequence[Leaf], roster: Roster) -> Memory:
+    """Some leaves, as if they were all."""
+    whole = roster._replace(coordinates=ALL)
+    return Memory(leaves, Seen(whole, jnp.zeros((), jnp.int32)))
+
+
+def zeros_like(shapes: Tree) -> Tree:
+    """Zeros of these shapes."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
