@@ -70,14 +70,15 @@ def combined_on_trust(
         what the look tells.
       varying: see :func:`at_most_twice`.
     """
-    look = lambda told: combine(told[0], weigh(told))
 
-    def asks(given: Told, found: Any) -> tuple[Told, Array]:
-        _, told = found
-        return told, jnp.any(weigh(told) != weigh(given))
+    def asks(given: Any, found: Any) -> tuple[Any, Array]:
+        told = found[1]
+        weights = weigh(told)
+        return (told[0], weights), jnp.any(weights != given[1])
 
-    weights = jnp.maximum(given, 0)
-    _, told = jax.eval_shape(lambda: combine(weights, weights))
+    sound = jnp.maximum(given, 0)
+    _, told = jax.eval_shape(combine, sound, sound)
     rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told[1:])
-    _, (update, told) = at_most_twice(look, asks, (weights, *rest), varying)
-    return update, told
+    start = sound, weigh((sound, *rest))
+    _, found = at_most_twice(lambda given: combine(*given), asks, start, varying)
+    return found

@@ -124,7 +124,8 @@ def test_microbatches_of_folds_and_means_send_no_more_than_a_plain_all_reduce():
 
 def test_what_cannot_be_together_is_an_error():
     params, batch, weights = given = problem()
-    outside = co.sharded(co.median(), "data", mesh=mesh_of(DEVICES))
+    code = co.compressors.scaled_sign()
+    outside = co.sharded(co.median(), "data", mesh=mesh_of(DEVICES), wire=code)
     with pytest.raises(ValueError, match=r"inside of `jax\.shard_map`"):
         reduced(outside, 2)(params, batch, weights)
     for options in ({"wire_dtype": jnp.bfloat16}, {"param_specs": P()}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,27 @@ from consensus_optax._rows.verbs import Leaf, as_array
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
 from consensus_optax._typing import Array
+from consensus_optax.engines.backward.dealing import Dealing
 from consensus_optax.engines.backward.found import Found, Read, in_memory, zeros_like
 from consensus_optax.engines.backward.merging import Merging
 
-if TYPE_CHECKING:
-    from consensus_optax.engines.backward.passes import Batch
+
+class InTurns(Protocol):
+    """A `Batch` whose rows come by turns, as far as it is asked here."""
+
+    @property
+    def turns(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def dealing(self) -> Dealing | None:
+        """Where rows lie."""
+        ...
+
+    def of_turn(self, index: Array) -> Any:
+        """The `Batch` of one turn."""
+        ...
 
 
 def own_rows(of_all: Array, index: Array, turns: int) -> Array:
@@ -31,7 +47,7 @@ def own_rows(of_all: Array, index: Array, turns: int) -> Array:
     return lax.dynamic_index_in_dim(apart, index, 1, keepdims=False)
 
 
-def merged(batch: Batch, roster: Roster, merging: Merging) -> Found:
+def merged(batch: InTurns, roster: Roster, merging: Merging) -> Found:
     """What is made of the rows of every turn, merged; see `Batch.merged`."""
     own = lambda x, index: own_rows(x, index, batch.turns)
 
@@ -65,7 +81,7 @@ def merged(batch: Batch, roster: Roster, merging: Merging) -> Found:
     return Found(value, finite, made, {})
 
 
-def apart(batch: Batch, roster: Roster, read: Read) -> Found:
+def apart(batch: InTurns, roster: Roster, read: Read) -> Found:
     """What is read of every row by itself."""
 
     def step(carry: None, index: Array) -> tuple[None, Any]:
@@ -82,7 +98,7 @@ def apart(batch: Batch, roster: Roster, read: Read) -> Found:
     return Found(value, finite, made, {})
 
 
-def keeping(batch: Batch, roster: Roster) -> Found:
+def keeping(batch: InTurns, roster: Roster) -> Found:
     """All rows, left where every turn has dealt them to."""
     dealing = batch.dealing
     assert dealing is not None
