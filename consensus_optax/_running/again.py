@@ -1,7 +1,7 @@
 """A look at all rows, and one more where that finds out what the first had to know.
 
-A look may be most of a program, which is compiled once. Unlike of a loop that ends when
-it may, derivatives can be taken of it, backward too.
+A look may be most of a program, which is compiled once. Derivatives can be taken of it,
+backward too, as not of a loop that ends when it may; but inside ``jax.shard_map``.
 """
 
 from __future__ import annotations
@@ -37,18 +37,34 @@ def at_most_twice(
       start: what the first look is given.
       varying: types what the loop starts from as what is computed in it.
     """
+    shapes = jax.eval_shape(look, start)
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def then(given: Given, found: Found, first: Array) -> tuple[Given, Array]:
+        other, more = asks(given, found)
+        pick = lambda x, y: jnp.where(first, x, y)
+        return jax.tree.map(pick, other, given), first & more
 
     def turn(carry: Any, first: Array) -> tuple[Any, None]:
         given, found, wanted = carry
         found = lax.cond(wanted, lambda: look(given), lambda: found)
-        other, more = asks(given, found)
-        given = jax.tree.map(lambda x, y: jnp.where(first, x, y), other, given)
-        return varying((given, found, first & more)), None
+        given, wanted = then(given, found, first)
+        return (given, found, wanted), None
 
-    shapes = jax.eval_shape(look, start)
-    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    carry = varying((start, empty, jnp.ones((), bool)))
-    (given, found, _), _ = lax.scan(turn, carry, jnp.arange(2) == 0)
+    def again(carry: Any) -> Any:
+        given, _, first, _ = carry
+        found = look(given)
+        given, wanted = then(given, found, first)
+        return varying((given, found, jnp.zeros((), bool), wanted))
+
+    yes = jnp.ones((), bool)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # there `jax.vmap` of `lax.cond` fails, if what varies over devices chooses
+        # between branches that hold what does not
+        carry = varying((start, empty, yes, yes))
+        given, found, *_ = lax.while_loop(lambda carry: carry[3], again, carry)
+        return given, found
+    (given, found, _), _ = lax.scan(turn, (start, empty, yes), jnp.arange(2) == 0)
     return given, found
 
 
@@ -56,6 +72,7 @@ def combined_on_trust(
     given: Array,
     weigh: Callable[[Told], Array],
     combine: Callable[[Array, Array], tuple[list[Array], Told]],
+    own: Callable[[Array], Array],
     varying: Callable[[Any], Any],
 ) -> tuple[list[Array], Told]:
     """What rows combine to, and what a look tells, with weights it is not needed for.
@@ -65,11 +82,13 @@ def combined_on_trust(
 
     Args:
       given: (B,) weights of the rows that may be there.
-      weigh: what has been told, to weights to combine with.
+      weigh: what has been told, to weights to combine with: of these rows, or of more.
       combine: (weights of sound rows, weights to combine with) to what that gives, and
         what the look tells.
+      own: of what ``weigh`` gives to that of these rows.
       varying: see :func:`at_most_twice`.
     """
+    look = lambda given: combine(given[0], own(given[1]))
 
     def asks(given: Any, found: Any) -> tuple[Any, Array]:
         told = found[1]
@@ -80,5 +99,5 @@ def combined_on_trust(
     _, told = jax.eval_shape(combine, sound, sound)
     rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told[1:])
     start = sound, weigh((sound, *rest))
-    _, found = at_most_twice(lambda given: combine(*given), asks, start, varying)
+    _, found = at_most_twice(look, asks, start, varying)
     return found

@@ -139,13 +139,14 @@ class Backward(NamedTuple):
             return self._combined(own(weigh(self)))[0], self
 
         def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
-            update, found = self.among(sound)._combined(own(weights))
+            update, found = self.among(sound)._combined(weights)
             return update, self._sound(found)
 
         update, told = combined_on_trust(
             self.seen.roster.weights,
             lambda told: weigh(self._told(*told)),
             combine,
+            own,
             self.batch.arranged.varying,
         )
         return update, self._told(*told)

@@ -159,13 +159,14 @@ class Computed(NamedTuple):
 
         def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
             del sound  # of each microbatch that is known before it is looked at
-            update, kept = self._combined(own(weights))
+            update, kept = self._combined(weights)
             return update, self._told(kept)
 
         update, told = combined_on_trust(
             self.seen.roster.weights,
             lambda told: weigh(self._knowing(*told)),
             combine,
+            own,
             self.microbatches.arranged.varying,
         )
         return update, self._knowing(*told)
