@@ -61,11 +61,16 @@ def alone(model, i, size):
     return value, aux, grads, nnx.state(copy)
 
 
-def assert_close(got, wanted):
+# Normalizing two examples takes all from a gradient but what its epsilon leaves: of
+# about a hundred terms of size 1 that cancel.
+CANCELLED = 100 * float(np.finfo(np.float32).eps)
+
+
+def assert_close(got, wanted, atol=1e-6):
     got, wanted = map(jax.tree.leaves, (got, wanted))
     assert len(got) == len(wanted)
     for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
 
 
 ROWS_OF = training.nnx_value_and_rows(loss, has_aux=True, num_rows=3)
@@ -115,7 +120,7 @@ def test_masks_and_statistics_do_not_depend_on_how_rows_are_reduced(ways):
     update, state = RULE.update(rows, RULE.init(params), params, weights=weights)
     (value, aux), got, own = step(model, RULE.init(params))
     assert np.any(update["head"]["kernel"][...])
-    assert_close((got, own), (update, state))
+    assert_close((got, own), (update, state), CANCELLED)
     np.testing.assert_allclose(value, (values[0] + 2 * values[1]) / 3, rtol=1e-5)
     assert_close(aux, predicted)
     numbers = nnx.Not(nnx.RngKey)
