@@ -70,7 +70,8 @@ class Sharded(Aggregator):
         if not (self.inside and self.plain):
             raise ValueError(
                 "A sharded reducer takes microbatches, and rows that are not held, "
-                "under `jax.jit` on automatic axes without `wire` and `update_wire`, "
+                "under `jax.jit` without `wire` and `update_wire`, on automatic axes "
+                "(`jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))`), "
                 "and inside of `jax.shard_map` over its axes "
                 f"{self.axes} alone without `param_specs`, `wire` and `wire_dtype`. "
                 "Leave `microbatch_size` and `hold_rows` out, or these."
