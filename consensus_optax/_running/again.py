@@ -68,36 +68,46 @@ def at_most_twice(
     return given, found
 
 
+def itself(weights: Array) -> Array:
+    """Of weights that are those of the rows at hand."""
+    return weights
+
+
 def combined_on_trust(
-    given: Array,
-    weigh: Callable[[Told], Array],
-    combine: Callable[[Array, Array], tuple[list[Array], Told]],
+    source: Any,
+    weigh: Callable[[Any], Array],
     own: Callable[[Array], Array],
+    combine: Callable[[Array, Array], tuple[list[Array], Told]],
+    knowing: Callable[..., Any],
     varying: Callable[[Any], Any],
-) -> tuple[list[Array], Told]:
-    """What rows combine to, and what a look tells, with weights it is not needed for.
+) -> tuple[list[Array], Any]:
+    """What rows combine to, with weights that no look is needed for; and the source.
 
     All rows are taken to be sound, and losses to be 0; where the look tells otherwise,
     and weights depend on it, it is done again.
 
     Args:
-      given: (B,) weights of the rows that may be there.
-      weigh: what has been told, to weights to combine with: of these rows, or of more.
+      source: of the rows; ``known`` if somebody has looked at them.
+      weigh: a source that has been looked at, to weights: of its rows, or of more.
+      own: of what ``weigh`` gives to that of these rows.
       combine: (weights of sound rows, weights to combine with) to what that gives, and
         what the look tells.
-      own: of what ``weigh`` gives to that of these rows.
+      knowing: what a look tells, to the source that has been looked at.
       varying: see :func:`at_most_twice`.
     """
+    if source.known:
+        weights = own(weigh(source))
+        return combine(source.seen.roster.weights, weights)[0], source
     look = lambda given: combine(given[0], own(given[1]))
 
     def asks(given: Any, found: Any) -> tuple[Any, Array]:
         told = found[1]
-        weights = weigh(told)
+        weights = weigh(knowing(*told))
         return (told[0], weights), jnp.any(weights != given[1])
 
-    sound = jnp.maximum(given, 0)
+    sound = jnp.maximum(source.seen.roster.weights, 0)
     _, told = jax.eval_shape(combine, sound, sound)
     rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told[1:])
-    start = sound, weigh((sound, *rest))
-    _, found = at_most_twice(look, asks, start, varying)
-    return found
+    start = sound, weigh(knowing(sound, *rest))
+    _, (update, told) = at_most_twice(look, asks, start, varying)
+    return update, knowing(*told)

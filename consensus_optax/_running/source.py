@@ -183,7 +183,7 @@ class Unseen(Source, Protocol):
     def scaled_when_seen(self, step: Scaling) -> Unseen | None:
         """Rows that each look scales anew, one row by its own length alone.
 
-        So that takes no look of its own. None where it would; then the first entry of
-        ``seen.factors`` is not this step's.
+        So that takes no look of its own; what they are multiplied by is the last of
+        ``seen.factors`` once somebody has looked. None where it would take one.
         """
         ...

@@ -16,7 +16,7 @@ from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
-from consensus_optax._running.again import Told, combined_on_trust
+from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
@@ -127,29 +127,16 @@ class Backward(NamedTuple):
     def combine_on_trust(
         self,
         weigh: Callable[[Backward], Array],
-        own: Callable[[Array], Array] = lambda weights: weights,
+        own: Callable[[Array], Array] = itself,
     ) -> tuple[list[Array], Backward]:
-        """One pass; two where that finds a row that cannot count, or losses matter.
-
-        Args:
-          weigh: see `Unseen`.
-          own: of weights that are those of more rows to those of these.
-        """
-        if self.known:
-            return self._combined(own(weigh(self)))[0], self
+        """One pass; two where that finds a row that cannot count, or losses matter."""
 
         def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
             update, found = self.among(sound)._combined(weights)
             return update, self._sound(found)
 
-        update, told = combined_on_trust(
-            self.seen.roster.weights,
-            lambda told: weigh(self._told(*told)),
-            combine,
-            own,
-            self.batch.arranged.varying,
-        )
-        return update, self._told(*told)
+        varying = self.batch.arranged.varying
+        return combined_on_trust(self, weigh, own, combine, self._told, varying)
 
     def _combined(self, weights: Array) -> tuple[list[Array], Found]:
         """The combination, and all else that the pass found."""

@@ -13,7 +13,7 @@ from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
-from consensus_optax._running.again import Told, combined_on_trust
+from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import (
     Memory,
     over_leaves,
@@ -146,30 +146,17 @@ class Computed(NamedTuple):
     def combine_on_trust(
         self,
         weigh: Callable[[Computed], Array],
-        own: Callable[[Array], Array] = lambda weights: weights,
+        own: Callable[[Array], Array] = itself,
     ) -> tuple[list[Array], Computed]:
-        """One pass; two where that finds a row that cannot count, or losses matter.
-
-        Args:
-          weigh: see `Unseen`.
-          own: of weights that are those of more rows to those of these.
-        """
-        if self.known:
-            return self._combined(own(weigh(self)))[0], self
+        """One pass; two where that finds a row that cannot count, or losses matter."""
 
         def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
             del sound  # of each microbatch that is known before it is looked at
             update, kept = self._combined(weights)
             return update, self._told(kept)
 
-        update, told = combined_on_trust(
-            self.seen.roster.weights,
-            lambda told: weigh(self._knowing(*told)),
-            combine,
-            own,
-            self.microbatches.arranged.varying,
-        )
-        return update, self._knowing(*told)
+        varying = self.microbatches.arranged.varying
+        return combined_on_trust(self, weigh, own, combine, self._knowing, varying)
 
     def _combined(self, weights: Array) -> tuple[list[Array], Any]:
         """The combination, and what a pass leaves behind."""
