@@ -6,9 +6,9 @@ Steps are started one after the other as a training loop starts them, without wa
 between, so that what counts is the slower of device and host. What the device itself
 is busy with is its profiler's record of other runs of the same programs. ``decoder`` is
 a language model of 1.1 billion parameters that takes 8 rows of 2048 tokens, reduced
-inside of the backward pass. With ``--graphs`` conditionals and loops are parts of CUDA
-graphs, so that the device does not wait for the host to decide. Rows of other models,
-and those with graphs or without, stay in the results.
+inside of the backward pass, or held. With ``--graphs`` conditionals and loops are in
+CUDA graphs, so that the device does not wait for the host to decide. Rows of other
+models, and those with graphs or without, stay in the results.
 """
 
 from __future__ import annotations
@@ -94,14 +94,16 @@ def decoder(smoke: bool) -> Job:
     text = rng.integers(0, model.vocabulary, (ROWS, model.length + 1))
     tokens = jnp.asarray(text, jnp.int32)
 
-    def of_rule(reducer: Any) -> Callable[..., Any]:
-        step = co.value_and_reduced_grad(loss, reducer, hold_rows=False)
+    def of_rule(reducer: Any, held: bool) -> Callable[..., Any]:
+        step = co.value_and_reduced_grad(loss, reducer, hold_rows=held)
         return lambda p, t: step(p, t, state=reducer.init(p))[:2]
 
     rules = {name: make(ROWS) for name, make in scale.REDUCERS.items()}
     rules["normalized_mean"] = co.normalized_mean()
     steps = {"plain": jax.value_and_grad(loss)}
-    steps |= {name: of_rule(rule) for name, rule in rules.items()}
+    steps |= {name: of_rule(rule, held=False) for name, rule in rules.items()}
+    two_passes = ("clip and mean", "cosine_filter")
+    steps |= {f"{x}, held": of_rule(rules[x], held=True) for x in two_passes}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     device = np.array(jax.devices()[:1])
     mesh = jax.sharding.Mesh(
@@ -110,9 +112,10 @@ def decoder(smoke: bool) -> Job:
     return Job(DECODER, size, ROWS, steps, {"random": (params, tokens)}, mesh)
 
 
-def contestants(job: Job, threads: int) -> list[Contestant]:
-    """All steps compiled, some at a time, with what their programs say."""
+def contestants(job: Job, threads: int, names: Sequence[str] = ()) -> list[Contestant]:
+    """All steps, or the plain one and some, compiled; with what their programs say."""
     first = next(iter(job.given.values()))
+    chosen = [x for x in job.steps if x == "plain" or not names or x in names]
 
     def compiled(name: str) -> Contestant:
         with jax.set_mesh(job.mesh) if job.mesh else contextlib.nullcontext():
@@ -123,7 +126,7 @@ def contestants(job: Job, threads: int) -> list[Contestant]:
         return out._replace(facts=facts)
 
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(compiled, job.steps))
+        return list(pool.map(compiled, chosen))
 
 
 def timed(
@@ -259,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures the chosen models; writes ``gpu.json`` and ``gpu.md``."""
     options = _harness.parser(__doc__)
     options.add_argument("--workload", choices=NAMES, nargs="+")
+    options.add_argument("--contestants", nargs="+", default=[])
     options.add_argument("--threads", type=int, default=4, help="that compile")
     options.add_argument("--graphs", action="store_true", help="see above")
     args = _harness.parse(options, argv)
@@ -267,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for name in args.workload or NAMES:
         work = job(name, args.smoke)
-        entries = contestants(work, args.threads)
+        entries = contestants(work, args.threads, args.contestants)
         rows += timed(work, entries, args.repeats, args.seconds)
     env = _harness.environment()
     rows = merged(_harness.read("gpu", args.out), [{**row, **env} for row in rows])

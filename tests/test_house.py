@@ -70,7 +70,7 @@ CROSS_CUTTING = {
     *["test_contract_leaves", "test_sources", "test_sources_of_sums"],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
-    "test_pitfalls",
+    *["test_pitfalls", "test_precision"],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_attacks", "test_byzfl", "test_selection", "test_server_optimizers"],
     *["test_private_rounds", "test_main_federated", "test_benchmarks_clients"],

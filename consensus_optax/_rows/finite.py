@@ -21,6 +21,11 @@ from consensus_optax._rows.outer_product import (
 from consensus_optax._rows.sums import each_part, parts_of, total_of, with_held
 from consensus_optax._typing import Array
 
+# Dtypes end beyond this, but for those that sound models come near to the end of.
+_WIDE = 1e30
+# What sums of terms are taken to be larger by, for rounding.
+_OF_SUMS = 1.0625
+
 
 def finite_rows(leaves: Sequence[Array | Factored], dtype: Any) -> Array:
     """Which rows have no inf or nan in any leaf, (B,) bool.
@@ -73,47 +78,66 @@ def _moves(leaf: Any) -> bool:
 def _finite_array(rows: Array, dtype: Any) -> Array:
     """The same of one array."""
     if jax.debug_nans.value:
-        narrowed = jnp.where(jnp.isfinite(rows), rows, jnp.inf).astype(dtype)
-        return jnp.isfinite(narrowed).reshape(rows.shape[0], -1).all(1)
+        return _have_finite(jnp.where(jnp.isfinite(rows), rows, jnp.inf).astype(dtype))
     flat = rows.astype(dtype).reshape(rows.shape[0], -1)
-    return jnp.isfinite(flat @ jnp.zeros(flat.shape[1], dtype))
+    zeros = jnp.zeros(flat.shape[1], dtype)  # times which no digit is lost
+    return jnp.isfinite(jnp.matmul(flat, zeros, precision=lax.Precision.DEFAULT))
 
 
 def _finite_products(leaves: Sequence[Factored], dtype: Any) -> Array:
     """Which rows have finite factors and a finite product in every leaf, (B,) bool.
 
-    By Cauchy and Schwarz no entry of a row exceeds the product of its factors' norms.
-    Only if that bound is beyond a leaf's dtype anywhere are products looked at: a row
-    of one leaf, or layer, at a time, so that no stack of them is ever planned for.
+    No entry of a row exceeds the sum over its terms of both factors' largest entries.
+    Of a single term that is the largest entry itself. Of several it may be as many
+    times larger: so near to the end of a wide dtype, where sums in another order may
+    overflow, a row counts as overflown, without any branch, at which a GPU would wait
+    for the host. In narrow dtypes, whose ends models do come near to, products are
+    looked at where the bound is beyond: a row of one leaf, or layer, at a time, so that
+    no stack of them is ever planned for.
     """
-    sound = functools.reduce(
+    alike = lambda narrow: [leaf for leaf in leaves if _is_narrow(leaf) == narrow]
+    bounded = lambda leaves: functools.reduce(
         jnp.logical_and, (_is_bounded(leaf, dtype) for leaf in leaves)
     )
-    # leaves are not handed over, which would give every row a left factor of its own
-    look = lambda: sound | _are_finite(leaves)
-    return lax.cond(jnp.all(sound), lambda: sound, look)
+    found = [bounded(alike(False))] if alike(False) else []
+    if narrow := alike(True):
+        sound = bounded(narrow)
+        # leaves are not handed over, which would give rows a left factor of their own
+        look = lambda: sound | _are_finite(narrow)
+        found.append(lax.cond(jnp.all(sound), lambda: sound, look))
+    return functools.reduce(jnp.logical_and, found)
+
+
+def _is_narrow(leaf: Factored) -> bool:
+    """Whether the dtype ends where sound models come to, as float16 does."""
+    return float(jnp.finfo(leaf.dtype).max) < _WIDE
 
 
 def _is_bounded(leaf: Factored, dtype: Any) -> Array:
     """Which rows cannot but be finite, (B,) bool."""
-    if jax.debug_nans.value:  # 0 times inf would stop the program
-        return jnp.zeros(leaf.shape[0], bool)
 
-    def norms(factor: Array) -> Array:  # inf or nan where an entry is
-        flat = factor.reshape(factor.shape[0], -1).astype(dtype)
-        return jnp.sqrt(jnp.einsum("bk,bk->b", flat, flat))
+    def largest(factor: Array) -> Array:  # of every term; inf or nan where an entry is
+        if jax.debug_nans.value:  # of infinity times 0
+            factor = jnp.where(jnp.isfinite(factor), factor, 0)
+        return jnp.abs(factor).max(-1).astype(dtype)
 
     def of_part(part: OuterProduct) -> Array:
         # a term of a look-up is added to one line of the table
-        left = part.sides[0] if part.is_look_up else norms(part.left)
-        return left * norms(part.right)
+        right = largest(part.right)
+        return (right if part.is_look_up else largest(part.left) * right).sum(-1)
 
-    # half, since norms are rounded; less than a bound of nan is none
-    return total_of(of_part, leaf) < 0.5 * jnp.asarray(_largest(leaf), dtype)
+    bound = total_of(of_part, leaf)  # (B,), or of layers (B, L)
+    if sum(part.sides[0] for part in parts_of(leaf)) > 1:
+        bound *= _OF_SUMS
+    sound = jnp.isfinite(bound.astype(leaf.dtype))
+    if jax.debug_nans.value:
+        sound &= functools.reduce(jnp.logical_and, map(_have_finite, leaf.held))
+    return sound.reshape(sound.shape[0], -1).all(1)
 
 
-def _largest(leaf: Factored) -> Any:
-    return jnp.finfo(leaf.dtype).max
+def _have_finite(rows: Array) -> Array:
+    """Which rows of an array have finite entries, (B,) bool."""
+    return jnp.isfinite(rows).reshape(rows.shape[0], -1).all(1)
 
 
 def _are_finite(leaves: Sequence[Factored]) -> Array:

@@ -60,10 +60,8 @@ def decision_dtype(*trees: Any) -> Any:
     return jnp.dtype("float64") if wide else jnp.dtype("float32")
 
 
-def _row_sums(rows: Array, factor: float) -> Array:
-    """Sum of every row's entries times a factor, (B,)."""
-    matrix = rows.reshape(rows.shape[0], -1)
-    return matrix @ jnp.full(matrix.shape[1], factor, rows.dtype)
+# Products of numbers that decide have all digits, on accelerators too.
+_product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def scale(leaf: AnyLeaf, factors: Array) -> Any:
@@ -154,8 +152,8 @@ def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
             left, right = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
             return (left * right).sum((1, 2))
         return squares(leaf, dtype)
-    rows = leaf.astype(dtype)
-    return _row_sums(rows * rows, 1)
+    rows = flat(leaf, dtype)
+    return _product(rows * rows, jnp.ones(rows.shape[1], dtype))
 
 
 def gramian(leaf: AnyLeaf, dtype: Any) -> Array:
@@ -163,8 +161,7 @@ def gramian(leaf: AnyLeaf, dtype: Any) -> Array:
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
         inner = jnp.where(used[:, None] & used[None, :], gramian(leaf.leaf, dtype), 0)
-        product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-        return product(product(leaf.matrix, inner), leaf.matrix.T)
+        return _product(_product(leaf.matrix, inner), leaf.matrix.T)
     return cross_gramian(leaf, leaf, dtype)
 
 
@@ -177,7 +174,7 @@ def combine(leaf: AnyLeaf, weights: Array, order: Array) -> Array:
     if has_layers(leaf):
         return _by_layer(lambda layer: combine(layer, weights, order), leaf)
     if isinstance(leaf, Mixed):
-        return combine(leaf.leaf, weights @ leaf.matrix, leaf.order)
+        return combine(leaf.leaf, _product(weights, leaf.matrix), leaf.order)
     if isinstance(leaf, SumOfProducts):
         return total_of(lambda part: combine(part, weights, order), leaf)
     if isinstance(leaf, OuterProduct):
@@ -224,7 +221,7 @@ def as_array(leaf: AnyLeaf, dtype: Any) -> Array:
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
         rows = present_rows(leaf.leaf, used, dtype)
-        return jnp.tensordot(leaf.matrix, rows, 1)
+        return jnp.tensordot(leaf.matrix, rows, 1, precision=lax.Precision.HIGHEST)
     return (leaf.materialize() if is_outer_product(leaf) else leaf).astype(dtype)
 
 
@@ -241,12 +238,12 @@ def inner_products(leaf: AnyLeaf, direction: Array) -> Array:
         return over_layers(inner_products, leaf, direction)
     if isinstance(leaf, Mixed):
         used = jnp.any(leaf.matrix != 0, 0)
-        return leaf.matrix @ jnp.where(used, inner_products(leaf.leaf, direction), 0)
+        own = jnp.where(used, inner_products(leaf.leaf, direction), 0)
+        return _product(leaf.matrix, own)
     if is_outer_product(leaf):
         of_part = lambda part: projected(part, as_matrix(part, direction))
         return total_of(of_part, leaf)
-    precise = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    return precise(flat(leaf, dtype), direction.reshape(-1))
+    return _product(flat(leaf, dtype), direction.reshape(-1))
 
 
 def centered(leaf: AnyLeaf, shares: Array, order: Array) -> tuple[Array, Array]:

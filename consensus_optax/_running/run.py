@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
+from consensus_optax._rules.arithmetic import with_all_digits
 from consensus_optax._rules.kinds import (
     After,
     Among,
@@ -137,7 +138,9 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
         case Noised():
             weights, new, source, lost = _weigh(rule.rule, source, state)
             roster = source.seen.roster
-            update = rule.add(source.combine(weights, exact=True), roster, state)
+            combined = source.combine(weights, exact=True)
+            with with_all_digits():
+                update = rule.add(combined, roster, state)
             outcome = _combined(update, weights, new, source)
             update = roster.coordinates.whole(update, False)
             always = {"ready": jnp.ones((), bool), "ratio": jnp.ones((), jnp.float32)}
@@ -159,10 +162,13 @@ def resolved(
     and travels with the update.
     """
     if not rule.remembers:
-        return _settled(rule.resolve(merged, roster), roster)
+        with with_all_digits():
+            update = rule.resolve(merged, roster)
+        return _settled(update, roster)
     some, coordinates = jnp.any(roster.present), roster.coordinates
     own = {name: coordinates.own(kept) for name, kept in state.arrays.items()}
-    update, new = rule.resolve(merged, roster, Remembered(state.count, own))
+    with with_all_digits():
+        update, new = rule.resolve(merged, roster, Remembered(state.count, own))
     arrays = {}
     for name, kept in own.items():
         pairs = zip(new[name], kept, strict=True)
@@ -210,7 +216,8 @@ def _weigh(
 
     def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
         given, sound = without_overflow(given, roster, rule.reads)
-        weights, rule_state = rule.weigh(given, sound, rule_state)
+        with with_all_digits():
+            weights, rule_state = rule.weigh(given, sound, rule_state)
         extra = 1 if rule.remembers else 0
         present = jnp.pad(sound.present, (0, extra), constant_values=True)
         weights = jnp.where(present, weights, 0).astype(roster.weights.dtype)

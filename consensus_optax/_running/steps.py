@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
+from consensus_optax._rules.arithmetic import with_all_digits
 from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import (
     Known,
@@ -88,7 +89,8 @@ def taken(step: Step, source: Source, state: Any) -> tuple[Changed, Source, Any]
             products, source = read_products(step, source)
             roster = source.seen.roster._replace(scale=source.seen.scale)
             given, roster = without_overflow(products, roster, step.reads)
-            matrix, weights = step.mix(given, roster)
+            with with_all_digits():
+                matrix, weights = step.mix(given, roster)
             matrix = jnp.where(roster.present[None, :], matrix, 0)
             return Changed(source.mixed(matrix, weights), matrix), source, state
         case Scaling():
@@ -134,7 +136,8 @@ def decided_factors(step: Scaling, source: Source) -> tuple[Scaled, Source]:
     products, source = read_products(step, source)
     roster = source.seen.roster._replace(scale=source.seen.scale)
     given, kept = without_overflow(products, roster, step.reads)
-    factors = step.factors(given, kept)
+    with with_all_digits():
+        factors = step.factors(given, kept)
     if step.degree:  # of a row of zeros it stays what it is: factors are no zeros
         again = factors * jnp.asarray(roster.scale, factors.dtype) ** -step.degree
         factors = jnp.where(given > 0, again, factors)
@@ -167,7 +170,8 @@ def probed(step: Probing, source: Source, state: Any) -> tuple[Source, Any]:
     recalled = Recalled(source, products)
     if mean is not None and len(chosen) == len(mean):  # else for some leaves alone
         recalled = recalled._replace(mean=mean, shares=kept.shares)
-    return recalled, step.observe(known, state)
+    with with_all_digits():
+        return recalled, step.observe(known, state)
 
 
 def _diagonals(products: Array) -> Array:

@@ -267,4 +267,4 @@ def _mean(values: Array, weights: Array) -> Array:
     weights = jnp.where(jnp.isfinite(values) & (weights > 0), weights, 0)
     present = jnp.where(weights > 0, values, 0).astype(weights.dtype)
     shares = weights / weights.sum()  # first, for their products fit wherever rows do
-    return jnp.vdot(shares, present).astype(values.dtype)
+    return jnp.sum(shares * present).astype(values.dtype)

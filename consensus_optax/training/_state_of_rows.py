@@ -138,7 +138,8 @@ def _merged(
         if not _is_floating(rows):
             return rows[0] if axis_name is None else _same(rows[0], axis_name)
         present = jnp.where(_beside(counts, rows) > 0, rows, 0).astype(dtype)
-        mean = add(jnp.tensordot(counts, present, 1)) / positive_or_one(total)
+        parts = jnp.tensordot(counts, present, 1, precision="highest")
+        mean = add(parts) / positive_or_one(total)
         return jnp.where(total > 0, mean.astype(rows.dtype), before)
 
     return {name: jax.tree.map(merge, before[name], left[name]) for name in left}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -91,9 +92,10 @@ def ema_agreement(
         if not incoming:
             return updates, state._replace(step=step)
         wide = [u.astype(m.dtype) for u, m in zip(incoming, averages, strict=True)]
+        inner = functools.partial(jnp.vdot, precision="highest")
         products = jnp.stack(
             [
-                jnp.stack([jnp.vdot(u, m), jnp.vdot(u, u), jnp.vdot(m, m)])
+                jnp.stack([inner(u, m), inner(u, u), inner(m, m)])
                 for u, m in zip(wide, averages, strict=True)
             ]
         )  # (leaves, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -151,13 +152,14 @@ def _moments(
     moments: list[Array] = []
     moving: list[Array] = []
     cosines: list[Array] = []
+    inner = functools.partial(jnp.vdot, precision="highest")
     for leaf, old in zip(incoming, momentum, strict=True):
         wide, share = leaf.astype(old.dtype), mu.astype(old.dtype)
-        length = jnp.vdot(wide, wide)
+        length = inner(wide, wide)
         moves = jnp.isfinite(length) & (length > 0)
         moment = jnp.where(moves, share * old + (1 - share) * wide, old)
-        scale = jnp.sqrt(length) * jnp.sqrt(jnp.vdot(moment, moment))
-        cosine = jnp.where(moves, jnp.vdot(moment, wide) / positive_or_one(scale), 0)
+        scale = jnp.sqrt(length) * jnp.sqrt(inner(moment, moment))
+        cosine = jnp.where(moves, inner(moment, wide) / positive_or_one(scale), 0)
         moments.append(moment)
         moving.append(moves)
         cosines.append(cosine.astype(jnp.float32))

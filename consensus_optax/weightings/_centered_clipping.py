@@ -97,7 +97,7 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
 
         def step(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             v, _ = carry
-            product = jnp.matmul(products, v, precision=lax.Precision.HIGHEST)
+            product = products @ v
             squares = v @ product - 2 * product + products.diagonal()
             length = jnp.sqrt(jnp.maximum(squares, 0))
             longer = length > limit

@@ -95,7 +95,7 @@ def cluster_mean(
         def lloyd(_: Any, members: Array) -> Array:
             """Membership (k, B) after one round: means, then the nearest of them."""
             means = _shares(members, roster)
-            inner = jnp.matmul(means, products, precision=lax.Precision.HIGHEST)
+            inner = means @ products
             lengths = (inner * means).sum(1)
             apart = lengths[:, None] - 2 * inner  # less ‖g_i‖², the same for all
             apart = jnp.where(members.any(1)[:, None], apart, jnp.inf)

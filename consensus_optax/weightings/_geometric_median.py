@@ -128,7 +128,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
             origin = jax.nn.one_hot(near, size, dtype=bool)
             local = jnp.where(origin[:, None] | origin[None, :], 0, local)
             local = jnp.where(z[near] > 0.5, local, gramian)
-            product = jnp.matmul(local, z, precision=lax.Precision.HIGHEST)
+            product = local @ z
             distances = z @ product - 2 * product + local.diagonal()
             length = jnp.sqrt(jnp.maximum(distances, 0))
             return roster.shares / jnp.maximum(length, smoothing)
@@ -142,9 +142,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         z = lax.fori_loop(0, iterations, step, start)
         pull = pulls(z)
         gradient = pull - pull.sum() * z
-        squared = gradient @ jnp.matmul(
-            gramian, gradient, precision=lax.Precision.HIGHEST
-        )
+        squared = gradient @ (gramian @ gradient)
         residual = jnp.sqrt(jnp.maximum(squared, 0)).astype(jnp.float32)
         return z, GeometricMedianState(residual, residual <= _CONVERGED)
 

@@ -77,7 +77,46 @@ def test_an_overflowing_product_is_counted_out():
 
 
 def test_no_stack_is_planned_for():
-    leaf = leaves("float32", 1.0)["terms"]
+    leaf = leaves("float16", 1.0)["terms"]
     text = jax.jit(lambda leaf: finite_rows([leaf], jnp.float32)).lower(leaf).as_text()
-    assert "5x6x7xf32" not in text
-    assert "5x3x7xf32" in text  # a factor
+    assert "5x6x7x" not in text
+    assert "5x3x7xf16" in text  # a factor
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_wide_dtypes_take_no_branch(dtype):
+    given = leaves(dtype, 1.0)
+    look = jax.jit(lambda leaves: finite_rows(list(leaves.values()), jnp.float32))
+    text = look.lower(given).as_text()
+    branches = [word for word in ("stablehlo.case", "stablehlo.while") if word in text]
+    assert bool(branches) == (dtype == "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_one_term_is_finite_as_its_largest_entry_is(dtype):
+    """At the end of the dtype: the last number, and the one that rounds to infinity."""
+    last = np.asarray(jnp.finfo(dtype).max).astype(np.float64)
+    right = np.ones((3, 1, 2))
+    left = np.stack([[[last, 1.0]], [[-last, 1.0]], [[last, last]]]) / 2
+    right[:, 0, 1] = 2, 2, 2.03125  # exact in every dtype
+    rows = co.OuterProduct(
+        jnp.asarray(left, dtype), jnp.asarray(right, dtype), (2, 2), dtype=dtype
+    )
+    assert finite_rows([rows], jnp.float32).tolist() == [True, True, False]
+    assert np.isfinite(np.asarray(rows.materialize(), np.float32))[:2].all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_near_the_end_several_terms_count_as_overflown_but_in_narrow_dtypes(dtype):
+    """The sum of the terms' largest entries is beyond the dtype, no entry is."""
+    last, terms, far = float(jnp.finfo(dtype).max), 4, 0.5
+    left = np.zeros((2, terms, terms))
+    left[:, range(terms), range(terms)] = 1.0  # each in a line of its own
+    right = np.full((2, terms, 3), far * last)
+    right[1] = last / (1.125 * terms)  # in sum within the dtype
+    rows = co.OuterProduct(
+        *(jnp.asarray(x, dtype) for x in (left, right)), (terms, 3), dtype=dtype
+    )
+    assert np.isfinite(np.asarray(rows.materialize(), np.float32)).all()
+    narrow = dtype == "float16"
+    assert finite_rows([rows], jnp.float32).tolist() == [narrow, True]
