@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.explicit import of_each_row
+from consensus_optax._rows.magnitudes import entry_bounds
 from consensus_optax._rows.outer_product import (
     Factored,
-    OuterProduct,
     contract,
     is_outer_product,
 )
-from consensus_optax._rows.sums import each_part, parts_of, total_of, with_held
+from consensus_optax._rows.sums import each_part, parts_of, with_held
 from consensus_optax._typing import Array
 
 # Dtypes end beyond this, but for those that sound models come near to the end of.
@@ -115,18 +115,7 @@ def _is_narrow(leaf: Factored) -> bool:
 
 def _is_bounded(leaf: Factored, dtype: Any) -> Array:
     """Which rows cannot but be finite, (B,) bool."""
-
-    def largest(factor: Array) -> Array:  # of every term; inf or nan where an entry is
-        if jax.debug_nans.value:  # of infinity times 0
-            factor = jnp.where(jnp.isfinite(factor), factor, 0)
-        return jnp.abs(factor).max(-1).astype(dtype)
-
-    def of_part(part: OuterProduct) -> Array:
-        # a term of a look-up is added to one line of the table
-        right = largest(part.right)
-        return (right if part.is_look_up else largest(part.left) * right).sum(-1)
-
-    bound = total_of(of_part, leaf)  # (B,), or of layers (B, L)
+    bound = entry_bounds(leaf, dtype)
     if sum(part.sides[0] for part in parts_of(leaf)) > 1:
         bound *= _OF_SUMS
     sound = jnp.isfinite(bound.astype(leaf.dtype))

@@ -12,14 +12,15 @@ from jax import lax
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.gramians import border, gramian_about, is_table_or_vectors
+from consensus_optax._rows.magnitudes import rough_squares
 from consensus_optax._rows.norm_bounds import squared_norm_bounds
-from consensus_optax._rows.outer_product import OuterProduct
+from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster
 from consensus_optax._running.blocks import reduce_columns
 from consensus_optax._running.packing import Packed, pack
-from consensus_optax._running.source import Asked, Seen, rescaled
+from consensus_optax._running.source import Asked, Seen
 from consensus_optax._typing import Array
 
 
@@ -38,17 +39,29 @@ class Memory(NamedTuple):
         """See `Source`; so are the others."""
         if asked.reads == Reads.NOTHING:
             return None, self
-        products, seen = rescaled(asked, self._inner(asked), self.seen, self._again)
-        return products, self._replace(seen=seen)
+        if asked.rescale is None:
+            return self._inner(asked), self
+        scale = asked.rescale(self._squares(asked), self.seen.roster)
+        products = self._inner(asked._replace(scale=scale, rescale=None))
+        return products, self._replace(seen=self.seen._replace(scale=scale))
 
-    def _again(self, asked: Asked) -> Any:
-        """The same at another scale, which is rarely needed.
+    def _squares(self, asked: Asked) -> Array:
+        """Squared norms to a few powers of ten, ahead of a look, (B,) or (B + 1,).
 
-        Every leaf in a branch of its own, so that no two are held twice at a time.
+        Of products from above, and by their factors alone.
         """
-        return self._inner(asked, _in_a_branch)
+        roster, coordinates = self.seen.roster, self.seen.roster.coordinates
+        dtype, previous = roster.weights.dtype, coordinates.own(asked.previous or [])
+        leaves = self.leaves if previous else self._packed.leaves
+        squares = [rough_squares(leaf, dtype) for leaf in leaves]
+        squares = [jnp.where(roster.present, x, 0) for x in squares]
+        if previous:
+            pairs = zip(squares, previous, strict=True)
+            squares = [jnp.append(x, jnp.sum(old * old)) for x, old in pairs]
+        squares = coordinates.counted(squares)
+        return coordinates.total(sum(squares[1:], squares[0]))
 
-    def _inner(self, asked: Asked, look: Callable[..., Any] | None = None) -> Any:
+    def _inner(self, asked: Asked) -> Any:
         """The products alone."""
         roster, leaves = self.seen.roster, self.leaves
         coordinates = roster.coordinates
@@ -58,8 +71,7 @@ class Memory(NamedTuple):
         else:
             previous = coordinates.own(asked.previous or []) or [None] * len(leaves)
         pairs = zip(leaves, previous, strict=True)
-        of_leaf = look or _products
-        products = [of_leaf(asked, leaf, roster, old) for leaf, old in pairs]
+        products = [_of_leaf(asked, leaf, roster, old) for leaf, old in pairs]
         products = coordinates.counted(products)
         return coordinates.total(over_leaves(asked, products))
 
@@ -175,12 +187,19 @@ def over_leaves(asked: Asked, products: list[Any]) -> Any:
     return sum(products[1:], products[0])
 
 
-def _in_a_branch(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> Any:
-    """:func:`_products` of a scale that is not 1."""
-    look = lambda: _products(asked, leaf, roster, old)
-    shape = jax.eval_shape(look)
-    nothing = varying_like(jnp.zeros(shape.shape, shape.dtype), leaf, asked.scale, old)
-    return lax.cond(asked.scale != 1, look, lambda: nothing)
+def _of_leaf(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> Any:
+    """Inner products of one leaf's rows.
+
+    Arrays at another scale would be held twice on a CPU, so there they are in a branch;
+    a GPU or TPU scales them as it reads them, where a branch would hold them twice.
+    """
+    at_scale = lambda: _products(asked, leaf, roster, old)
+    if asked.scale is None or is_outer_product(leaf):
+        return at_scale()
+    plain = lambda: _products(asked._replace(scale=None), leaf, roster, old)
+    return lax.platform_dependent(
+        cpu=lambda: lax.cond(asked.scale != 1, at_scale, plain), default=at_scale
+    )
 
 
 def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> Any:

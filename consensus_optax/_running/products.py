@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +35,7 @@ def read_products(
     shifts = reads in (Reads.AFFINE, Reads.CENTERED)
     asked = Asked(Reads.GRAMIAN if shifts else reads, per_leaf, previous)
     scales = rule.degree is not None and asked.reads in (Reads.GRAMIAN, Reads.NORMS)
-    rescale = functools.partial(_scale, asked.reads) if scales else None
+    rescale = _scale if scales else None
     plain, source = source.inner(asked._replace(rescale=rescale))
     if not shifts:
         return plain, source
@@ -78,16 +77,13 @@ def _around_a_row(
     return lax.cond(jnp.any(coarse), lambda: less(row), lambda: plain)
 
 
-def _scale(reads: Reads, products: Array, roster: Roster) -> Array:
+def _scale(squares: Array, roster: Roster) -> Array:
     """A power of two that brings the rows' squared norms to where there are floats, ().
 
     One, unless half of the norms overflow, or all are so small that squares of
     differences would be lost: a row far away alone decides nothing, and rows of zeros
     do not either. A previous update that is not as small leaves it at one, too.
     """
-    flat = reads == Reads.NORMS
-    squares = products if flat else jnp.diagonal(products, axis1=-2, axis2=-1)
-    squares = squares.sum(0) if squares.ndim == 2 else squares  # of leaves
     count, reach = roster.weights.shape[0], jnp.finfo(squares.dtype).maxexp
     squares, previous = squares[:count], squares[count:]
     large = roster.present & ~(squares < 2.0 ** (reach * 25 // 32))

@@ -54,8 +54,9 @@ class Asked(NamedTuple):
       previous: an update, whole, that joins as one row more at the end.
       about: () index of a row that is taken off all rows, and off ``previous``.
       scale: () what all rows, and ``previous``, are multiplied by first, or None.
-      rescale: (plain products, roster) to a scale, or None. Unless it is 1, products
-        are those of rows times that, at the price of another look.
+      rescale: (squared norms, roster) to a scale, or None. Squared norms are those of
+        rows and of ``previous``, (B,) or (B + 1,), to a few powers of ten. Products are
+        those of rows times that; unless it is 1, that may take another look.
     """
 
     reads: Reads
@@ -63,7 +64,7 @@ class Asked(NamedTuple):
     previous: list[Array] | None = None
     about: Array | None = None
     scale: Array | None = None
-    rescale: Callable[[Any, Roster], Array] | None = None
+    rescale: Callable[[Array, Roster], Array] | None = None
 
 
 def rescaled(
@@ -72,15 +73,22 @@ def rescaled(
     """Products at the scale that plain ones ask for, and what is known then."""
     if asked.rescale is None:
         return plain, seen
-    scale = asked.rescale(plain, seen.roster)
+    scale = asked.rescale(squares_of(asked, plain), seen.roster)
     again = lambda: look(asked._replace(scale=scale, rescale=None))
     products = lax.cond(scale != 1, again, lambda: plain)
     return products, seen._replace(scale=scale)
 
 
+def squares_of(asked: Asked, products: Array) -> Array:
+    """Squared norms that inner products tell, of all leaves together."""
+    lengths = Reads(asked.reads).lengths
+    squares = products if lengths else jnp.diagonal(products, axis1=-2, axis2=-1)
+    return squares.sum(0) if asked.per_leaf else squares
+
+
 def rescaled_in_a_loop(
     asked: Asked,
-    rescale: Callable[[Any, Roster], Array],
+    rescale: Callable[[Array, Roster], Array],
     look_at: Callable[[Asked], Any],
     roster_of: Callable[[Any], Roster],
     varying: Callable[[Any], Any],
@@ -104,7 +112,7 @@ def rescaled_in_a_loop(
 
     def asks(scale: Array, found: Any) -> tuple[Array, Array]:
         del scale
-        wanted = rescale(found[0], roster_of(found[1]))
+        wanted = rescale(squares_of(plain, found[0]), roster_of(found[1]))
         return wanted, wanted != 1
 
     scale, found = at_most_twice(look, asks, jnp.ones((), dtype), varying)
