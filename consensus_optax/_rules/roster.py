@@ -24,19 +24,22 @@ class Roster(NamedTuple):
       step: () int32, number of updates made before this one: schedules, random keys.
       extra: further keyword arguments of ``update``, unchanged.
       scale: () what rows were multiplied by ahead of the products that a rule reads,
-        nearly always 1; see :class:`Weighting`.
+        nearly always 1, or (B,); see :class:`Weighting`.
       coordinates: sums over all coordinates of a leaf, where not all are at hand.
       num_leaves: how many leaves decide, each for itself; 1 where all decide together.
       like: shapes of the parameters that rows are gradients of, a tree.
+      of: of how many rows these are some, and what all of them weigh, as far as is
+        known; None where these are all.
     """
 
     weights: PerRow
     step: Count
     extra: dict[str, Any]
     coordinates: Coordinates = ALL
-    scale: Number | float = 1.0
+    scale: PerRow | Number | float = 1.0
     num_leaves: int = 1
     like: Tree = None
+    of: tuple[int, Number] | None = None
 
     @property
     def present(self) -> Marked:
@@ -45,9 +48,18 @@ class Roster(NamedTuple):
 
     @property
     def shares(self) -> PerRow:
-        """(B,) weights divided by their sum; all 0 if no row is there."""
-        total = self.weights.sum()
-        return self.weights / positive_or_one(total)
+        """(B,) weights divided by those of all rows; all 0 if no row is there."""
+        return self.weights / positive_or_one(self.total)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are in all, present or not."""
+        return self.of[0] if self.of else self.weights.shape[0]
+
+    @property
+    def total(self) -> Number:
+        """() what all rows weigh."""
+        return self.of[1] if self.of else self.weights.sum()
 
     @property
     def order(self) -> Order:

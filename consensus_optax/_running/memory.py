@@ -180,7 +180,7 @@ def _in_a_branch(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None)
     look = lambda: _products(asked, leaf, roster, old)
     shape = jax.eval_shape(look)
     nothing = varying_like(jnp.zeros(shape.shape, shape.dtype), leaf, asked.scale, old)
-    return lax.cond(asked.scale != 1, look, lambda: nothing)
+    return lax.cond(jnp.any(asked.scale != 1), look, lambda: nothing)
 
 
 def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> Any:

@@ -35,8 +35,9 @@ def read_products(
     reads = Reads(rule.reads)
     shifts = reads in (Reads.AFFINE, Reads.CENTERED)
     asked = Asked(Reads.GRAMIAN if shifts else reads, per_leaf, previous)
-    scales = rule.degree is not None and asked.reads in (Reads.GRAMIAN, Reads.NORMS)
-    rescale = functools.partial(_scale, asked.reads) if scales else None
+    scales = _scales(rule)
+    of_all = functools.partial(_scale, asked.reads)
+    rescale = (_own_scales if _is_apart(rule) else of_all) if scales else None
     plain, source = source.inner(asked._replace(rescale=rescale))
     if not shifts:
         return plain, source
@@ -48,6 +49,22 @@ def read_products(
         of_leaf = lambda gramian: _recentered(gramian, source.seen.roster)
         products = jax.vmap(of_leaf)(products) if per_leaf else of_leaf(products)
     return products, source
+
+
+def scale_read(rule: Weighting | Mixing | Scaling, source: Source) -> Any:
+    """What rows were multiplied by for the products that :func:`read_products` gave."""
+    return source.seen.scale if _scales(rule) else 1.0
+
+
+def _scales(rule: Weighting | Mixing | Scaling) -> bool:
+    """Whether products are read that may be of rows at another scale."""
+    of_these = (Reads.GRAMIAN, Reads.AFFINE, Reads.CENTERED, Reads.NORMS)
+    return rule.degree is not None and rule.reads in of_these
+
+
+def _is_apart(rule: Weighting | Mixing | Scaling) -> bool:
+    """Whether each row is decided about by itself."""
+    return not isinstance(rule, Mixing) and bool(rule.apart)
 
 
 def _around_a_row(
@@ -76,6 +93,21 @@ def _around_a_row(
     each = plain if plain.ndim == 3 else plain[None]
     coarse = jax.vmap(lambda g: g[row, row] > _COARSE * reaches(g)[row])(each)
     return lax.cond(jnp.any(coarse), lambda: less(row), lambda: plain)
+
+
+def _own_scales(products: Array, roster: Roster) -> Array:
+    """For every row by itself a power of two that makes its square a float, (B,).
+
+    One, unless that overflows, or is so small that digits are lost. Which of the two a
+    row of zeros is does not show.
+    """
+    squares = products.sum(0) if products.ndim == 2 else products  # of leaves
+    reach = jnp.finfo(squares.dtype).maxexp
+    large = ~(squares < 2.0 ** (reach * 25 // 32))
+    small = squares < 2.0 ** -(reach // 2)
+    scales = jnp.where(small, 2.0 ** (reach * 5 // 8), 1)
+    scales = jnp.where(large, 2.0 ** -(reach * 3 // 4), scales)
+    return jnp.where(roster.present, scales, 1).astype(squares.dtype)
 
 
 def _scale(reads: Reads, products: Array, roster: Roster) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -21,7 +22,8 @@ class Seen(NamedTuple):
       num_nonfinite: () int32, how many are left out for an inf or a nan.
       value: where a source computes the rows, what the function returned for each; on a
         mesh for each of this device's.
-      scale: () what the rows were multiplied by for the products handed out last.
+      scale: () what the rows were multiplied by for the products handed out last, or
+        (B,) each.
       factors: (B,) each, of every scaling that is done where rows are looked at, what
         it multiplied them by, nan for a row that is not there; None until then.
     """
@@ -53,7 +55,8 @@ class Asked(NamedTuple):
       per_leaf: those of every leaf, stacked, rather than their sum.
       previous: an update, whole, that joins as one row more at the end.
       about: () index of a row that is taken off all rows, and off ``previous``.
-      scale: () what all rows, and ``previous``, are multiplied by first, or None.
+      scale: () what all rows, and ``previous``, are multiplied by first, or None; (B,)
+        for lengths of rows alone.
       rescale: (plain products, roster) to a scale, or None. Unless it is 1, products
         are those of rows times that, at the price of another look.
     """
@@ -74,7 +77,7 @@ def rescaled(
         return plain, seen
     scale = asked.rescale(plain, seen.roster)
     again = lambda: look(asked._replace(scale=scale, rescale=None))
-    products = lax.cond(scale != 1, again, lambda: plain)
+    products = lax.cond(jnp.any(scale != 1), again, lambda: plain)
     return products, seen._replace(scale=scale)
 
 
@@ -84,7 +87,6 @@ def rescaled_in_a_loop(
     look_at: Callable[[Asked], Any],
     roster_of: Callable[[Any], Roster],
     varying: Callable[[Any], Any],
-    dtype: Any,
 ) -> tuple[Any, Array]:
     """The same where a look is most of the program, which is compiled once.
 
@@ -94,21 +96,41 @@ def rescaled_in_a_loop(
       look_at: to (products, what is known after it).
       roster_of: what is known, to the roster.
       varying: see :func:`at_most_twice`.
-      dtype: of decisions.
 
     Returns:
       (what a look gave, scale).
     """
     plain = asked._replace(rescale=None)
     look = lambda scale: look_at(plain._replace(scale=scale))
+    wanted = lambda found: rescale(found[0], roster_of(found[1]))
 
     def asks(scale: Array, found: Any) -> tuple[Array, Array]:
         del scale
-        wanted = rescale(found[0], roster_of(found[1]))
-        return wanted, wanted != 1
+        other = wanted(found)
+        return other, jnp.any(other != 1)
 
-    scale, found = at_most_twice(look, asks, jnp.ones((), dtype), varying)
+    shape = jax.eval_shape(lambda: wanted(look_at(plain)))
+    start = jnp.ones(shape.shape, shape.dtype)
+    scale, found = at_most_twice(look, asks, start, varying)
     return found, scale
+
+
+class Combined(NamedTuple):
+    """What rows combine to whose weights were decided as they came.
+
+    Attributes:
+      update: sum_i weights[i] row_i of every leaf.
+      products: what was read of all rows.
+      total: () what all rows weigh by what was known then.
+    """
+
+    update: list[Array]
+    products: Any
+    total: Array
+
+
+# Some rows to what was read of them, what they were multiplied by for it, and weights.
+Look = Callable[[Any], tuple[Any, Array | float, Array]]
 
 
 class Source(Protocol):
@@ -177,6 +199,16 @@ class Unseen(Source, Protocol):
 
         Returns:
           That, and the source to go on with. One look does if all rows are sound.
+        """
+        ...
+
+    def combine_apart(
+        self, look: Look, exact: bool = False
+    ) -> tuple[Combined, Unseen] | None:
+        """What rows combine to if a look at each tells its weight, and the source.
+
+        One look at all does, whoever is sound. None where that takes as many as for
+        other weights, or all rows are held.
         """
         ...
 

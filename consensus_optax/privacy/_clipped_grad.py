@@ -180,7 +180,7 @@ def _summed(
       finish: (sum, dtype of the rows) to what is wanted of a leaf.
     """
     treedef = jax.tree.structure(micro.params)
-    count = micro.arranged.num_rows
+    of = micro.arranged.num_rows, micro.weights.sum()
     dtypes: list[Tree] = []
 
     def part(block: Block) -> tuple[Tree, Any]:
@@ -194,7 +194,7 @@ def _summed(
         seen = block.source.seen
         squares, source = Memory(leaves, seen).inner(Asked(Reads.NORM_BOUNDS))
         limit = how.norm_at(seen.roster.step, squares.dtype)
-        weights, _ = how.weights(squares, seen.roster, limit, count)
+        weights, _ = how.weights(squares, seen.roster._replace(of=of), limit)
         if transform is not None:
             squares, _ = Memory(own, seen).inner(Asked(Reads.NORM_BOUNDS))
         sums = jax.tree.unflatten(structure, source.combine(weights))

@@ -46,4 +46,4 @@ def normalized_mean() -> Reducer:
         moving = norms > 0
         return jnp.where(moving, roster.shares / jnp.where(moving, norms, 1), 0), state
 
-    return reducer(Weighting(weigh, reads=Reads.NORMS, degree=-1))
+    return reducer(Weighting(weigh, reads=Reads.NORMS, degree=-1, apart="share"))

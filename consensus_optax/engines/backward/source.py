@@ -18,7 +18,7 @@ from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
 from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import Memory, over_leaves
-from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
+from consensus_optax._running.source import Asked, Look, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward import merging
 from consensus_optax.engines.backward.found import Found, in_memory, zeros_like
@@ -81,13 +81,18 @@ class Backward(NamedTuple):
             self._look,
             lambda told: self._told(*told).seen.roster,
             self.batch.arranged.varying,
-            self.batch.dtype,
         )
         source = self._told(*told)
         return products, source._replace(seen=source.seen._replace(scale=scale))
 
     def _look(self, asked: Asked) -> tuple[Any, Any]:
         """The products, and what a pass has told; see :meth:`_told`."""
+        if (
+            asked.scale is not None and asked.scale.ndim
+        ):  # rows' own, which come by turns
+            scalings = (*self.batch.scalings, asked.scale)
+            scaled = self._replace(batch=self.batch._replace(scalings=scalings))
+            return scaled._look(asked._replace(scale=None))
         roster, previous = self.seen.roster, asked.previous
         olds = None if previous is None else roster.coordinates.own(previous)
         part = lambda olds: asked._replace(previous=olds)
@@ -198,8 +203,12 @@ class Backward(NamedTuple):
         batch = source.batch._replace(scalings=(*source.batch.scalings, given))
         return Backward(batch, seen, source.known and tested)
 
-    def scaled_when_seen(self, step: Scaling) -> None:
+    def combine_apart(self, look: Look, exact: bool = False) -> None:
         """How long a row is tells its last layer alone."""
+        del look, exact
+
+    def scaled_when_seen(self, step: Scaling) -> None:
+        """As for combining."""
         del step
 
     def mixed(self, matrix: Array, weights: Array) -> Memory:
