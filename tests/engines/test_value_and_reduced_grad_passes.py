@@ -19,26 +19,35 @@ WAYS = {
     "backward": {"hold_rows": False},
 }
 CLIP = co.clip_examples(0.1)
+PRIVATE = {"divisor": 3.0, "noise_multiplier": 1.0, "key": jax.random.key(0)}
+ADAPTIVE = co.quantile_norm(0.1, expected_rows=6, count_stddev=1.0)
 # Passes in microbatches and in the backward pass; of sound rows, and with a bad one.
 RULES = {
-    "mean": (co.mean(), (1, 2), (1, 2)),
+    "mean": (co.mean(), (1, 1), (1, 2)),
     "random weights": (co.random_weights(jax.random.key(0)), (1, 2), (1, 2)),
-    "a factor": (co.chain(co.scale_examples(0.5), co.mean()), (1, 2), (1, 2)),
+    "a factor": (co.chain(co.scale_examples(0.5), co.mean()), (1, 1), (1, 2)),
     "losses": (co.keep_smallest_losses(3), (2, 2), (2, 2)),
-    "norms": (co.normalized_mean(), (2, 2), (2, 2)),
-    "clipped": (co.chain(CLIP, co.mean()), (1, 2), (2, 2)),
+    "norms": (co.normalized_mean(), (1, 1), (2, 2)),
+    "norms of others": (co.comparative_elimination(1), (2, 2), (2, 2)),
+    "private": (co.private_sum(ADAPTIVE, **PRIVATE), (1, 1), (2, 2)),
+    "by leaf": (
+        co.chain(co.normalize_examples(), co.clipped_sum(0.1, per_leaf=True)),
+        (1, 1),
+        (3, 3),
+    ),
+    "clipped": (co.chain(CLIP, co.mean()), (1, 1), (2, 2)),
     "scheduled": (
         co.chain(
             co.clip_examples(lambda step: 0.3 / step.astype(jnp.float32)), co.mean()
         ),
-        (1, 2),
+        (1, 1),
         (2, 2),
     ),
-    "clipped, norms": (co.chain(CLIP, co.normalized_mean()), (2, 2), (3, 3)),
+    "clipped, norms": (co.chain(CLIP, co.normalized_mean()), (1, 1), (3, 3)),
     "clipped, pairs": (co.chain(CLIP, co.cosine_filter(1.0)), (4, 4), (3, 3)),
     "thrice": (
         co.chain(CLIP, co.scale_examples(0.5), co.normalize_examples(), co.mean()),
-        (1, 2),
+        (1, 1),
         (3, 3),
     ),
     "clipped, fold": (co.chain(CLIP, co.sign_consensus()), (1, 1), (2, 2)),
