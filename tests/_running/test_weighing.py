@@ -20,6 +20,7 @@ RULES = {
     "normalized by leaf": co.per_leaf(co.normalized_mean()),
     "clipped by leaf": co.clipped_sum(1.5, divisor=4.0, per_leaf=True),
     "private": co.private_sum(ADAPTIVE, **PRIVATE),
+    "averaged": co.ema_weights(co.normalized_mean(), ROWS),
     "transformed": co.chain(
         co.clip_examples(3.0), co.normalize_examples(), co.normalized_mean()
     ),
