@@ -15,6 +15,18 @@ from consensus_optax._typing import Count, Marked, Number, Order, PerRow, Tree
 WORDS = ("weights", "values", "span_hessian", "target")
 
 
+class AllRows(NamedTuple):
+    """What is known of all rows where a rule is told about some of them.
+
+    Attributes:
+      num_rows: how many there are, present or not.
+      total: () what they weigh, as far as is known.
+    """
+
+    num_rows: int
+    total: Number
+
+
 class Roster(NamedTuple):
     """What a rule is told about the rows, besides what it may read of their gradients.
 
@@ -28,8 +40,7 @@ class Roster(NamedTuple):
       coordinates: sums over all coordinates of a leaf, where not all are at hand.
       num_leaves: how many leaves decide, each for itself; 1 where all decide together.
       like: shapes of the parameters that rows are gradients of, a tree.
-      of: of how many rows these are some, and what all of them weigh, as far as is
-        known; None where these are all.
+      of: all rows where these are some of them, else None.
     """
 
     weights: PerRow
@@ -39,7 +50,7 @@ class Roster(NamedTuple):
     scale: PerRow | Number | float = 1.0
     num_leaves: int = 1
     like: Tree = None
-    of: tuple[int, Number] | None = None
+    of: AllRows | None = None
 
     @property
     def present(self) -> Marked:
@@ -54,12 +65,12 @@ class Roster(NamedTuple):
     @property
     def num_rows(self) -> int:
         """How many rows there are in all, present or not."""
-        return self.of[0] if self.of else self.weights.shape[0]
+        return self.of.num_rows if self.of else self.weights.shape[0]
 
     @property
     def total(self) -> Number:
         """() what all rows weigh."""
-        return self.of[1] if self.of else self.weights.sum()
+        return self.of.total if self.of else self.weights.sum()
 
     @property
     def order(self) -> Order:

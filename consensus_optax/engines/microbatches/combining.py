@@ -8,11 +8,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from consensus_optax._typing import Array
+from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.microbatches.batches import Block, Microbatches
 
 # A block to its rows' weights, (m,) or (leaves, m), and to what else it tells.
 Weigh = Callable[[Block], tuple[Array, Any]]
+
+
+def summed(
+    micro: Microbatches, part: Callable[[Block], tuple[Tree, Any]]
+) -> tuple[Tree, Any]:
+    """What is made of each block, added up, and what else it tells, (k, ...)."""
+    if micro.indices.shape[0] == 1:
+        total, told = part(micro.block(0))
+        return total, jax.tree.map(lambda leaf: leaf[None], told)
+
+    def step(total: Tree, block: Block) -> tuple[Tree, Any]:
+        own, told = part(block)
+        return jax.tree.map(jnp.add, total, own), told
+
+    shapes = jax.eval_shape(lambda: part(micro.block(0))[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return micro.scan(step, zeros)
 
 
 def combined(micro: Microbatches, weigh: Weigh) -> tuple[list[Array], Any, Any]:
@@ -23,15 +40,9 @@ def combined(micro: Microbatches, weigh: Weigh) -> tuple[list[Array], Any, Any]:
 
     def part(block: Block) -> tuple[list[Array], Any]:
         weights, told = weigh(block)
-        return block.source.combine(weights), told
+        return block.source.combine(weights), (told, kept_of(block))
 
-    def step(carry: list[Array], block: Block) -> tuple[list[Array], Any]:
-        update, told = part(block)
-        return jax.tree.map(jnp.add, carry, update), (told, kept_of(block))
-
-    shapes = jax.eval_shape(lambda: part(micro.block(0))[0])
-    zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]
-    update, (told, kept) = micro.scan(step, zeros)
+    update, (told, kept) = summed(micro, part)
     return update, told, kept
 
 

@@ -14,6 +14,7 @@ from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
+from consensus_optax._rules.roster import AllRows
 from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import (
     Memory,
@@ -178,7 +179,7 @@ class Computed(NamedTuple):
         roster = self.seen.roster
         every = of_all(jnp.maximum(roster.weights, 0))
         total = every.sum()
-        roster = roster._replace(of=(every.shape[0], total), coordinates=ALL)
+        roster = roster._replace(of=AllRows(every.shape[0], total), coordinates=ALL)
 
         def weigh(block: Block) -> tuple[Array, Any]:
             products, scale, weights = look(block.some_of(roster))
