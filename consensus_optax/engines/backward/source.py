@@ -87,19 +87,20 @@ class Backward(NamedTuple):
 
     def _look(self, asked: Asked) -> tuple[Any, Any]:
         """The products, and what a pass has told; see :meth:`_told`."""
-        if (
-            asked.scale is not None and asked.scale.ndim
-        ):  # rows' own, which come by turns
-            scalings = (*self.batch.scalings, asked.scale)
-            scaled = self._replace(batch=self.batch._replace(scalings=scalings))
-            return scaled._look(asked._replace(scale=None))
         roster, previous = self.seen.roster, asked.previous
+        if asked.scale is not None:  # rows may have their own, and come by turns
+            roster = roster._replace(scale=asked.scale)
         olds = None if previous is None else roster.coordinates.own(previous)
-        part = lambda olds: asked._replace(previous=olds)
+
+        def inner(rows: Memory, olds: list[Array] | None, per_leaf: bool) -> Any:
+            given = rows.seen.roster.scale
+            scale = None if asked.scale is None else jnp.asarray(given)
+            own = asked._replace(scale=scale, previous=olds, per_leaf=per_leaf)
+            return rows.inner(own)[0]
 
         def read(rows: Memory, claim: Claim) -> tuple[Any, tuple[()]]:
             own = None if olds is None else [claim.like]
-            return rows.inner(part(own)._replace(per_leaf=False))[0], ()
+            return inner(rows, own, False), ()
 
         together = asked.reads.pairs or asked.reads == Reads.TOWARD
         found = self.batch.read(roster, read, olds, together)
@@ -111,7 +112,7 @@ class Backward(NamedTuple):
         if found.rest:
             own = None if olds is None else [olds[i] for i in found.rest]
             memory = in_memory(list(found.rest.values()), roster)
-            of_rest, _ = memory.inner(part(own))
+            of_rest = inner(memory, own, asked.per_leaf)
             if asked.per_leaf:
                 made |= dict(zip(found.rest, list(of_rest), strict=True))
                 products = [made[i] for i in range(len(made))]
