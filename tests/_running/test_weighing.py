@@ -91,6 +91,7 @@ def test_rows_weigh_what_they_weigh_in_memory(name, dtype, size):
     assert moved == {**dict.fromkeys(NAMES, True), "nobody": name == "private"}
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_agree_on_nothing():
     """Those of one microbatch tell of all."""
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import consensus_optax as co
+from tests.engines.test_sharded import mesh_of
 
 LAYERS, WIDTH, ROWS = 3, 8, 6
 PARAMS = jax.random.normal(jax.random.key(0), (LAYERS, WIDTH, WIDTH)) / 2
@@ -60,7 +62,7 @@ RULES = {
 }
 
 
-def passes(rule, x, way):
+def passes(rule, x, way, mesh=None):
     """Times that the loss of a row was computed, to the number of rows; the update."""
     count = [0]
 
@@ -72,9 +74,14 @@ def passes(rule, x, way):
         jax.debug.callback(counted, y[0, 0, 0])
         return jnp.mean(y**2)
 
-    step = co.value_and_reduced_grad(loss, rule, **way)
+    face = rule if mesh is None else co.sharded(rule, "data")
+    step = co.value_and_reduced_grad(loss, face, **way)
     state = rule.init(PARAMS)._replace(step=jnp.int32(3))
-    out = jax.block_until_ready(jax.jit(step)(PARAMS, x, state=state))
+    run = lambda x: step(PARAMS, x, state=state)
+    if mesh is not None:
+        specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec()}
+        run = jax.shard_map(run, mesh=mesh, **specs)
+    out = jax.block_until_ready(jax.jit(run)(x))
     jax.effects_barrier()
     return count[0] / ROWS, out
 
@@ -100,6 +107,23 @@ def test_rows_are_computed_no_more_often_than_needed(name, way):
             close(
                 own, other, atol=8 * eps
             )  # shares of rows; rows and steps are counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean", "private", "clipped, norms"])
+def test_nor_on_a_mesh(name):
+    """Microbatches of devices, which tell each other what all rows weigh."""
+    rule = RULES[name][0]
+    for x in (X, BAD):
+        found, (_, update, state) = passes(rule, x, {"microbatch_size": 1}, mesh_of(2))
+        assert found == 1
+        _, expected = passes(rule, x, {"hold_rows": True})
+        size, eps = np.abs(expected[1]).max(), np.finfo(np.float32).eps
+        # sums of rows and terms in another order
+        np.testing.assert_allclose(
+            update, expected[1], rtol=0, atol=8 * ROWS * eps * size
+        )
+        assert state.num_nonfinite == int(x is BAD)
 
 
 @pytest.mark.parametrize("way", [{}, *WAYS.values()], ids=["held", *WAYS])

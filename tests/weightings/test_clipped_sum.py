@@ -104,6 +104,7 @@ def test_no_row_changes_the_sum_by_more_than_is_stated(how, size):
     assert 0.999 * 0.25 < change <= rule.sensitivity == 0.25
 
 
+@pytest.mark.slow
 def test_room_for_rounding_is_left_for_all_rows_in_microbatches_too():
     """1.3 % for 1024 rows, of which 256 are seen at a time and would want 0.1 %."""
     rule, rows, w = co.clipped_sum(1.0), jnp.full((1024, 1), 5.0), jnp.zeros(1)
