@@ -40,6 +40,7 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_rows/folding": ("_rows/test_folding.py",),
     "_rows/stack": ("test_contract.py", "test_contract_leaves.py"),
     "_running/run": _OF_RUNNING,
+    "_running/weighing": ("_running/test_weighing.py", *_OF_RUNNING),
     "_running/memory": (_PRODUCTS, "engines/test_sources.py", *_OF_RUNNING),
     "_running/products": (_PRODUCTS, *_OF_RUNNING, "test_robustness.py"),
     "_running/packing": ("_running/test_packing.py", *_OF_RUNNING[:2]),
@@ -56,6 +57,10 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "engines/_sharded": (*_OF_A_MESH, "engines/test_sharded_partial.py"),
     "engines/microbatches/batches": _OF_MICROBATCHES,
     "engines/microbatches/source": _OF_MICROBATCHES,
+    "engines/microbatches/combining": (
+        "_running/test_weighing.py",
+        *_OF_MICROBATCHES,
+    ),
     "engines/microbatches/pairs": (
         "engines/microbatches/test_pairs.py",
         *_OF_MICROBATCHES[:3],
@@ -71,6 +76,7 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_gradients/claims": ("_gradients/test_claims.py",),
     "_gradients/schedule": ("_gradients/test_schedule.py",),
     "engines/mesh/aggregator": ("engines/test_sharded_microbatches.py",),
+    "engines/mesh/costs": ("engines/test_sharded_bytes.py", *_OF_A_MESH),
     "engines/mesh/source": (*_OF_A_MESH, "engines/test_sharded_microbatches.py"),
     "engines/mesh/factors": (
         "engines/test_sharded_factors_least.py",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._typing import Tree
+from consensus_optax._typing import Array, Tree
 
 
 def arrays_of(params: Tree) -> Tree:
@@ -31,6 +31,12 @@ def arrays_of(params: Tree) -> Tree:
         )
 
     return jax.tree_util.tree_map_with_path(as_array, params)
+
+
+def floating_leaves(params: Tree) -> list[Array]:
+    """The leaves that have a gradient, in order."""
+    leaves = jax.tree.leaves(params)
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 def shapes_of(params: Tree) -> Tree:

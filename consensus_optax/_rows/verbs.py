@@ -82,26 +82,30 @@ def scale(leaf: AnyLeaf, factors: Array) -> Any:
 
 
 def times(leaf: AnyLeaf, factor: Array) -> AnyLeaf:
-    """All rows times one number, in its dtype.
+    """All rows times one number, or row i times factor[i], in its dtype.
 
     Of products the factor from the backward pass is scaled: how small or large a loss
     is shows there.
     """
     if isinstance(leaf, Mixed):
+        if factor.ndim:
+            return scale(leaf, factor)
         return leaf._replace(leaf=times(leaf.leaf, factor))
     if isinstance(leaf, SumOfProducts):
         return each_part(lambda part: times(part, factor), leaf)
     if isinstance(leaf, OuterProduct):
         dtype, left = factor.dtype, leaf.left
         left = left if leaf.is_look_up else left.astype(dtype)
-        right = leaf.right.astype(dtype) * factor
+        right = _scaled(leaf.right, factor)
         return dataclasses.replace(leaf, left=left, right=right, dtype=dtype)
-    return leaf.astype(factor.dtype) * factor
+    return _scaled(leaf, factor)
 
 
 def _scaled(rows: Array, factors: Array) -> Array:
     """The same of an array, in the dtype of the factors."""
-    return rows.astype(factors.dtype) * factors.reshape(-1, *[1] * (rows.ndim - 1))
+    if factors.ndim:
+        factors = factors.reshape(-1, *[1] * (rows.ndim - 1))
+    return rows.astype(factors.dtype) * factors
 
 
 def has_layers(leaf: AnyLeaf) -> bool:

@@ -135,11 +135,19 @@ class Weighting(NamedTuple):
         by s: 0 where the update scales with the rows, -1 where it does not change. Rows
         of any finite size then have products: where most norms overflow, or none is
         above 2e-10, those of rows times ``roster.scale``, a power of two, are given to
-        ``weigh``, and its weights are put right. None: there is no such power.
+        ``weigh``, and its weights are put right; if the rule is ``apart``, row by row.
+        None: there is no such power.
       remembers: whether the previous update (zero at first) joins as one row more, at
         the end: products are then (B + 1, B + 1), w is (B + 1,).
       per_leaf: False: one decision; True: one for every leaf from its own products, all
         fields of the state with a leading axis over leaves.
+      apart: whether a row's weight is known once that row has been seen, so that rows
+        which are computed a few at a time need not be computed again. ``"weight"``: its
+        own products, its entry in ``roster.weights``, and ``roster.num_rows`` decide.
+        ``"share"``: and its entry in ``roster.shares``, of which its weight is a
+        multiple. None: other rows decide as well. ``reads`` says lengths, or nothing,
+        then, and it remembers no update; ``weigh`` is also called with some of the
+        rows, when of its state nothing is kept.
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co
@@ -157,6 +165,7 @@ class Weighting(NamedTuple):
     remembers: bool = False
     per_leaf: bool = False
     degree: int | None = None
+    apart: str | None = None
 
     def present(self, roster: Roster) -> Array:
         """Whose weight counts, (B,), or (B + 1,) bool: the previous update's always."""

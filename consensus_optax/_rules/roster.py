@@ -15,6 +15,18 @@ from consensus_optax._typing import Count, Marked, Number, Order, PerRow, Tree
 WORDS = ("weights", "values", "span_hessian", "target")
 
 
+class AllRows(NamedTuple):
+    """What is known of all rows where a rule is told about some of them.
+
+    Attributes:
+      num_rows: how many there are, present or not.
+      total: () what they weigh, as far as is known.
+    """
+
+    num_rows: int
+    total: Number
+
+
 class Roster(NamedTuple):
     """What a rule is told about the rows, besides what it may read of their gradients.
 
@@ -24,19 +36,21 @@ class Roster(NamedTuple):
       step: () int32, number of updates made before this one: schedules, random keys.
       extra: further keyword arguments of ``update``, unchanged.
       scale: () what rows were multiplied by ahead of the products that a rule reads,
-        nearly always 1; see :class:`Weighting`.
+        nearly always 1, or (B,); see :class:`Weighting`.
       coordinates: sums over all coordinates of a leaf, where not all are at hand.
       num_leaves: how many leaves decide, each for itself; 1 where all decide together.
       like: shapes of the parameters that rows are gradients of, a tree.
+      of: all rows where these are some of them, else None.
     """
 
     weights: PerRow
     step: Count
     extra: dict[str, Any]
     coordinates: Coordinates = ALL
-    scale: Number | float = 1.0
+    scale: PerRow | Number | float = 1.0
     num_leaves: int = 1
     like: Tree = None
+    of: AllRows | None = None
 
     @property
     def present(self) -> Marked:
@@ -45,9 +59,18 @@ class Roster(NamedTuple):
 
     @property
     def shares(self) -> PerRow:
-        """(B,) weights divided by their sum; all 0 if no row is there."""
-        total = self.weights.sum()
-        return self.weights / positive_or_one(total)
+        """(B,) weights divided by those of all rows; all 0 if no row is there."""
+        return self.weights / positive_or_one(self.total)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are in all, present or not."""
+        return self.of.num_rows if self.of else self.weights.shape[0]
+
+    @property
+    def total(self) -> Number:
+        """() what all rows weigh."""
+        return self.of.total if self.of else self.weights.sum()
 
     @property
     def order(self) -> Order:

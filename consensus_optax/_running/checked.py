@@ -54,6 +54,7 @@ def check_rule(name: str, rule: Any) -> None:
             _check.flag("per_leaf", rule.per_leaf)
             _check.flag("remembers", rule.remembers)
             _check_degree(rule.degree, (0, -1, -2))
+            _check_apart(rule)
         case Among():
             _check_selector(rule.selector)
             _check_composed(rule.rule)
@@ -67,6 +68,16 @@ def check_rule(name: str, rule: Any) -> None:
             _check.function("add", rule.add, "update", "roster", "state")
         case _:
             raise ValueError(f"`{name}` must be {_KINDS}; got {_found(rule)}")
+
+
+def _check_apart(rule: Weighting) -> None:
+    if rule.apart is None:
+        return
+    _check.one_of("apart", rule.apart, ("weight", "share"))
+    reads = Reads(rule.reads)
+    if not (reads.lengths or reads == Reads.NOTHING) or rule.remembers:
+        found = f"reads={rule.reads!s}, remembers={rule.remembers}"
+        _check.fail("apart", "None where a rule reads more than lengths", found)
 
 
 def _check_composed(rule: Any) -> None:

@@ -41,7 +41,7 @@ class Memory(NamedTuple):
             return None, self
         if asked.rescale is None:
             return self._inner(asked), self
-        scale = asked.rescale(self._squares(asked), self.seen.roster)
+        scale = asked.rescale.of(self._squares(asked), self.seen.roster)
         products = self._inner(asked._replace(scale=scale, rescale=None))
         return products, self._replace(seen=self.seen._replace(scale=scale))
 
@@ -198,7 +198,8 @@ def _of_leaf(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) -> 
         return at_scale()
     plain = lambda: _products(asked._replace(scale=None), leaf, roster, old)
     return lax.platform_dependent(
-        cpu=lambda: lax.cond(asked.scale != 1, at_scale, plain), default=at_scale
+        cpu=lambda: lax.cond(jnp.any(asked.scale != 1), at_scale, plain),
+        default=at_scale,
     )
 
 

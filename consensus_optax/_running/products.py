@@ -11,7 +11,7 @@ from jax import lax
 
 from consensus_optax._rules.distances import num_present, squared_distances
 from consensus_optax._rules.kinds import Mixing, Reads, Roster, Scaling, Weighting
-from consensus_optax._running.source import Asked, Source
+from consensus_optax._running.source import Asked, Rescale, Source
 from consensus_optax._typing import Array
 
 # A distance is a difference of squared norms. Where these are larger than its square by
@@ -34,8 +34,8 @@ def read_products(
     reads = Reads(rule.reads)
     shifts = reads in (Reads.AFFINE, Reads.CENTERED)
     asked = Asked(Reads.GRAMIAN if shifts else reads, per_leaf, previous)
-    scales = rule.degree is not None and asked.reads in (Reads.GRAMIAN, Reads.NORMS)
-    rescale = _scale if scales else None
+    scales = _scales(rule)
+    rescale = (_OWN if _is_apart(rule) else Rescale(_scale)) if scales else None
     plain, source = source.inner(asked._replace(rescale=rescale))
     if not shifts:
         return plain, source
@@ -47,6 +47,22 @@ def read_products(
         of_leaf = lambda gramian: _recentered(gramian, source.seen.roster)
         products = jax.vmap(of_leaf)(products) if per_leaf else of_leaf(products)
     return products, source
+
+
+def scale_read(rule: Weighting | Mixing | Scaling, source: Source) -> Any:
+    """What rows were multiplied by for the products that :func:`read_products` gave."""
+    return source.seen.scale if _scales(rule) else 1.0
+
+
+def _scales(rule: Weighting | Mixing | Scaling) -> bool:
+    """Whether products are read that may be of rows at another scale."""
+    of_these = (Reads.GRAMIAN, Reads.AFFINE, Reads.CENTERED, Reads.NORMS)
+    return rule.degree is not None and rule.reads in of_these
+
+
+def _is_apart(rule: Weighting | Mixing | Scaling) -> bool:
+    """Whether each row is decided about by itself."""
+    return not isinstance(rule, Mixing) and bool(rule.apart)
 
 
 def _around_a_row(
@@ -75,6 +91,24 @@ def _around_a_row(
     each = plain if plain.ndim == 3 else plain[None]
     coarse = jax.vmap(lambda g: g[row, row] > _COARSE * reaches(g)[row])(each)
     return lax.cond(jnp.any(coarse), lambda: less(row), lambda: plain)
+
+
+def _own_scales(squares: Array, roster: Roster) -> Array:
+    """For every row by itself a power of two that makes its square a float, (B,).
+
+    One, unless that overflows, or is so small that digits are lost. Which of the two a
+    row of zeros is does not show.
+    """
+    reach = jnp.finfo(squares.dtype).maxexp
+    large = ~(squares < 2.0 ** (reach * 15 // 16))
+    small = squares < 2.0 ** -(reach * 25 // 32)
+    scales = jnp.where(small, 2.0 ** (reach * 5 // 8), 1)
+    scales = jnp.where(large, 2.0 ** -(reach * 15 // 16), scales)
+    return jnp.where(roster.present, scales, 1).astype(squares.dtype)
+
+
+# From 1e-31 to 1e6 a norm at the start's scale has a square that is a float.
+_OWN = Rescale(_own_scales, 2.0**40)
 
 
 def _scale(squares: Array, roster: Roster) -> Array:

@@ -43,6 +43,8 @@ class Recalled(NamedTuple):
             # which may have dealt the rows out, so that a mean is in other pieces
             return products, self._replace(source=source, mean=None)
         look = lambda asked: self.source.inner(asked)[0]
+        if asked.rescale is not None:
+            asked = asked._replace(rescale=asked.rescale._replace(start=1.0))
         products, seen = rescaled(asked, known, self.seen, look)
         return products, self._replace(source=self.source._replace(seen=seen))
 

@@ -16,13 +16,13 @@ from consensus_optax._rows.stack import (
     present_weights,
     without_nans,
 )
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating_leaves
 from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import WORDS, Roster, Rule
 from consensus_optax._running.checked import check_rule
 from consensus_optax._running.explicit import on_any_mesh
 from consensus_optax._running.memory import Memory
-from consensus_optax._running.run import Outcome, floating_leaves, init_rule, run
+from consensus_optax._running.run import Outcome, init_rule, run
 from consensus_optax._running.source import Seen
 from consensus_optax._typing import Array, Count, Flag, Number, Threshold, Tree
 

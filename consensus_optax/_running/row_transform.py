@@ -112,7 +112,7 @@ def _scaled(
     """
     stops = jax.debug_nans.value  # eagerly, at a nan made of a broken row or on purpose
     finite = jnp.ones(weights.shape, bool)
-    if stops or step.degree:  # whose scale sound rows alone decide
+    if stops or step.degree:  # where a scale makes finite what is not
         finite = finite_rows(rows, weights.dtype)
         weights = jnp.where(finite, weights, 0)
     if stops:

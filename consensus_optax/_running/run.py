@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
+from consensus_optax._rows.trees import floating_leaves
 from consensus_optax._rules.arithmetic import with_all_digits
 from consensus_optax._rules.kinds import (
     After,
@@ -19,14 +20,12 @@ from consensus_optax._rules.kinds import (
     Columns,
     Fold,
     Noised,
-    Reads,
     Remembered,
     Roster,
     Rule,
     Weighting,
 )
-from consensus_optax._running.products import read_products, without_overflow
-from consensus_optax._running.source import Source, Unseen
+from consensus_optax._running.source import Source
 from consensus_optax._running.states import (
     AfterState,
     AmongState,
@@ -34,6 +33,7 @@ from consensus_optax._running.states import (
     MemoryState,
 )
 from consensus_optax._running.steps import init_step, taken
+from consensus_optax._running.weighing import Weighed, combine, weigh
 from consensus_optax._typing import Array, Marked, Number, Tree
 
 
@@ -98,12 +98,10 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
     """Runs a rule on rows; the source that comes back has seen all of them."""
     match rule:
         case Among():
-            chosen, selected, source, _ = _weigh(
-                rule.selector, source, state.selector_state
-            )
-            survivors = jnp.where(chosen > 0, source.seen.roster.weights, 0)
+            chosen, source = weigh(rule.selector, source, state.selector_state)
+            survivors = jnp.where(chosen.weights > 0, source.seen.roster.weights, 0)
             outcome, _ = run(rule.rule, source.among(survivors), state.rule_state)
-            new = AmongState(selected, outcome.state)
+            new = AmongState(chosen.state, outcome.state)
             return outcome._replace(state=new), source
         case After(first=first):
             changed, source, stepped = taken(first, source, state.step_state)
@@ -115,36 +113,27 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             own = (outcome.accepted[:, None] & (changed.matrix != 0)).any(0)  # (B,)
             return outcome._replace(accepted=own), source
         case Weighting(remembers=True):
-            weights, new, source, _ = _weigh(
-                rule, source, state.rule_state, state.previous
-            )
+            found, source = weigh(rule, source, state.rule_state, state.previous)
             coordinates = source.seen.roster.coordinates
-            update = source.combine(weights[..., :-1])
+            update = source.combine(found.weights[..., :-1])
             previous = coordinates.own(state.previous)
-            update = coordinates.whole(_added(update, weights, previous), True)
-            new = MemoryState(update, new)
-            return _combined(update, weights, new, source), source
+            update = coordinates.whole(_added(update, found.weights, previous), True)
+            found = found._replace(state=MemoryState(update, found.state))
+            return _combined(update, found, source), source
         case Weighting():
-            update = None
-            trusts = rule.reads == Reads.NOTHING and not rule.per_leaf
-            if trusts and isinstance(source, Unseen):
-                weigh = lambda source: _weigh(rule, source, state)[0]
-                update, source = source.combine_on_trust(weigh)
-            weights, new, source, lost = _weigh(rule, source, state)
-            update = source.combine(weights) if update is None else update
-            outcome = _combined(update, weights, new, source)
+            update, found, source = combine(rule, source, state)
+            outcome = _combined(update, found, source)
             whole = source.seen.roster.coordinates.whole(update, False)
-            return outcome._replace(update=whole, num_lost=lost), source
+            return outcome._replace(update=whole), source
         case Noised():
-            weights, new, source, lost = _weigh(rule.rule, source, state)
+            update, found, source = combine(rule.rule, source, state, exact=True)
             roster = source.seen.roster
-            combined = source.combine(weights, exact=True)
             with with_all_digits():
-                update = rule.add(combined, roster, state)
-            outcome = _combined(update, weights, new, source)
+                update = rule.add(update, roster, state)
+            outcome = _combined(update, found, source)
             update = roster.coordinates.whole(update, False)
             always = {"ready": jnp.ones((), bool), "ratio": jnp.ones((), jnp.float32)}
-            return outcome._replace(update=update, num_lost=lost, **always), source
+            return outcome._replace(update=update, **always), source
         case Fold():
             merged, source = source.statistics(rule)
             return resolved(rule, merged, source.seen.roster, state), source
@@ -192,65 +181,6 @@ def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
     return state
 
 
-def floating_leaves(params: Tree) -> list[Array]:
-    """The leaves that have a gradient, in order."""
-    leaves = jax.tree.leaves(params)
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-
-
-def _weigh(
-    rule: Weighting, source: Source, state: Any, previous: list[Array] | None = None
-) -> tuple[Array, Any, Source, Array | int]:
-    """Weights (B,), or (leaves, B) where every leaf decides for itself; and `num_lost`.
-
-    Weights of absent rows are 0 whatever the rule says. A rule whose weights come out
-    non-finite has agreed on nothing.
-    """
-    if previous is None and rule.reads == Reads.TOWARD:
-        previous = _target(source.seen.roster)
-    products, source = read_products(rule, source, rule.per_leaf, previous)
-    scale = source.seen.scale
-    roster = source.seen.roster._replace(scale=scale)
-    if rule.per_leaf:
-        roster = roster._replace(num_leaves=products.shape[0])
-
-    def decide(given: Any, rule_state: Any) -> tuple[Array, Any]:
-        given, sound = without_overflow(given, roster, rule.reads)
-        with with_all_digits():
-            weights, rule_state = rule.weigh(given, sound, rule_state)
-        extra = 1 if rule.remembers else 0
-        present = jnp.pad(sound.present, (0, extra), constant_values=True)
-        weights = jnp.where(present, weights, 0).astype(roster.weights.dtype)
-        if rule.degree:
-            weights *= scale**-rule.degree
-        some = jnp.any(sound.present) & jnp.all(jnp.isfinite(weights))
-        return jnp.where(some, weights, 0), rule_state
-
-    run_once = jax.vmap(decide) if rule.per_leaf else decide
-    weights, after = run_once(products, state)
-    return weights, after, source, _num_lost(rule, products)
-
-
-def _num_lost(rule: Weighting, products: Any) -> Array | int:
-    """How many rows have no finite bound of their norm, in any leaf that decides."""
-    if rule.reads != Reads.NORM_BOUNDS:
-        return 0
-    finite = jnp.isfinite(products)
-    return jnp.sum(~(finite.all(0) if rule.per_leaf else finite), dtype=jnp.int32)
-
-
-def _target(roster: Roster) -> list[Array]:
-    """The update-shaped array that rows are compared with."""
-    target = roster.extra.get("target")
-    if target is None:
-        raise ValueError(
-            "`target` must be a tree like the parameters, say the gradient of a "
-            "validation loss, passed as `update(rows, state, params, target=target)`; "
-            "got None."
-        )
-    return [leaf.astype(roster.weights.dtype) for leaf in floating_leaves(target)]
-
-
 def _added(update: list[Array], weights: Array, previous: list[Array]) -> list[Array]:
     """The combination of the rows, and the last weight times the previous update."""
     factors = jnp.broadcast_to(weights[..., -1], (len(update),))
@@ -258,11 +188,9 @@ def _added(update: list[Array], weights: Array, previous: list[Array]) -> list[A
     return [leaf + factor * old for leaf, factor, old in triples]
 
 
-def _combined(
-    update: list[Array], weights: Array, state: Any, source: Source
-) -> Outcome:
+def _combined(update: list[Array], found: Weighed, source: Source) -> Outcome:
     """What a weighting gives: a leaf moves as a whole, or not at all."""
-    roster = source.seen.roster
+    roster, weights = source.seen.roster, found.weights
     num_rows = roster.weights.shape[0]
     accepted = (weights[..., :num_rows] > 0).reshape(-1, num_rows).any(0)
     moves = jnp.any(weights != 0, -1)  # () or (leaves,)
@@ -271,7 +199,8 @@ def _combined(
     ratio = (
         jnp.where(moves, shares, 0).sum() if moves.ndim else moves.astype(jnp.float32)
     )
-    return Outcome(update, jnp.any(moves), state, accepted, ratio)
+    ready = jnp.any(moves)
+    return Outcome(update, ready, found.state, accepted, ratio, found.num_lost)
 
 
 def _settled(update: list[Array], roster: Roster) -> Outcome:

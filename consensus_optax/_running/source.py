@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -21,7 +22,8 @@ class Seen(NamedTuple):
       num_nonfinite: () int32, how many are left out for an inf or a nan.
       value: where a source computes the rows, what the function returned for each; on a
         mesh for each of this device's.
-      scale: () what the rows were multiplied by for the products handed out last.
+      scale: () what the rows were multiplied by for the products handed out last, or
+        (B,) each.
       factors: (B,) each, of every scaling that is done where rows are looked at, what
         it multiplied them by, nan for a row that is not there; None until then.
     """
@@ -44,6 +46,20 @@ class Seen(NamedTuple):
         return self.among(jnp.where(sound, weights, 0))._replace(num_nonfinite=count)
 
 
+class Rescale(NamedTuple):
+    """Which scale rows have to have, so that their squared norms are floats.
+
+    Attributes:
+      of: (squared norms, roster) to what to multiply by, () or (B,). Squared norms are
+        those of rows and of ``previous``, (B,) or (B + 1,), to a few powers of ten.
+      start: what a look begins at that is dear: where it is not 1, next to nothing of
+        usual size has a square of 0 but zeros, which ask for no other scale.
+    """
+
+    of: Callable[[Array, Roster], Array]
+    start: float = 1.0
+
+
 class Asked(NamedTuple):
     """Which inner products are asked for.
 
@@ -53,10 +69,10 @@ class Asked(NamedTuple):
       per_leaf: those of every leaf, stacked, rather than their sum.
       previous: an update, whole, that joins as one row more at the end.
       about: () index of a row that is taken off all rows, and off ``previous``.
-      scale: () what all rows, and ``previous``, are multiplied by first, or None.
-      rescale: (squared norms, roster) to a scale, or None. Squared norms are those of
-        rows and of ``previous``, (B,) or (B + 1,), to a few powers of ten. Products are
-        those of rows times that; unless it is 1, that may take another look.
+      scale: () what all rows, and ``previous``, are multiplied by first, or None; (B,)
+        for lengths of rows alone.
+      rescale: or None. Products are those of rows times the scale that it tells, which
+        may take another look.
     """
 
     reads: Reads
@@ -64,59 +80,87 @@ class Asked(NamedTuple):
     previous: list[Array] | None = None
     about: Array | None = None
     scale: Array | None = None
-    rescale: Callable[[Array, Roster], Array] | None = None
+    rescale: Rescale | None = None
+
+    def begun(self, dtype: Any) -> Asked:
+        """What the first of two looks is asked for."""
+        if self.rescale is None or self.rescale.start == 1:
+            return self._replace(rescale=None)
+        return self._replace(rescale=None, scale=jnp.asarray(self.rescale.start, dtype))
 
 
 def rescaled(
-    asked: Asked, plain: Any, seen: Seen, look: Callable[[Asked], Any]
+    asked: Asked, begun: Any, seen: Seen, look: Callable[[Asked], Any]
 ) -> tuple[Any, Seen]:
-    """Products at the scale that plain ones ask for, and what is known then."""
+    """Products at the scale that those begun with ask for, and what is known then."""
     if asked.rescale is None:
-        return plain, seen
-    scale = asked.rescale(squares_of(asked, plain), seen.roster)
+        return begun, seen
+    scale, more = _wanted(asked, asked.rescale, begun, seen.roster)
     again = lambda: look(asked._replace(scale=scale, rescale=None))
-    products = lax.cond(scale != 1, again, lambda: plain)
+    products = lax.cond(more, again, lambda: begun)
     return products, seen._replace(scale=scale)
 
 
-def squares_of(asked: Asked, products: Array) -> Array:
-    """Squared norms that inner products tell, of all leaves together."""
+def _wanted(
+    asked: Asked, rescale: Rescale, products: Any, roster: Roster
+) -> tuple[Array, Array]:
+    """The scale to have products at, and whether it is another than that of these."""
     lengths = Reads(asked.reads).lengths
     squares = products if lengths else jnp.diagonal(products, axis1=-2, axis2=-1)
-    return squares.sum(0) if asked.per_leaf else squares
+    squares = squares.sum(0) if asked.per_leaf else squares
+    factor = rescale.of(squares, roster)
+    other = factor != 1
+    if rescale.start != 1:
+        other &= squares > 0
+    more = jnp.any(other)
+    return rescale.start * jnp.where(more, factor, 1), more
 
 
 def rescaled_in_a_loop(
     asked: Asked,
-    rescale: Callable[[Array, Roster], Array],
+    rescale: Rescale,
     look_at: Callable[[Asked], Any],
     roster_of: Callable[[Any], Roster],
     varying: Callable[[Any], Any],
-    dtype: Any,
 ) -> tuple[Any, Array]:
     """The same where a look is most of the program, which is compiled once.
 
     Args:
       asked: the products.
-      rescale: see :class:`Asked`.
+      rescale: that of ``asked``.
       look_at: to (products, what is known after it).
       roster_of: what is known, to the roster.
       varying: see :func:`at_most_twice`.
-      dtype: of decisions.
 
     Returns:
       (what a look gave, scale).
     """
     plain = asked._replace(rescale=None)
     look = lambda scale: look_at(plain._replace(scale=scale))
-
-    def asks(scale: Array, found: Any) -> tuple[Array, Array]:
-        del scale
-        wanted = rescale(squares_of(plain, found[0]), roster_of(found[1]))
-        return wanted, wanted != 1
-
-    scale, found = at_most_twice(look, asks, jnp.ones((), dtype), varying)
+    wanted = lambda found: _wanted(asked, rescale, found[0], roster_of(found[1]))
+    shape = jax.eval_shape(lambda: wanted(look_at(plain))[0])
+    start = jnp.full(shape.shape, rescale.start, shape.dtype)
+    asks = lambda _, found: wanted(found)
+    scale, found = at_most_twice(look, asks, start, varying)
     return found, scale
+
+
+class Combined(NamedTuple):
+    """What rows combine to whose weights were decided as they came.
+
+    Attributes:
+      update: sum_i weights[i] row_i of every leaf.
+      products: what was read of all rows.
+      total: () what all rows weigh by what was known then.
+    """
+
+    update: list[Array]
+    products: Any
+    total: Array
+
+
+# Some rows to what was read of them, what they were multiplied by for it, and weights.
+Look = Callable[[Any], tuple[Any, Array | float, Array]]
 
 
 class Source(Protocol):
@@ -185,6 +229,16 @@ class Unseen(Source, Protocol):
 
         Returns:
           That, and the source to go on with. One look does if all rows are sound.
+        """
+        ...
+
+    def combine_apart(
+        self, look: Look, exact: bool = False
+    ) -> tuple[Combined, Unseen] | None:
+        """What rows combine to if a look at each tells its weight, and the source.
+
+        One look at all does, whoever is sound. None where that takes as many as for
+        other weights, or all rows are held.
         """
         ...
 

@@ -20,7 +20,11 @@ from consensus_optax._rules.kinds import (
     Step,
 )
 from consensus_optax._running.memory import Memory
-from consensus_optax._running.products import read_products, without_overflow
+from consensus_optax._running.products import (
+    read_products,
+    scale_read,
+    without_overflow,
+)
 from consensus_optax._running.recalled import Recalled
 from consensus_optax._running.source import Asked, Source, Unseen
 from consensus_optax._typing import Array, Marked, Number, PerRow, Tree
@@ -87,7 +91,7 @@ def taken(step: Step, source: Source, state: Any) -> tuple[Changed, Source, Any]
     match step:
         case Mixing():
             products, source = read_products(step, source)
-            roster = source.seen.roster._replace(scale=source.seen.scale)
+            roster = source.seen.roster._replace(scale=scale_read(step, source))
             given, roster = without_overflow(products, roster, step.reads)
             with with_all_digits():
                 matrix, weights = step.mix(given, roster)
@@ -134,7 +138,7 @@ def decided_factors(step: Scaling, source: Source) -> tuple[Scaled, Source]:
         share = (factors < 1).astype(jnp.float32)
         return Scaled(jnp.where(sound, factors, 1), sound, ScalingState(share)), source
     products, source = read_products(step, source)
-    roster = source.seen.roster._replace(scale=source.seen.scale)
+    roster = source.seen.roster._replace(scale=scale_read(step, source))
     given, kept = without_overflow(products, roster, step.reads)
     with with_all_digits():
         factors = step.factors(given, kept)

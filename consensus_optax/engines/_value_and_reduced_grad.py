@@ -67,9 +67,14 @@ def value_and_reduced_grad(
     fold      rows held, factored          one pass, the parameters' memory
     weighting Gramian, then one product    (k + 3) / 2 passes for the Gramian (one for
                                            norms, none for nothing; twice for distances
-                                           of nearly equal rows), one to combine
+                                           of nearly equal rows), one to combine; but
+                                           one in all where each row decides its weight
     columns   one leaf at a time           the stack (B, P) is held, activations of m
     ========= ============================ ========================================
+
+    Each row decides its weight in :func:`mean`, :func:`normalized_mean`,
+    :func:`clipped_sum` and :func:`private_sum`, and in any :class:`Weighting` that says
+    so (``apart``): rows are combined as they come, whoever turns out to be sound.
 
     Without microbatches rows are held where that takes little. Factors of T terms are
     larger than the rows that they multiply to once T is about half of a layer's width,
@@ -79,13 +84,13 @@ def value_and_reduced_grad(
     inner products are taken, as soon as it is there. For a fold, and a weighting that
     reads no gradient such as ``mean``, that is one pass, and one more in a step in
     which a row turns out to be non-finite; another weighting looks, a second time where
-    rows are nearly equal, and combines, each in a pass of its own, so it takes up to
-    twice the time (three times). Clipping ahead of a rule looks as well, but in
-    microbatches, where it is done as rows come. Columns see all rows of one layer at a
-    time, in one pass. Held as ever is what is added up before it is whole, weights that
-    are used in several places or in every step of a recurrence; so are all rows by
-    mixings, on explicit mesh axes, and inside of ``shard_map`` by rules that deal rows
-    out.
+    rows are nearly equal, or too long or short to be squared, and combines, each in a
+    pass of its own, so it takes up to twice the time (three times). Clipping ahead of a
+    rule looks as well, but in microbatches, where it is done as rows come. Columns see
+    all rows of one layer at a time, in one pass. Held as ever is what is added up
+    before it is whole, weights that are used in several places or in every step of a
+    recurrence; so are all rows by mixings, on explicit mesh axes, and inside of
+    ``shard_map`` by rules that deal rows out.
 
     With :func:`sharded` it is called inside ``jax.shard_map``, on the examples of the
     device; value, update and state are those of all. Microbatches then are the

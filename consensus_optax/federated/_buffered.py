@@ -12,9 +12,8 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating_leaves
 from consensus_optax._running.reducer import Aggregator
-from consensus_optax._running.run import floating_leaves
 from consensus_optax._typing import Array, Count, Number, PerRow, Tree
 from consensus_optax.federated._staleness import Staleness, polynomial_staleness
 

@@ -18,6 +18,7 @@ from consensus_optax._rows.explicit import Explicit, freed
 from consensus_optax._rows.stack import checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.kinds import Reads
+from consensus_optax._rules.roster import AllRows
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Asked
 from consensus_optax._typing import Array, Tree
@@ -26,6 +27,7 @@ from consensus_optax.engines.microbatches.batches import (
     Microbatches,
     row_indices,
 )
+from consensus_optax.engines.microbatches.combining import summed
 from consensus_optax.privacy._installed import installed
 from consensus_optax.weightings._clipping import Clipping
 
@@ -180,7 +182,7 @@ def _summed(
       finish: (sum, dtype of the rows) to what is wanted of a leaf.
     """
     treedef = jax.tree.structure(micro.params)
-    count = micro.arranged.num_rows
+    of = AllRows(micro.arranged.num_rows, micro.weights.sum())
     dtypes: list[Tree] = []
 
     def part(block: Block) -> tuple[Tree, Any]:
@@ -194,23 +196,13 @@ def _summed(
         seen = block.source.seen
         squares, source = Memory(leaves, seen).inner(Asked(Reads.NORM_BOUNDS))
         limit = how.norm_at(seen.roster.step, squares.dtype)
-        weights, _ = how.weights(squares, seen.roster, limit, count)
+        weights, _ = how.weights(squares, seen.roster._replace(of=of), limit)
         if transform is not None:
             squares, _ = Memory(own, seen).inner(Asked(Reads.NORM_BOUNDS))
         sums = jax.tree.unflatten(structure, source.combine(weights))
         return sums, (block.value, jnp.sqrt(squares))
 
-    def step(total: Tree, block: Block) -> tuple[Tree, Any]:
-        sums, kept = part(block)
-        return jax.tree.map(jnp.add, total, sums), kept
-
-    if micro.indices.shape[0] == 1:
-        total, kept = part(micro.block(0))
-        kept = jax.tree.map(lambda leaf: leaf[None], kept)
-    else:
-        shapes = jax.eval_shape(lambda: part(micro.block(0))[0])
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, kept = micro.scan(step, zeros)
+    total, kept = summed(micro, part)
     return jax.tree.map(finish, total, dtypes[0]), micro.in_order(kept)
 
 

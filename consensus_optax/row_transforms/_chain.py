@@ -53,7 +53,7 @@ def chain(*parts: RowTransform | Mixing | Scaling | Reducer) -> Reducer:
 
     Cost: that of the parts. Of rows that are computed when they are looked at, every
     part that reads norms or inner products takes a pass of its own; but in microbatches
-    clipping and normalizing are done as rows come.
+    clipping and normalizing are done as rows come, and so are means and clipped sums.
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co

@@ -22,15 +22,15 @@ def normalize_examples() -> RowTransform:
     Guarantees: every row has norm 1 (to rounding) or is zero; outer products stay
     factored.
     Edge cases: a zero row stays zero. A row whose norm is not finite becomes nan as a
-    whole, so that the reducer excludes and counts it. Rows of any finite size have
-    norms where half of them, or all, have squares that are no floats.
+    whole, so that the reducer excludes and counts it. A row of any finite
+    size has a norm, also where its square is no float, whatever the others are.
 
     Returns:
       An example transformation, (B, \*shape) to (B, \*shape), ahead of a reducer in
       ``optax.chain``, or in :func:`chain`, which needs no rows in memory.
 
-    Cost: the rows' norms; arrays are read twice and written once, of factored rows
-    one factor is.
+    Cost: the rows' norms, twice where the square of one is no float, or 0; arrays are
+    read twice and written once, of factored rows one factor is.
 
     Examples:
       >>> import jax.numpy as jnp, optax, consensus_optax as co

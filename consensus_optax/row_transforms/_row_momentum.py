@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
+from consensus_optax._rows.trees import floating_leaves
 from consensus_optax._rules.kinds import Remembering, Roster
 from consensus_optax._running.named import named
 from consensus_optax._running.row_transform import RowTransform, row_transform
-from consensus_optax._running.run import floating_leaves
 from consensus_optax._typing import Array, Threshold, Tree
 from consensus_optax.row_transforms._row_memory import no_memory_yet, remembered
 

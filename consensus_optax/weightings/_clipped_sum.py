@@ -64,7 +64,8 @@ def clipped_sum(
     Raises:
       ValueError: an argument is out of range; when traced, rows are too many.
 
-    Cost: the rows' norms and one combination, as of the plain gradient.
+    Cost: the rows' norms and one combination, as of the plain gradient; in microbatches
+    one pass over the rows.
 
     References: Abadi et al., `Deep Learning with Differential Privacy
     <https://arxiv.org/abs/1607.00133>`_, 2016; Bu et al., `Automatic Clipping

@@ -82,7 +82,6 @@ class Clipping(NamedTuple):
         squares: PerRow,
         roster: Roster,
         max_norm: Number,
-        num_rows: int | None = None,
     ) -> tuple[PerRow, Marked]:
         """Weights (B,), and which rows are made shorter, (B,) bool.
 
@@ -90,9 +89,8 @@ class Clipping(NamedTuple):
           squares: of bounds of the rows' norms.
           roster: which are there.
           max_norm: C, of all leaves together.
-          num_rows: of the sum, if these rows are a part of it.
         """
-        count, dtype = num_rows or roster.weights.shape[0], roster.weights.dtype
+        count, dtype = roster.num_rows, roster.weights.dtype
         lost = of_one_more(count, dtype)
         if lost > _MOST_LOST:
             raise ValueError(
@@ -128,7 +126,11 @@ class Clipping(NamedTuple):
             return weights, ClippedState(after, shorter.sum(dtype=jnp.int32))
 
         return Weighting(
-            weigh, self.init, reads=Reads.NORM_BOUNDS, per_leaf=self.per_leaf
+            weigh,
+            self.init,
+            reads=Reads.NORM_BOUNDS,
+            per_leaf=self.per_leaf,
+            apart="weight",
         )
 
 

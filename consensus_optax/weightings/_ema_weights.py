@@ -104,6 +104,8 @@ def ema_weights(rule: Reducer, num_rows: int, decay: Threshold = 0.9) -> Reducer
         new_state = EmaWeightsState(average, state.seen | counts, inner_state)
         return jnp.where(counts, average, 0), new_state
 
-    # Averages over steps are of weights as they are, not of each step's own scale.
+    # Averages over steps are of weights as they are, not of each step's own scale; and
+    # of none of them is anything known before all rows have been seen.
     degree = None if inner.degree else inner.degree
-    return reducer(inner._replace(weigh=weigh, init=init, degree=degree))
+    averaged = inner._replace(weigh=weigh, init=init, degree=degree, apart=None)
+    return reducer(averaged)

@@ -37,5 +37,9 @@ def mean() -> Reducer:
       [2.5, 3.5]
     """
     return reducer(
-        Weighting(lambda _, roster, state: (roster.shares, state), reads=Reads.NOTHING)
+        Weighting(
+            lambda _, roster, state: (roster.shares, state),
+            reads=Reads.NOTHING,
+            apart="share",
+        )
     )

@@ -24,14 +24,16 @@ def normalized_mean() -> Reducer:
     authors' own problem it explains the whole gain over the mean.
 
     Guarantees: :math:`\|u\| \le 1`; unchanged if any row is scaled by a positive
-    number; order is irrelevant. A learning rate for plain SGD does not carry over.
+    number, also to where its square is no float; order is irrelevant. A learning rate
+    for plain SGD does not carry over.
     Edge cases: a zero row counts in the divisor and adds nothing. All zero: zero.
     ``weights``: sample counts.
 
     Returns:
       A :class:`Reducer`.
 
-    Cost: the rows' norms and one combination.
+    Cost: the rows' norms, twice where the square of one is no float, or 0, and
+    one combination; in microbatches one pass over the rows.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -46,4 +48,4 @@ def normalized_mean() -> Reducer:
         moving = norms > 0
         return jnp.where(moving, roster.shares / jnp.where(moving, norms, 1), 0), state
 
-    return reducer(Weighting(weigh, reads=Reads.NORMS, degree=-1))
+    return reducer(Weighting(weigh, reads=Reads.NORMS, degree=-1, apart="share"))

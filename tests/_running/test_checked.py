@@ -189,3 +189,16 @@ def test_a_missing_state_is_named(state):
 def test_a_degree_is_one_of_few(degree):
     with pytest.raises(ValueError, match="`degree` must be 0 or -1 or -2, or None"):
         co.reducer(co.Weighting(lambda products, roster, state: None, degree=degree))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"reads": "norms", "apart": "shares"}, "Did you mean 'share'"),
+        ({"apart": "share"}, "None where a rule reads more than lengths.*gramian"),
+        ({"reads": "norms", "remembers": True, "apart": "weight"}, "remembers=True"),
+    ],
+)
+def test_rows_decide_apart_that_read_no_others(given, words):
+    with pytest.raises(ValueError, match=f"`apart` must be .*{words}"):
+        co.reducer(co.Weighting(lambda products, roster, state: None, **given))

@@ -8,7 +8,15 @@ import pytest
 import consensus_optax as co
 from consensus_optax._rules.kinds import Reads
 from tests._stacks import P, factored, matrix, params, tree
-from tests.engines.test_sources import ROWS, STEPS, given_rows, stacks, stepper
+from tests.engines.test_sources import (
+    ROWS,
+    SOURCES,
+    STEPS,
+    given_rows,
+    in_steps,
+    stacks,
+    stepper,
+)
 from tests.zoo import KINDS, ZOO
 
 pytestmark = pytest.mark.slow
@@ -95,6 +103,45 @@ def test_a_row_far_away_does_not_move_the_scale():
     update, state = rule.update(rows, rule.init(zeros), zeros)
     np.testing.assert_allclose(update, [1.5, 1.5])
     assert state.consensus_ready
+
+
+APART = {
+    "of rows in memory": co.normalized_mean(),
+    "transformed": co.chain(co.normalize_examples(), co.mean()),
+    "microbatches of 5": co.chain(co.normalize_examples(), co.mean()),
+    "backward pass": co.chain(co.normalize_examples(), co.mean()),
+    "mesh": co.normalized_mean(),
+    "microbatches of 2 on a mesh": co.normalized_mean(),
+    "backward pass on a mesh": co.normalized_mean(),
+}
+
+
+@pytest.mark.parametrize("source", APART)
+def test_each_row_is_normalized_at_its_own_size(source):
+    """Neither that of all rows, nor of its microbatch or device."""
+    rows = np.random.default_rng(2).normal(size=(1, STEPS, ROWS, P))
+    rows *= 10.0 ** np.linspace(-33, 33, ROWS)[:, None]
+    rows[:, :, 5] = 0
+    rule, known = APART[source], source if source in SOURCES else None
+    ones = np.ones((1, ROWS), np.float32)
+    update, seen = in_steps(rule, known, rows.astype(np.float32), ones, stepper)
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    wanted = (rows / np.where(lengths > 0, lengths, 1)).mean(2)
+    # of 12 rows of length 1
+    np.testing.assert_allclose(matrix(update, 2), wanted, rtol=0, atol=1e-6)
+    assert (np.asarray(seen[1]) == ROWS).all()
+    assert not np.asarray(seen[2]).any()
+
+
+def test_lengths_are_told_in_units_of_the_rows_they_are_of():
+    """The size at which rows were normalized is none of what follows."""
+    rule = co.chain(co.normalize_examples(), co.l2_filter(5.0, relative=False))
+    rows, zeros = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), jnp.zeros(2)
+    told = [
+        rule.update(size * rows, rule.init(zeros), zeros)[1].rule_state.rule_state
+        for size in (1.0, 1e25)
+    ]
+    np.testing.assert_allclose(told[1], told[0], rtol=1e-6)
 
 
 def test_a_rule_that_says_nothing_gets_products_as_they_are():

@@ -6,39 +6,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import consensus_optax as co
+from tests.engines.test_sharded import mesh_of
 
 LAYERS, WIDTH, ROWS = 3, 8, 6
 PARAMS = jax.random.normal(jax.random.key(0), (LAYERS, WIDTH, WIDTH)) / 2
 X = jax.random.normal(jax.random.key(1), (ROWS, 4, WIDTH))
 BAD = X.at[2].set(jnp.inf)
+ZERO = X.at[2].set(0)  # as is the gradient
 WAYS = {
     "microbatches": {"microbatch_size": 2},
     "one left over": {"microbatch_size": 5},
     "backward": {"hold_rows": False},
 }
 CLIP = co.clip_examples(0.1)
+PRIVATE = {"divisor": 3.0, "noise_multiplier": 1.0, "key": jax.random.key(0)}
+ADAPTIVE = co.quantile_norm(0.1, expected_rows=6, count_stddev=1.0)
 # Passes in microbatches and in the backward pass; of sound rows, and with a bad one.
 RULES = {
-    "mean": (co.mean(), (1, 2), (1, 2)),
+    "mean": (co.mean(), (1, 1), (1, 2)),
     "random weights": (co.random_weights(jax.random.key(0)), (1, 2), (1, 2)),
-    "a factor": (co.chain(co.scale_examples(0.5), co.mean()), (1, 2), (1, 2)),
+    "a factor": (co.chain(co.scale_examples(0.5), co.mean()), (1, 1), (1, 2)),
     "losses": (co.keep_smallest_losses(3), (2, 2), (2, 2)),
-    "norms": (co.normalized_mean(), (2, 2), (2, 2)),
-    "clipped": (co.chain(CLIP, co.mean()), (1, 2), (2, 2)),
+    "norms": (co.normalized_mean(), (1, 1), (2, 2)),
+    "norms of others": (co.comparative_elimination(1), (2, 2), (2, 2)),
+    "private": (co.private_sum(ADAPTIVE, **PRIVATE), (1, 1), (2, 2)),
+    "by leaf": (
+        co.chain(co.normalize_examples(), co.clipped_sum(0.1, per_leaf=True)),
+        (1, 1),
+        (3, 3),
+    ),
+    "clipped": (co.chain(CLIP, co.mean()), (1, 1), (2, 2)),
     "scheduled": (
         co.chain(
             co.clip_examples(lambda step: 0.3 / step.astype(jnp.float32)), co.mean()
         ),
-        (1, 2),
+        (1, 1),
         (2, 2),
     ),
-    "clipped, norms": (co.chain(CLIP, co.normalized_mean()), (2, 2), (3, 3)),
+    "clipped, norms": (co.chain(CLIP, co.normalized_mean()), (1, 1), (3, 3)),
     "clipped, pairs": (co.chain(CLIP, co.cosine_filter(1.0)), (4, 4), (3, 3)),
     "thrice": (
         co.chain(CLIP, co.scale_examples(0.5), co.normalize_examples(), co.mean()),
-        (1, 2),
+        (1, 1),
         (3, 3),
     ),
     "clipped, fold": (co.chain(CLIP, co.sign_consensus()), (1, 1), (2, 2)),
@@ -51,7 +63,7 @@ RULES = {
 }
 
 
-def passes(rule, x, way):
+def passes(rule, x, way, mesh=None):
     """Times that the loss of a row was computed, to the number of rows; the update."""
     count = [0]
 
@@ -63,9 +75,14 @@ def passes(rule, x, way):
         jax.debug.callback(counted, y[0, 0, 0])
         return jnp.mean(y**2)
 
-    step = co.value_and_reduced_grad(loss, rule, **way)
+    face = rule if mesh is None else co.sharded(rule, "data")
+    step = co.value_and_reduced_grad(loss, face, **way)
     state = rule.init(PARAMS)._replace(step=jnp.int32(3))
-    out = jax.block_until_ready(jax.jit(step)(PARAMS, x, state=state))
+    run = lambda x: step(PARAMS, x, state=state)
+    if mesh is not None:
+        specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec()}
+        run = jax.shard_map(run, mesh=mesh, **specs)
+    out = jax.block_until_ready(jax.jit(run)(x))
     jax.effects_barrier()
     return count[0] / ROWS, out
 
@@ -76,7 +93,8 @@ def passes(rule, x, way):
 def test_rows_are_computed_no_more_often_than_needed(name, way):
     rule, in_microbatches, backward = RULES[name]
     numbers = backward if way == "backward" else in_microbatches
-    for x, wanted in zip((X, BAD), numbers, strict=True):
+    sound, broken = numbers
+    for x, wanted in ((X, sound), (ZERO, sound), (BAD, broken)):
         found, (value, update, state) = passes(rule, x, WAYS[way])
         padded = 2 * 5 / ROWS if way == "one left over" else 1
         assert found <= wanted * padded
@@ -91,6 +109,23 @@ def test_rows_are_computed_no_more_often_than_needed(name, way):
             close(
                 own, other, atol=8 * eps
             )  # shares of rows; rows and steps are counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean", "private", "clipped, norms"])
+def test_nor_on_a_mesh(name):
+    """Microbatches of devices, which tell each other what all rows weigh."""
+    rule = RULES[name][0]
+    for x in (X, BAD):
+        found, (_, update, state) = passes(rule, x, {"microbatch_size": 1}, mesh_of(2))
+        assert found == 1
+        _, expected = passes(rule, x, {"hold_rows": True})
+        size, eps = np.abs(expected[1]).max(), np.finfo(np.float32).eps
+        # sums of rows and terms in another order
+        np.testing.assert_allclose(
+            update, expected[1], rtol=0, atol=8 * ROWS * eps * size
+        )
+        assert state.num_nonfinite == int(x is BAD)
 
 
 @pytest.mark.parametrize("way", [{}, *WAYS.values()], ids=["held", *WAYS])

@@ -10,10 +10,13 @@ from tests._stacks import factored
 
 
 def test_every_row_has_one_vote():
-    rows, params = jnp.array([[3.0, 4.0], [0.0, 10.0], [0.0, 0.0]]), jnp.zeros(2)
+    """Also one whose square is no float."""
+    sizes = [[0.0, 1e25], [1e-30, 0.0]]
+    rows = jnp.array([[3.0, 4.0], [0.0, 10.0], [0.0, 0.0], *sizes])
+    params = jnp.zeros(2)
     rule = co.normalize_examples()
     result, _ = jax.jit(rule.update)(rows, rule.init(params), params)
-    wanted = [[0.6, 0.8], [0, 1], [0, 0]]
+    wanted = [[0.6, 0.8], [0, 1], [0, 0], [0, 1], [1, 0]]
     np.testing.assert_allclose(result, wanted, rtol=1e-6)  # one division
 
 

@@ -17,9 +17,9 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.sums import each_part
+from consensus_optax._rows.trees import floating_leaves
 from consensus_optax._rows.verbs import Leaf, decision_dtype
 from consensus_optax._rules.kinds import Roster
-from consensus_optax._running.run import floating_leaves
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward import turns
 from consensus_optax.engines.backward.dealing import Dealing

@@ -18,7 +18,7 @@ from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
 from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import Memory, over_leaves
-from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
+from consensus_optax._running.source import Asked, Look, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward import merging
 from consensus_optax.engines.backward.found import Found, in_memory, zeros_like
@@ -81,7 +81,6 @@ class Backward(NamedTuple):
             self._look,
             lambda told: self._told(*told).seen.roster,
             self.batch.arranged.varying,
-            self.batch.dtype,
         )
         source = self._told(*told)
         return products, source._replace(seen=source.seen._replace(scale=scale))
@@ -89,12 +88,19 @@ class Backward(NamedTuple):
     def _look(self, asked: Asked) -> tuple[Any, Any]:
         """The products, and what a pass has told; see :meth:`_told`."""
         roster, previous = self.seen.roster, asked.previous
+        if asked.scale is not None:  # rows may have their own, and come by turns
+            roster = roster._replace(scale=asked.scale)
         olds = None if previous is None else roster.coordinates.own(previous)
-        part = lambda olds: asked._replace(previous=olds)
+
+        def inner(rows: Memory, olds: list[Array] | None, per_leaf: bool) -> Any:
+            given = rows.seen.roster.scale
+            scale = None if asked.scale is None else jnp.asarray(given)
+            own = asked._replace(scale=scale, previous=olds, per_leaf=per_leaf)
+            return rows.inner(own)[0]
 
         def read(rows: Memory, claim: Claim) -> tuple[Any, tuple[()]]:
             own = None if olds is None else [claim.like]
-            return rows.inner(part(own)._replace(per_leaf=False))[0], ()
+            return inner(rows, own, False), ()
 
         together = asked.reads.pairs or asked.reads == Reads.TOWARD
         found = self.batch.read(roster, read, olds, together)
@@ -106,7 +112,7 @@ class Backward(NamedTuple):
         if found.rest:
             own = None if olds is None else [olds[i] for i in found.rest]
             memory = in_memory(list(found.rest.values()), roster)
-            of_rest, _ = memory.inner(part(own))
+            of_rest = inner(memory, own, asked.per_leaf)
             if asked.per_leaf:
                 made |= dict(zip(found.rest, list(of_rest), strict=True))
                 products = [made[i] for i in range(len(made))]
@@ -198,8 +204,12 @@ class Backward(NamedTuple):
         batch = source.batch._replace(scalings=(*source.batch.scalings, given))
         return Backward(batch, seen, source.known and tested)
 
-    def scaled_when_seen(self, step: Scaling) -> None:
+    def combine_apart(self, look: Look, exact: bool = False) -> None:
         """How long a row is tells its last layer alone."""
+        del look, exact
+
+    def scaled_when_seen(self, step: Scaling) -> None:
+        """As for combining."""
         del step
 
     def mixed(self, matrix: Array, weights: Array) -> Memory:

@@ -85,8 +85,8 @@ def apart(batch: InTurns, roster: Roster, read: Read) -> Found:
     """What is read of every row by itself."""
 
     def step(carry: None, index: Array) -> tuple[None, Any]:
-        weights = own_rows(roster.weights, index, batch.turns)
-        there = roster._replace(weights=weights)
+        own = lambda x: own_rows(x, index, batch.turns) if jnp.ndim(x) else x
+        there = roster._replace(weights=own(roster.weights), scale=own(roster.scale))
         found = batch.of_turn(index).read(there, read, together=False)
         made = _whole(found, read, there).made
         sums = {number: seen.sums for number, seen in made.items()}

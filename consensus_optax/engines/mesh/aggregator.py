@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from consensus_optax._rows.trees import floating_leaves
 from consensus_optax._rules.kinds import Rule
 from consensus_optax._running.reducer import Aggregator
-from consensus_optax._running.run import floating_leaves
 from consensus_optax._typing import Array
 from consensus_optax.engines.backward.dealing import Dealing
 from consensus_optax.engines.backward.passes import Batch

@@ -7,8 +7,7 @@ part of all rows. What needs less sends less.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +18,19 @@ from consensus_optax._rows.verbs import Leaf, Mixed
 from consensus_optax._rules.coordinates import Coordinates
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Scaling
 from consensus_optax._running.memory import Memory
-from consensus_optax._running.source import Asked, Seen, Source, rescaled
+from consensus_optax._running.source import (
+    Asked,
+    Combined,
+    Look,
+    Seen,
+    Source,
+    rescaled,
+)
 from consensus_optax._typing import Array
 from consensus_optax.engines.backward.source import Backward
+from consensus_optax.engines.mesh.costs import combination_is_less, statistics_are_less
 from consensus_optax.engines.mesh.exchange import Exchange, narrowed
-from consensus_optax.engines.mesh.factors import as_travelling, bytes_each
+from consensus_optax.engines.mesh.factors import as_travelling
 from consensus_optax.engines.mesh.wire import Wire
 from consensus_optax.engines.microbatches.source import Computed
 
@@ -81,9 +88,13 @@ class Shared(NamedTuple):
             every = jnp.concatenate([rows, apart[..., 0, -1:]], -1)
             return every, self._after(local)
         asked = asked._replace(previous=None)
-        norms, local = self.local.inner(asked._replace(rescale=None))
+        norms, local = self.local.inner(asked.begun(self.seen.roster.weights.dtype))
         source, of_all = self._after(local), self.exchange.collect_rows
-        look = lambda asked: of_all(local.inner(asked)[0])
+
+        def look(asked: Asked) -> Array:
+            scale = None if asked.scale is None else self._own(asked.scale)
+            return of_all(local.inner(asked._replace(scale=scale))[0])
+
         norms, seen = rescaled(asked, of_all(norms), source.seen, look)
         return norms, source._replace(seen=seen)
 
@@ -107,6 +118,20 @@ class Shared(NamedTuple):
             lambda local: weigh(self._after(local)), self.exchange.own_rows
         )
         return self._summed(combined, False), self._after(local)
+
+    def combine_apart(
+        self, look: Look, exact: bool = False
+    ) -> tuple[Combined, Shared] | None:
+        """Each device does its own, if it can."""
+        if not isinstance(self.local, Computed):
+            return None
+        of_all = self.exchange.collect_rows
+        found, local = self.local.combine_apart(look, exact, of_all)
+        update = self._summed(found.update, exact)
+        products = jax.tree.map(of_all, found.products)
+        source = self._after(local)
+        seen = source.seen._replace(scale=of_all(jnp.asarray(local.seen.scale)))
+        return Combined(update, products, found.total), source._replace(seen=seen)
 
     def _summed(self, combined: list[Array], exact: bool) -> list[Array]:
         """What each device's rows combine to, of all of them."""
@@ -153,8 +178,7 @@ class Shared(NamedTuple):
 
     def scaled(self, factors: Array, sound: Array, tested: bool) -> Shared:
         """Every device scales its own rows."""
-        own = lambda x: x if x.ndim == 0 else self.exchange.own_rows(x)
-        local = self.local.scaled(own(factors), own(sound), tested)
+        local = self.local.scaled(self._own(factors), self._own(sound), tested)
         seen = self.seen.without(sound)
         if isinstance(local, Memory) and not tested:
             seen = self._of_all(local.seen)
@@ -174,6 +198,10 @@ class Shared(NamedTuple):
     def mixed(self, matrix: Array, weights: Array) -> Source:
         """Rows are mixed where all of them are."""
         return self._dealt().mixed(matrix, weights)
+
+    def _own(self, given: Array) -> Array:
+        """What this device's rows have of what is given for each, or for all as one."""
+        return self.exchange.own_rows(given) if given.ndim else given
 
     def _dealt(self, signs: bool = False) -> Memory:
         """All rows of this device's coordinates, leaf by leaf (B, width)."""
@@ -232,45 +260,18 @@ class Shared(NamedTuple):
         return Seen(roster, num_bad.astype(jnp.int32), own.value, factors=factors)
 
     def _combines(self) -> bool:
-        """Whether a combination of these rows is less to send than they are.
-
-        One narrow row travels without loss in fewer bytes.
-        """
+        """Whether a combination of these rows is less to send than they are."""
         if not isinstance(self.local, Memory):  # rows would have to be held
             return True
-        if self.wire.codes_rows:
-            return False
-        leaves, wide = self._leaves, self.seen.roster.weights.dtype.itemsize
-        sizes = [x.dtype.itemsize for x in leaves]
-        if all(x.shape[0] == 1 for x in leaves) and max(sizes) < 4:
-            return False
-        sizes = [wide] * len(sizes) if min(sizes) >= 4 else sizes
-        return self._bytes(sizes) <= self._dealt_bytes(False)
+        given = self._leaves, self.exchange, self.seen.roster.weights.dtype
+        return not self.wire.codes_rows and combination_is_less(*given)
 
     def _folds(self, rule: Fold) -> bool:
-        """Whether the statistics of these rows are less to send than they are.
-
-        Statistics are in the dtype of decisions, signs in int8.
-        """
+        """Whether the statistics of these rows are less to send than they are."""
         if not isinstance(self.local, Memory):  # as above
             return True
-        if self.wire.codes_rows:
-            return False
-        wide = self.seen.roster.weights.dtype.itemsize * rule.num_arrays
-        merged = self._bytes([wide] * len(self._leaves))
-        return merged < self._dealt_bytes(rule.reads_signs)
-
-    def _bytes(self, sizes: Sequence[int]) -> int:
-        """To each other device, of an array like each parameter, of these itemsizes."""
-        count = self.exchange.num_devices
-        pairs = zip(self.exchange.spreads, sizes, strict=True)
-        return sum(-(-math.prod(x.shape) // count) * size for x, size in pairs)
-
-    def _dealt_bytes(self, signs: bool) -> int:
-        """The same of the rows, or of their signs."""
-        count = self.exchange.num_devices
-        pairs = zip(self._leaves, self.exchange.spreads, strict=True)
-        return sum(bytes_each(leaf, count, signs, s.stays) for leaf, s in pairs)
+        given = self._leaves, self.exchange, self.seen.roster.weights.dtype
+        return not self.wire.codes_rows and statistics_are_less(rule, *given)
 
     def _row_dtypes(self, combined: list[Array]) -> list[Any]:
         """Those in which rows, or what they combine to, travel."""

@@ -46,8 +46,12 @@ class Block(NamedTuple):
     @property
     def source(self) -> Memory:
         """These rows alone; they are not all, so there is no step and are no extras."""
-        roster = Roster(self.weights, jnp.zeros((), jnp.int32), {})
-        return Memory(self.stack.leaves, Seen(roster, self.num_nonfinite))
+        return self.some_of(Roster(self.weights, jnp.zeros((), jnp.int32), {}))
+
+    def some_of(self, roster: Roster) -> Memory:
+        """These rows, as some of a roster's."""
+        own = roster._replace(weights=self.weights)
+        return Memory(self.stack.leaves, Seen(own, self.num_nonfinite))
 
 
 class WhenSeen(NamedTuple):

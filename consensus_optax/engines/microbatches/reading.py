@@ -13,14 +13,26 @@ from consensus_optax._typing import Array
 from consensus_optax.engines.microbatches.batches import Block
 
 
-def rows_read(asked: Asked, block: Block, center: list[Array] | None) -> list[Any]:
-    """The leaves of which inner products are asked for."""
+def rows_read(
+    asked: Asked, block: Block, center: list[Array] | None, indices: Array
+) -> list[Any]:
+    """The leaves of which inner products are asked for.
+
+    Args:
+      asked: the products.
+      block: the microbatch.
+      center: a row that is taken off, or None.
+      indices: (k, m) which rows each microbatch has.
+    """
     leaves, dtype = block.stack.leaves, block.stack.dtype
     if center is not None:
         pairs = zip(leaves, center, strict=True)
         leaves = [verbs.as_array(x, dtype) - c.astype(dtype)[None] for x, c in pairs]
     if asked.scale is not None:
-        leaves = [verbs.times(leaf, asked.scale) for leaf in leaves]
+        scale = asked.scale
+        if scale.ndim:  # a row's own
+            scale = scale.at[indices[block.index]].get(mode="fill", fill_value=1)
+        leaves = [verbs.times(leaf, scale) for leaf in leaves]
     if asked.reads == Reads.SIGNS:
         return [verbs.signs(leaf, dtype) for leaf in leaves]
     return leaves

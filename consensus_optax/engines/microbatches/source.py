@@ -12,7 +12,9 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rows.trees import shapes_of
+from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
+from consensus_optax._rules.roster import AllRows
 from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import (
     Memory,
@@ -21,9 +23,16 @@ from consensus_optax._running.memory import (
     toward,
     with_target,
 )
-from consensus_optax._running.source import Asked, Seen, rescaled_in_a_loop
+from consensus_optax._running.source import (
+    Asked,
+    Combined,
+    Look,
+    Seen,
+    rescaled_in_a_loop,
+)
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.microbatches.batches import Block, Microbatches, WhenSeen
+from consensus_optax.engines.microbatches.combining import combined, given, kept_of
 from consensus_optax.engines.microbatches.pairs import gramians
 from consensus_optax.engines.microbatches.reading import rows_read, update_read
 
@@ -81,7 +90,6 @@ class Computed(NamedTuple):
             self._look,
             lambda kept: self._after(kept).seen.roster,
             self.microbatches.arranged.varying,
-            self.seen.roster.weights.dtype,
         )
         source = self._after(kept)
         return products, source._replace(seen=source.seen._replace(scale=scale))
@@ -91,7 +99,7 @@ class Computed(NamedTuple):
         micro = self.microbatches
         coordinates = self.seen.roster.coordinates
         center = None if asked.about is None else micro.row(asked.about)
-        read = lambda block: rows_read(asked, block, center)
+        read = lambda block: rows_read(asked, block, center, micro.indices)
         olds = None
         if asked.previous is not None:
             olds = update_read(asked, coordinates.own(asked.previous), center)
@@ -112,7 +120,7 @@ class Computed(NamedTuple):
                 if olds is not None:
                     pairs = zip(leaves, olds, strict=True)
                     sides = [verbs.inner_products(leaf, old) for leaf, old in pairs]
-            return carry, (products, sides, _kept(block))
+            return carry, (products, sides, kept_of(block))
 
         _, (products, sides, kept) = micro.scan(step, None)
         if asked.reads == Reads.NOTHING:
@@ -141,7 +149,8 @@ class Computed(NamedTuple):
         dtype in which the model computes.
         """
         del exact  # nothing travels
-        return self._combined(weights)[0]
+        micro = self.microbatches
+        return combined(micro, given(micro, weights))[0]
 
     def combine_on_trust(
         self,
@@ -149,30 +158,40 @@ class Computed(NamedTuple):
         own: Callable[[Array], Array] = itself,
     ) -> tuple[list[Array], Computed]:
         """One pass; two where that finds a row that cannot count, or losses matter."""
+        micro = self.microbatches
 
         def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
             del sound  # of each microbatch that is known before it is looked at
-            update, kept = self._combined(weights)
+            update, _, kept = combined(micro, given(micro, weights))
             return update, self._told(kept)
 
-        varying = self.microbatches.arranged.varying
+        varying = micro.arranged.varying
         return combined_on_trust(self, weigh, own, combine, self._knowing, varying)
 
-    def _combined(self, weights: Array) -> tuple[list[Array], Any]:
-        """The combination, and what a pass leaves behind."""
-        taken = self.microbatches.indices
+    def combine_apart(
+        self,
+        look: Look,
+        exact: bool = False,
+        of_all: Callable[[Array], Array] = itself,
+    ) -> tuple[Combined, Computed]:
+        """One pass; ``of_all``: of what there is for each of these rows, of more."""
+        del exact  # nothing travels
+        roster = self.seen.roster
+        every = of_all(jnp.maximum(roster.weights, 0))
+        total = every.sum()
+        roster = roster._replace(of=AllRows(every.shape[0], total), coordinates=ALL)
 
-        def step(carry: list[Array], block: Block) -> tuple[list[Array], Any]:
-            fill = {"mode": "fill", "fill_value": 0}
-            own = weights.at[..., taken[block.index]].get(**fill)
-            added = jax.tree.map(jnp.add, carry, block.source.combine(own))
-            return added, _kept(block)
+        def weigh(block: Block) -> tuple[Array, Any]:
+            products, scale, weights = look(block.some_of(roster))
+            scale = jnp.broadcast_to(scale, block.weights.shape)
+            return weights, (jax.tree.map(jnp.transpose, products), scale)
 
-        shapes = jax.eval_shape(
-            lambda: self.microbatches.block(0).source.combine(weights[..., taken[0]])
-        )
-        zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]
-        return self.microbatches.scan(step, zeros)
+        update, told, kept = combined(self.microbatches, weigh)
+        products, scale = self.microbatches.in_order(told)
+        source = self._after(kept)
+        source = source._replace(seen=source.seen._replace(scale=scale))
+        products = jax.tree.map(jnp.transpose, products)  # (B,) or (leaves, B)
+        return Combined(update, products, total), source
 
     def statistics(self, rule: Fold) -> tuple[list[list[Array]], Computed]:
         """One pass, which holds the statistics."""
@@ -188,7 +207,7 @@ class Computed(NamedTuple):
                 carry.started,
                 any_row,
             )
-            return _Merged(merged, carry.started | any_row), _kept(block)
+            return _Merged(merged, carry.started | any_row), kept_of(block)
 
         shapes = jax.eval_shape(lambda: observe(self.microbatches.block(0)))
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -235,7 +254,7 @@ class Computed(NamedTuple):
 
         def step(carry: None, block: Block) -> tuple[None, Any]:
             sent, _ = block.source.multiplied_out(send, signs)
-            return carry, (sent, _kept(block))
+            return carry, (sent, kept_of(block))
 
         _, (blocks, kept) = self.microbatches.scan(step, None)
         return list(map(self.microbatches.of_devices, blocks)), self._after(kept)
@@ -271,7 +290,3 @@ class Computed(NamedTuple):
         roster = self.seen.roster._replace(weights=weights, extra=extra)
         seen = Seen(roster, num_nonfinite, value, factors=all_factors)
         return Computed(micro, seen, known=True)
-
-
-def _kept(block: Block) -> Any:
-    return block.weights, block.num_nonfinite, block.value, block.factors

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import consensus_optax as co
@@ -67,6 +68,24 @@ def test_microbatches_of_rows_on_many_devices(kind):
     arrays = 4 * (arrays + PARAMS["readout"].size)
     if rows_travel:
         assert dealt(program.as_text()) == each * arrays  # in the body of a loop
+
+
+@pytest.mark.slow
+def test_rows_of_a_turn_have_each_their_own_size():
+    """Where squares are no floats: of a linear loss, whose rows are as long as x."""
+    rule, w = co.normalized_mean(), jnp.stack([jnp.eye(4)] * 2)
+    sizes = 10.0 ** jnp.linspace(-28, 25, 16)[:, None, None]
+    x = sizes * jax.random.normal(jax.random.key(0), (16, 2, 4))
+    loss = lambda w, x: jnp.sum(jax.lax.scan(lambda h, w: (h @ w, None), x, w)[0])
+    update = lambda face, **way: co.value_and_reduced_grad(loss, face, **way)(
+        w, x, state=rule.init(w)
+    )[1]
+    face = co.sharded(rule, MESH.axis_names[0], mesh=MESH)
+    x, wanted = jax.device_put(x, BY_ROW), update(rule, hold_rows=True)
+    got = jax.jit(lambda: update(face, microbatch_size=8))()
+    # of 16 rows of length 1
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+    assert jnp.abs(wanted).max() > 1e-3
 
 
 def test_microbatches_send_less_than_the_plain_gradient_of_them():
