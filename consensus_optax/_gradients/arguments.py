@@ -7,6 +7,7 @@ Shared arguments reach the loss as they are, as under ``jax.vmap(jax.grad(loss))
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,15 @@ from consensus_optax._gradients.leaves import (
     taken_apart,
 )
 from consensus_optax._gradients.names import known_as
-from consensus_optax._rows.explicit import along_rows, in_groups, spec_of
+from consensus_optax._rows.explicit import (
+    Explicit,
+    along_rows,
+    explicit_mesh,
+    in_groups,
+    names_of,
+    spec_of,
+    specs_along_rows,
+)
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array, AxisName
 
@@ -49,6 +58,8 @@ class Arranged(NamedTuple):
       batched: which of them are the batch: they, and keys, have the axis of rows.
       num_examples: in the whole batch, however few rows are taken.
       passing: of modules that are differentiated, by position, what is no parameter.
+      explicit: how those that are ``traced`` lie along explicit mesh axes that are
+        automatic meanwhile, but where the loss is traced; all rows of them.
     """
 
     args: tuple[Any, ...]
@@ -59,6 +70,7 @@ class Arranged(NamedTuple):
     batched: tuple[int, ...] = ()
     num_examples: int = 1
     passing: tuple[tuple[int, Any], ...] = ()
+    explicit: Explicit = Explicit((), ())
 
     def take(self, indices: Array) -> Arranged:
         """The rows with these indices."""
@@ -138,6 +150,44 @@ class Arranged(NamedTuple):
         several = several_of(self.argnums)
         return [i for i, axis in enumerate(self.in_axes) if axis == 0 or i in several]
 
+    @property
+    def given(self) -> list[Any]:
+        """The arguments that are ``traced``."""
+        return [self.args[i] for i in self.traced]
+
+    def freed(self, given: Sequence[Any]) -> Arranged:
+        """The same once these arguments of theirs lie along automatic axes."""
+        args = list(self.args)
+        for position, arg in zip(self.traced, given, strict=True):
+            args[position] = arg
+        mesh = explicit_mesh(self.args)
+        specs = specs_along_rows(self.args, self.in_axes)
+        lie = Explicit(
+            mesh.explicit_axes if mesh else (), [specs[i] for i in self.traced]
+        )
+        return self._replace(args=tuple(args), explicit=lie)
+
+    @property
+    def lie(self) -> Explicit:
+        """The same of these rows: as all do, if the devices can share them alike."""
+        if not self.explicit.axes:
+            return self.explicit
+        sizes = jax.sharding.get_abstract_mesh().shape
+
+        def of_rows(spec: PartitionSpec) -> PartitionSpec:
+            names = names_of(spec[0]) if len(spec) else ()
+            fits = self.num_rows % math.prod(sizes[name] for name in names) == 0
+            return spec if fits else PartitionSpec(None, *spec[1:])
+
+        is_spec = lambda x: isinstance(x, PartitionSpec)
+        axes = [self.in_axes[i] for i in self.traced]
+        return self.explicit._replace(
+            specs=[
+                spec if axis is None else jax.tree.map(of_rows, spec, is_leaf=is_spec)
+                for spec, axis in zip(self.explicit.specs, axes, strict=True)
+            ]
+        )
+
     def without_shared(
         self, function: Callable[..., Any]
     ) -> tuple[Callable[..., Any], list[int | None], list[Any]]:
@@ -145,19 +195,19 @@ class Arranged(NamedTuple):
 
         Returns:
           (function, in_axes, args) of the arguments that are ``traced``, whose leaves
-          are arrays or numbers.
+          are arrays or numbers, and lie as ``jax.vmap`` asks for them.
         """
-        traced = self.traced
+        traced, laid = self.traced, along_rows(self.args, self.in_axes)
 
         @known_as(function, traced)
         def of_traced(*given: Any) -> Any:
-            args = list(self.args)
+            args = list(laid)
             for position, arg in zip(traced, given, strict=True):
                 args[position] = arg
             return function(*args)
 
         axes = [self.in_axes[i] for i in traced]
-        return of_traced, axes, [self.args[i] for i in traced]
+        return of_traced, axes, [laid[i] for i in traced]
 
 
 def arranger(
@@ -218,7 +268,7 @@ def arranger(
         warn_of_forgotten(
             {i: args[i] for i in shared if i not in differentiated}, count, length
         )
-        return given._replace(args=tuple(along_rows(arranged, in_axes)))
+        return given._replace(args=tuple(arranged))
 
     return arrange
 

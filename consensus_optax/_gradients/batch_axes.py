@@ -58,8 +58,11 @@ def watched(fun: Callable[..., Any], arranged: Arranged) -> RowsAxis:
     Guarantees: a loss that reads its own examples, and whatever is no batch, is not
     refused.
     """
-    if arranged.num_examples == (arranged.rows_axis.group_size or 1):
-        return arranged.rows_axis  # one row, of all
+    axis, lie = arranged.rows_axis, arranged.lie
+    names = tuple(name for name in axis.names if name not in lie.axes)  # types tell
+    axis = axis._replace(names=names, explicit=lie)
+    if arranged.num_examples == (axis.group_size or 1):
+        return axis  # one row, of all
 
     def look(closed: Any, args: Sequence[Any]) -> None:
         """Looks at the jaxpr of one row, to (value, ...), and its arguments."""
@@ -83,7 +86,7 @@ def watched(fun: Callable[..., Any], arranged: Arranged) -> RowsAxis:
                 f"over something of all examples, such as labels. {_ADVICE}"
             )
 
-    return arranged.rows_axis._replace(look=look)
+    return axis._replace(look=look)
 
 
 _ADVICE = (

@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.explicit import Explicit, names_of
 from consensus_optax._typing import Array
 
 _CONSTRAINT = "sharding_constraint"
@@ -30,11 +30,14 @@ class RowsAxis(NamedTuple):
       group_size: length of the batch axis that the loss of one row sees, if any.
       names: mesh axes that cut the axis of rows, as in ``jax.vmap``, if told.
       look: is shown the jaxpr of one row and its arguments, and may raise.
+      explicit: axes that are automatic but where the loss is traced, and how the
+        arguments of all rows lie there.
     """
 
     group_size: int | None = None
     names: tuple[str, ...] = ()
     look: Callable[[Any, Any], None] | None = None
+    explicit: Explicit = Explicit((), ())
 
 
 def moved_to_rows(jaxpr: Any, rows_axis: RowsAxis) -> Any:

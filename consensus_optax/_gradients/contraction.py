@@ -60,6 +60,8 @@ from consensus_optax._gradients.names import known_as
 from consensus_optax._gradients.products import first_lines, look_up, product
 from consensus_optax._gradients.scans import lift, rewrite
 from consensus_optax._gradients.sources import CUTS, MOVES, SCALINGS
+from consensus_optax._gradients.untyped import untyped
+from consensus_optax._rows.explicit import explicit_again
 from consensus_optax._rows.layers import placed
 from consensus_optax._rows.outer_product import is_outer_product
 
@@ -84,7 +86,7 @@ def unfinished(
     Returns:
       (value, rows), rows with outer products where possible.
     """
-    traced = _traced(of_all_rows(function, in_axes, rows_axis), args)
+    traced = _of_all_rows(function, in_axes, rows_axis, args)
     value, rows = _value_and_leaves(traced, args, NOBODY)
     _, (_, shapes), _ = traced
     return value, jax.tree.unflatten(jax.tree.structure(shapes), map(worth, rows))
@@ -112,7 +114,7 @@ def reduced(
       (value, leaves): what was reduced, else outer products, whatever their size, or
       arrays.
     """
-    traced = _traced(of_all_rows(function, in_axes, rows_axis), args)
+    traced = _of_all_rows(function, in_axes, rows_axis, args)
     closed, _, wanted = traced
     given = [None] * len(wanted) if likes is None else likes
     of = {
@@ -151,7 +153,7 @@ def ends_of_rows(
 
     Where these make products and the leaf is none, with the reason.
     """
-    closed, _, wanted = _traced(of_all_rows(function, in_axes, rows_axis), args)
+    closed, _, wanted = _of_all_rows(function, in_axes, rows_axis, args)
     outputs = _evaluated(closed, args, wanted, keep)
     leaves = outputs[len(outputs) - len(wanted) :]
     pairs = zip(ends(closed.jaxpr, wanted), leaves, strict=True)
@@ -208,9 +210,29 @@ def with_products(
     return of_row
 
 
-def _traced(function: Callable[..., Any], args: Any) -> tuple[Any, Any, Any]:
+def _of_all_rows(
+    function: Callable[..., Any],
+    in_axes: Sequence[int | None],
+    rows_axis: RowsAxis,
+    args: Any,
+) -> tuple[Any, Any, Any]:
+    """What is evaluated for all rows, of a loss that is traced on explicit axes.
+
+    If there are any: the types of rows then say nothing of them any more.
+    """
+    mapped, explicit = of_all_rows(function, in_axes, rows_axis), rows_axis.explicit
+    if not explicit.axes:
+        return _traced(mapped, args)
+    again = lambda *args: explicit_again(mapped, args, explicit)
+    return _traced(again, args, untyped)
+
+
+def _traced(
+    function: Callable[..., Any], args: Any, change: Callable[[Any], Any] | None = None
+) -> tuple[Any, Any, Any]:
     """The jaxpr of ``function(*args) -> (value, rows)``, shapes, variables of rows."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    closed = closed if change is None else change(closed)
     return closed, shapes, closed.jaxpr.outvars[len(jax.tree.leaves(shapes[0])) :]
 
 

@@ -22,7 +22,7 @@ from consensus_optax._gradients.leaves import is_array
 from consensus_optax._gradients.names import kind_of, known_as
 from consensus_optax._gradients.pullbacks import parts_of_rows
 from consensus_optax._gradients.several import put_together
-from consensus_optax._rows.explicit import joined
+from consensus_optax._rows.explicit import along_rows, joined
 from consensus_optax._rows.layers import joined_terms
 from consensus_optax._rows.outer_product import (
     OuterProduct,
@@ -145,12 +145,13 @@ def in_turn(losses: Callable[..., Any], arranged: Arranged) -> Found:
     """
     count = arranged.num_rows
     batched = [i for i, axis in enumerate(arranged.in_axes) if axis == 0]
-    data = [arranged.args[i] for i in batched]
+    whole = along_rows(arranged.args, arranged.in_axes)
+    data = [whole[i] for i in batched]
     seen: list[Any] = []
 
     def of_one(given: Sequence[Any]) -> tuple[Any, list[Any], Any]:
         """What adds up, what is stacked of products, and aux."""
-        args = list(arranged.args)
+        args = list(whole)
         for i, arg in zip(batched, given, strict=True):
             args[i] = arg
         values, aux, rows = _of_call(losses, arranged, args, patches=False)

@@ -205,8 +205,8 @@ def concatenated(x: Array, y: Array) -> Array:
     return automatic(join, (x, y), PartitionSpec(*others, None, last))
 
 
-def along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
-    """Arguments as ``jax.vmap`` asks for them on explicit axes.
+def specs_along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
+    """How arguments lie as ``jax.vmap`` asks for them on explicit axes.
 
     Rows of all of them are cut alike. What all rows share is gathered along the mesh
     axes that cut the rows: a device needs all of what its rows are gradients of.
@@ -214,21 +214,35 @@ def along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
     pairs = list(zip(args, in_axes, strict=True))
     rows = jax.tree.leaves([arg for arg, axis in pairs if axis == 0])
     cuts = [cut for array in rows if (cut := spec_of(array)[0]) is not None]
-    if not cuts:
-        return list(args)
-    mesh, names = explicit_mesh(rows), {name for cut in cuts for name in names_of(cut)}
+    names = {name for cut in cuts for name in names_of(cut)}
 
-    def lay(array: Any, axis: int | None) -> Any:
+    def wanted(array: Any, axis: int | None) -> PartitionSpec:
         if not isinstance(array, jax.Array):  # a number, a string, a function
-            return array
+            return PartitionSpec()
         spec = spec_of(array)
+        if axis == 0:
+            return PartitionSpec(cuts[0] if cuts else None, *spec[1:])
         own = [tuple(n for n in names_of(x) if n not in names) or None for x in spec]
-        wanted = PartitionSpec(cuts[0], *spec[1:]) if axis == 0 else PartitionSpec(*own)
-        if tuple(map(names_of, wanted)) == tuple(map(names_of, spec)):
+        return PartitionSpec(*own)
+
+    of_arg = lambda arg, axis: jax.tree.map(lambda x: wanted(x, axis), arg)
+    return list(itertools.starmap(of_arg, pairs))
+
+
+def along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
+    """Arguments that lie so."""
+    mesh = explicit_mesh(args)
+    if mesh is None:
+        return list(args)
+
+    def lay(array: Any, wanted: PartitionSpec) -> Any:
+        if not isinstance(array, jax.Array):
+            return array
+        if tuple(map(names_of, wanted)) == tuple(map(names_of, spec_of(array))):
             return array
         return jax.sharding.reshard(array, NamedSharding(mesh, wanted))
 
-    return [jax.tree.map(lambda x, axis=axis: lay(x, axis), arg) for arg, axis in pairs]
+    return jax.tree.map(lay, list(args), specs_along_rows(args, in_axes))
 
 
 def names_of(entry: Any) -> tuple[str, ...]:

@@ -14,12 +14,7 @@ from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, Arranged, arranger
 from consensus_optax._gradients.batch_axes import with_batch_axis
 from consensus_optax._gradients.per_example import value_and_rows
-from consensus_optax._rows.explicit import (
-    Explicit,
-    automatic,
-    explicit_mesh,
-    freed,
-)
+from consensus_optax._rows.explicit import Explicit, automatic, freed
 from consensus_optax._rows.stack import as_stack, checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import decision_dtype
@@ -171,9 +166,6 @@ def value_and_reduced_grad(
         if hold_rows is None:
             computes = reducer.computes if on_mesh else True
             return not computes or is_held(rule, batch, on_mesh and reducer.inside)
-        if not hold_rows and explicit_mesh(batch.arranged.args):
-            wanted = "None or True with arrays along explicit mesh axes"
-            _check.fail("hold_rows", wanted, hold_rows)
         return hold_rows
 
     def reduced(
@@ -190,6 +182,7 @@ def value_and_reduced_grad(
         _check.known_words(words, WORDS)
         words = with_checked_target(words, params)
         losses = lambda value: value[0] if has_aux else value
+        deals = on_mesh and reducer.deals
         of_row = functools.partial(fun, **kwargs)
 
         def of_batch(value: Any, update: Any, new: Any) -> Any:
@@ -201,64 +194,50 @@ def value_and_reduced_grad(
             mean = automatic(_mean, of_rows, PartitionSpec())
             return (mean, value[1]) if has_aux else mean
 
-        def computed(
-            local: Computed | Backward, weights: Any, state: Any, own: Arranged
-        ) -> Any:
+        in_turn = microbatch_size is not None and microbatch_size < arranged.num_rows
+        turns, keeps = 1, False
+        if in_turn and deals:
+            turns, rest = divmod(arranged.num_rows, microbatch_size)
+            if rest:
+                wanted = f"a divisor of the number of rows, {arranged.num_rows}, "
+                wanted += "with a sharded reducer under `jax.jit`"
+                _check.fail("microbatch_size", wanted, microbatch_size)
+            keeps = not comes_by_turns(rule)
+        elif not in_turn:
+            batch = Batch(of_row, has_aux, arranged, params)
+            held = microbatch_size is not None or is_to_be_held(batch)
+            keeps = microbatch_size is None and held and deals and is_dealt(rule, batch)
+            if held and not keeps:
+                value, rows = value_and_rows(of_row, arranged, has_aux)
+                words = {"values": losses(value), **(extra or {})}
+                given = {"weights": weights, **words}
+                update, new = reducer.update(rows, state, params, **given)
+                return of_batch(mean_of(value, weights, arranged), update, new)
+
+        def in_passes(given: Any, weights: Any, state: Any, words: Any) -> Any:
             """What comes out of rows that are computed when they are looked at."""
-            stack = as_stack(jax.tree.map(_one_row, local.params), local.params)
-            source = reducer.source(local) if on_mesh else local
+            own = arranged.freed(given)
+            params = arrays_of(own.differentiated(own.args))
+            checked = checked_weights(weights, own.num_rows, decision_dtype(params))
+            if in_turn and not deals:
+                indices = row_indices(own.num_rows, microbatch_size)
+                micro = Microbatches(of_row, has_aux, own, params, checked, indices)
+                local = Computed.of(micro, state.step, words)
+            else:
+                batch = Batch(of_row, has_aux, own, params, turns=turns)
+                local = Backward.of(batch, checked, state.step, words, keeps)
+            stack = as_stack(jax.tree.map(_one_row, params), params)
+            source = reducer.source(local, lie) if on_mesh else local
             outcome, source = run(rule, source, state.rule_state)
             leaves, new = finished(stack, outcome, source.seen, state)
             mean = mean_of(source.seen.value, weights, own)
             return mean, stack.rebuild(leaves), new
 
-        if microbatch_size is None or microbatch_size >= arranged.num_rows:
-            batch = Batch(of_row, has_aux, arranged, params)
-            passes = keeps = False
-            if microbatch_size is None:
-                held = is_to_be_held(batch)
-                keeps = held and on_mesh and reducer.deals and is_dealt(rule, batch)
-                passes = keeps or not held
-            if passes:
-                given = checked_weights(weights, arranged.num_rows, batch.dtype)
-                local = Backward.of(batch, given, state.step, words, keeps)
-                return of_batch(*computed(local, weights, state, arranged))
-            value, rows = value_and_rows(of_row, arranged, has_aux)
-            words = {"values": losses(value), **(extra or {})}
-            update, new = reducer.update(rows, state, params, weights=weights, **words)
-            return of_batch(mean_of(value, weights, arranged), update, new)
-
-        if on_mesh and reducer.deals and not explicit_mesh(arranged.args):
-            turns = arranged.num_rows // microbatch_size
-            if turns * microbatch_size != arranged.num_rows:
-                wanted = f"a divisor of the number of rows, {arranged.num_rows}, "
-                wanted += "with a sharded reducer under `jax.jit`"
-                _check.fail("microbatch_size", wanted, microbatch_size)
-            batch = Batch(of_row, has_aux, arranged, params, turns=turns)
-            given = checked_weights(weights, arranged.num_rows, batch.dtype)
-            keeps = not comes_by_turns(rule)
-            local = Backward.of(batch, given, state.step, words, keeps)
-            return of_batch(*computed(local, weights, state, arranged))
-
-        lie = Explicit.of((arranged.args, kwargs))
-
-        def in_microbatches(
-            args: Any, kwargs: Any, weights: Any, state: Any, words: Any
-        ) -> Any:
-            own = arranged._replace(args=args)
-            params = arrays_of(own.differentiated(args))
-            checked = checked_weights(weights, own.num_rows, decision_dtype(params))
-            indices = row_indices(own.num_rows, microbatch_size)
-            micro = Microbatches(
-                fun, has_aux, own, kwargs, lie, params, checked, indices
-            )
-            local = Computed.of(micro, state.step, words)
-            return computed(local, weights, state, own)
-
+        lie = reducer.specs(params) if on_mesh else []
         value_spec = (PartitionSpec(), arranged.cut) if has_aux else PartitionSpec()
         specs = value_spec, Explicit.of(params).specs, Explicit.of(state).specs
-        given = arranged.args, kwargs, weights, state, words
-        return of_batch(*freed(in_microbatches, given, specs))
+        given = arranged.given, weights, state, words
+        return of_batch(*freed(in_passes, given, specs))
 
     return reduced
 

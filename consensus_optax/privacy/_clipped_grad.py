@@ -14,7 +14,7 @@ from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, arranger
 from consensus_optax._gradients.batch_axes import with_batch_axis
 from consensus_optax._rows import verbs
-from consensus_optax._rows.explicit import Explicit, freed
+from consensus_optax._rows.explicit import freed
 from consensus_optax._rows.stack import checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.kinds import Reads
@@ -138,23 +138,20 @@ def clipped_grad(
         there = None
         if is_padding_example is not None:
             there = jnp.where(is_padding_example, 0.0, 1.0)
-        lie = Explicit.of((arranged.args, kwargs))
+        own = functools.partial(of_row, **kwargs)
 
-        def summed(args: Any, kwargs: Any, there: Any) -> Any:
-            own, count = arranged._replace(args=args), arranged.num_rows
-            params = arrays_of(own.differentiated(args))
+        def summed(args: Any, there: Any) -> Any:
+            freely, count = arranged.freed(args), arranged.num_rows
+            params = arrays_of(freely.differentiated(freely.args))
             weights = checked_weights(there, count, verbs.decision_dtype(params))
             indices = row_indices(count, min(microbatch_size or count, count))
-            micro = Microbatches(
-                of_row, True, own, kwargs, lie, params, weights, indices
-            )
+            micro = Microbatches(own, True, freely, params, weights, indices)
             return _summed(micro, how, pre_clipping_transform, finish)
 
-        given = arranged.args, kwargs, there
+        given = arranged.given, there
         grads, (value, norms) = freed(summed, given, PartitionSpec())
         if not asked:
             return grads
-        own = functools.partial(of_row, **kwargs)
         _, (values, aux) = with_batch_axis(own, arranged, True, value)
         return grads, clipping.AuxiliaryOutput(
             values=values if return_values else None,

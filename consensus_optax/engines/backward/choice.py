@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._gradients.per_example import value_and_rows
-from consensus_optax._rows.explicit import explicit_mesh
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rules.kinds import (
     After,
@@ -41,7 +40,7 @@ def is_held(rule: Rule, batch: Batch, on_mesh: bool) -> bool:
     are held up to four times the bytes of the parameters, or up to 256 MiB, and by
     mixings.
     """
-    if not _reads_in_passes(rule, on_mesh) or explicit_mesh(batch.arranged.args):
+    if not _reads_in_passes(rule, on_mesh):
         return True
     params = sum(_bytes(leaf) for leaf in jax.tree.leaves(batch.params))
     most = max(_TIMES_PARAMETERS * params, _FEW)
@@ -56,7 +55,7 @@ def is_dealt(rule: Rule, batch: Batch) -> bool:
     They take what they do in memory otherwise, and are not held twice while they are
     dealt out. For this most of their entries must be multiplied out anyway.
     """
-    if not _reads_in_passes(rule, False) or explicit_mesh(batch.arranged.args):
+    if not _reads_in_passes(rule, False):
         return False
     params = jax.tree.leaves(batch.params)
     sizes = [x.size for x in params if jnp.issubdtype(x.dtype, jnp.floating)]

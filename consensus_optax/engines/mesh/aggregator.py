@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from consensus_optax._rows.trees import floating_leaves
 from consensus_optax._rules.kinds import Rule
@@ -15,7 +17,12 @@ from consensus_optax.engines.backward.passes import Batch
 from consensus_optax.engines.backward.source import Backward
 from consensus_optax.engines.mesh.exchange import Exchange
 from consensus_optax.engines.mesh.source import Shared
-from consensus_optax.engines.mesh.specs import is_inside, mesh_of, specs_of, spread_of
+from consensus_optax.engines.mesh.specs import (
+    automatic_mesh,
+    is_inside,
+    specs_of,
+    spread_of,
+)
 from consensus_optax.engines.mesh.wire import Wire
 from consensus_optax.engines.microbatches.source import Computed
 
@@ -59,20 +66,28 @@ class Sharded(Aggregator):
         """Whether rows may be dealt out in the backward pass, where this is asked."""
         return not self.inside and self.wire.rows is None and self.wire.update is None
 
-    def source(self, local: Computed | Backward) -> Shared | Backward:
+    def specs(self, params: Any) -> list[PartitionSpec]:
+        """How parameters are cut, as told, or as explicit axes say."""
+        return specs_of(params, self.param_specs)
+
+    def source(
+        self, local: Computed | Backward, specs: Sequence[PartitionSpec]
+    ) -> Shared | Backward:
         """The rows of all devices, that are computed when they are looked at.
+
+        Args:
+          local: those of the device, or of all under ``jit``.
+          specs: how parameters are cut.
 
         Raises:
           ValueError: when traced, where that is not to be had.
         """
         if isinstance(local, Backward) and self.deals:
-            return local._replace(batch=self._dealt(local.batch))
+            return local._replace(batch=self._dealt(local.batch, specs))
         if not (self.inside and self.plain):
             raise ValueError(
                 "A sharded reducer takes microbatches, and rows that are not held, "
-                "under `jax.jit` without `wire` and `update_wire`, on automatic axes "
-                "(`jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))`), "
-                "and inside of `jax.shard_map` over its axes "
+                "under `jax.jit` without `wire` and `update_wire`, and inside of `jax.shard_map` over its axes "
                 f"{self.axes} alone without `param_specs`, `wire` and `wire_dtype`. "
                 "Leave `microbatch_size` and `hold_rows` out, or these."
             )
@@ -83,13 +98,12 @@ class Sharded(Aggregator):
         dtypes = [leaf.dtype for leaf in leaves]
         return Shared.of(exchange, local, dtypes, ("values",), Wire())
 
-    def _dealt(self, batch: Batch) -> Batch:
+    def _dealt(self, batch: Batch, specs: Sequence[PartitionSpec]) -> Batch:
         """Rows that the compiler is told to leave where their examples are."""
         wire = self.wire.dtype
         if wire is not None and not jnp.issubdtype(wire, jnp.floating):
             wire = None  # of signs, which rows are not
-        specs = specs_of(batch.params, self.param_specs)
-        dealing = Dealing(mesh_of(self.mesh, self.axes), self.axes, wire, specs)
+        dealing = Dealing(automatic_mesh(self.mesh, self.axes), self.axes, wire, specs)
         arranged = batch.arranged
         rows_axis = arranged.rows_axis
         names = rows_axis.names or self.axes

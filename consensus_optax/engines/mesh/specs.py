@@ -40,6 +40,16 @@ def mesh_of(mesh: Any, axes: tuple[str, ...]) -> Any:
     return mesh
 
 
+def automatic_mesh(mesh: Any, axes: tuple[str, ...]) -> Any:
+    """The same for who computes along axes that are automatic, if only meanwhile."""
+    here = jax.sharding.get_abstract_mesh()
+    mesh = mesh_of(mesh if here.empty else None, axes)
+    if AxisType.Explicit not in mesh.axis_types:
+        return mesh
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)  # of arrays that lie nowhere yet
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
 def specs_of(params: Tree, given: Tree) -> list[PartitionSpec]:
     """One spec for every floating parameter, with one entry for every array axis.
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from consensus_optax._gradients.arguments import Arranged
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows import verbs
-from consensus_optax._rows.explicit import Explicit, explicit_again, names_of
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
 from consensus_optax._rules.kinds import Roster, Scaling
 from consensus_optax._running.memory import Memory
@@ -77,9 +73,6 @@ class Microbatches(NamedTuple):
       has_aux: whether it returns aux.
       arranged: its arguments, of all rows.
       params: the argument or arguments that are differentiated.
-      kwargs: what the loss gets by keyword.
-      explicit: how ``arranged.args`` and ``kwargs`` lie on explicit mesh axes, which
-        are automatic meanwhile but in the loss.
       weights: (B,) 0 for rows that are not there, negative for those that cannot
         count, as far as is known.
       indices: (k, m) which rows make a microbatch; B and above is padding.
@@ -90,8 +83,6 @@ class Microbatches(NamedTuple):
     fun: Callable[..., Any]
     has_aux: bool
     arranged: Arranged
-    kwargs: dict[str, Any]
-    explicit: Explicit
     params: Tree
     weights: Array
     indices: Array
@@ -161,33 +152,7 @@ class Microbatches(NamedTuple):
 
     def _of_own(self, own: Arranged) -> tuple[Any, Any]:
         """The same of some of the arguments."""
-
-        def compute(args: Any, kwargs: Any) -> tuple[Any, Any]:
-            of_row = functools.partial(self.fun, **kwargs)
-            return value_and_rows(of_row, own._replace(args=args), self.has_aux)
-
-        lie = self.explicit._replace(specs=self._specs(own.num_rows))
-        return explicit_again(compute, (own.args, self.kwargs), lie)
-
-    def _specs(self, count: int) -> Any:
-        """How so many rows lie: as all do, if the devices can share them alike."""
-        if not self.explicit.axes:
-            return None
-        of_args, of_kwargs = self.explicit.specs
-        sizes = jax.sharding.get_abstract_mesh().shape
-
-        def of_rows(spec: PartitionSpec) -> PartitionSpec:
-            names = names_of(spec[0]) if len(spec) else ()
-            fits = count % math.prod(sizes[name] for name in names) == 0
-            return spec if fits else PartitionSpec(None, *spec[1:])
-
-        is_spec = lambda x: isinstance(x, PartitionSpec)
-        pairs = zip(of_args, self.arranged.in_axes, strict=True)
-        own = [
-            spec if axis is None else jax.tree.map(of_rows, spec, is_leaf=is_spec)
-            for spec, axis in pairs
-        ]
-        return tuple(own), of_kwargs
+        return value_and_rows(self.fun, own, self.has_aux)
 
     def in_order(self, by_block: Tree) -> Tree:
         """Undoes the split: leaves (k, m, ...) to (B, ...) in the order of the rows."""

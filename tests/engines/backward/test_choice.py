@@ -90,10 +90,3 @@ def test_bad_arguments_say_what_to_do():
         co.value_and_reduced_grad(loss, co.mean(), hold_rows=1)
     with pytest.raises(ValueError, match="None with `microbatch_size`; got False"):
         co.value_and_reduced_grad(loss, co.mean(), hold_rows=False, microbatch_size=2)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    x = jax.device_put(jnp.ones((ROWS, 2, WIDTH)), rows)
-    params = batch(1).params
-    step = co.value_and_reduced_grad(loss, co.mean(), hold_rows=False)
-    with pytest.raises(ValueError, match="None or True with arrays along explicit"):
-        step(params, x, state=co.mean().init(params))
