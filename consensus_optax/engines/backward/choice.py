@@ -15,6 +15,7 @@ from consensus_optax._rules.kinds import (
     Among,
     Columns,
     Fold,
+    Mixing,
     Noised,
     Probing,
     Reads,
@@ -37,8 +38,7 @@ def is_held(rule: Rule, batch: Batch, on_mesh: bool) -> bool:
     that is less, for as long as the rule looks at them. Reduced inside of the backward
     pass they take nothing, but every look is a pass: folds and columns have one look, a
     weighting two, so it takes up to twice the time of one that holds its rows. So rows
-    are held up to four times the bytes of the parameters, or up to 256 MiB, and by
-    mixings.
+    are held up to four times the bytes of the parameters, or up to 256 MiB.
     """
     if not _reads_in_passes(rule, on_mesh):
         return True
@@ -101,7 +101,8 @@ def _held(batch: Batch) -> list[list[Any]]:
 def _reads_in_passes(rule: Rule, on_mesh: bool) -> bool:
     """Whether a rule asks for nothing but sums over rows, or inner products of them.
 
-    On a mesh those of pairs are taken of rows that are held anyway.
+    Or mixes them first. On a mesh inner products of pairs, and what is mixed, are taken
+    of rows that are held anyway.
     """
     match rule:
         case Fold():
@@ -113,6 +114,8 @@ def _reads_in_passes(rule: Rule, on_mesh: bool) -> bool:
         case Among():
             several = rule.selector, rule.rule
             return all(_reads_in_passes(each, on_mesh) for each in several)
+        case After(first=Mixing()):
+            return not on_mesh and _reads_in_passes(rule.rule, on_mesh)
         case After(first=Scaling() | Probing() as first):
             in_passes = not on_mesh or not Reads(first.reads).pairs
             return in_passes and _reads_in_passes(rule.rule, on_mesh)

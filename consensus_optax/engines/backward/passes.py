@@ -18,13 +18,15 @@ from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.sums import each_part
 from consensus_optax._rows.trees import floating_leaves
-from consensus_optax._rows.verbs import Leaf, decision_dtype
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._rows.verbs import AnyLeaf, Leaf, decision_dtype
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward import turns
 from consensus_optax.engines.backward.dealing import Dealing
 from consensus_optax.engines.backward.found import Found, Read, in_memory
 from consensus_optax.engines.backward.merging import Merging
+from consensus_optax.engines.backward.mixture import Mixture
 
 
 class Batch(NamedTuple):
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
       params: the argument or arguments that are differentiated.
       dealing: where rows lie, if each is computed by one of many devices.
       scalings: (B,) each, what rows are multiplied by, one after the other.
+      mixture: of what they are mixed then, if they are.
       kept: what a pass found that has left rows where they were dealt to, which are
         what it has ``made``. Of B rows on N devices each holds those of an Nth part of
         the coordinates: as much as B / N whole rows.
@@ -49,6 +52,7 @@ class Batch(NamedTuple):
     params: Tree
     dealing: Dealing | None = None
     scalings: tuple[Array, ...] = ()
+    mixture: Mixture | None = None
     kept: Found | None = None
     turns: int = 1
 
@@ -62,8 +66,20 @@ class Batch(NamedTuple):
         return value[0] if self.has_aux else value
 
     def scaled(self, rows: Leaf) -> Any:
-        """Rows as they are looked at."""
+        """Rows as they are looked at, or are mixed."""
         return functools.reduce(verbs.scale, self.scalings, rows)
+
+    def times(self, factors: Array, tested: bool) -> Batch:
+        """The same of rows times factors; ``tested``: see `Source.scaled`."""
+        if self.mixture is not None:
+            return self._replace(mixture=self.mixture.scaled(factors, tested))
+        return self._replace(scalings=(*self.scalings, factors))
+
+    def mixed(self, matrix: Array, roster: Roster) -> Batch:
+        """The same of rows sum_j matrix[i, j] row_j, of these here."""
+        known = self.mixture
+        mixture = known.mixed(matrix) if known else Mixture(matrix, roster)
+        return self._replace(mixture=mixture)
 
     def read(
         self,
@@ -81,16 +97,21 @@ class Batch(NamedTuple):
           together: whether that takes several rows at once.
         """
 
+        alone = self.mixture is None
+
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
-            if self.dealing is None or not together:
-                return Reduced(*read(in_memory([whole], roster), claim))
+            if self.dealing is None or not (together or not alone):
+                return Reduced(*self._looked_at(roster, read, whole, claim))
             rows = whole if self.scalings else rows
 
             def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
-                own = in_memory([rows.astype(whole.dtype)], roster)
-                return read(own, claim._replace(like=like))
+                own, given = rows.astype(whole.dtype), claim._replace(like=like)
+                if not alone:
+                    return self._looked_at(roster, read, own, given)
+                return read(in_memory([own], roster), given)
 
-            return Reduced(*self.dealing.of_coordinates(of_part, rows, claim))
+            made = Reduced(*self.dealing.of_coordinates(of_part, rows, claim))
+            return self._tested(whole, made) if alone else made
 
         if self.kept is not None:
             return self._of_kept(self.kept, roster, read, likes)
@@ -102,7 +123,7 @@ class Batch(NamedTuple):
     def merged(self, roster: Roster, merging: Merging) -> Found:
         """The same of statistics, sent in place of rows where these are more."""
         dealing = self.dealing
-        if dealing is None or self.kept is not None:
+        if dealing is None or self.kept is not None or self.mixture is not None:
             return self.read(roster, merging.read)
         if self.turns > 1:
             return turns.merged(self, roster, merging)
@@ -116,7 +137,8 @@ class Batch(NamedTuple):
 
             rows = whole if self.scalings else rows
             given = rows, (roster.weights, merging.given(claim)), claim
-            return Reduced((), dealing.merged(observe, merging.statistics, *given))
+            merged = Reduced((), dealing.merged(observe, merging.statistics, *given))
+            return self._tested(whole, merged)
 
         return self._pass(roster, make, None)
 
@@ -137,8 +159,7 @@ class Batch(NamedTuple):
             return found, self._replace(kept=found)
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
-            del whole
-            return Reduced((), dealing.dealt(rows, claim), rows=0)
+            return self._tested(whole, Reduced((), dealing.dealt(rows, claim), rows=0))
 
         found = self._pass(roster, make, None)
         return found, self._replace(kept=found)
@@ -149,14 +170,12 @@ class Batch(NamedTuple):
         make: Callable[[Claim, Any, Any], Reduced],
         likes: Sequence[Any] | None,
     ) -> Found:
-        """One pass: what is made of rows as they are, and as they are looked at."""
+        """One pass: what is made of rows as they are, and scaled; and who is finite."""
 
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
             if is_outer_product(rows) and (self.dealing is not None or not rows.size):
                 rows = rows.materialize()  # each on its own device, or of no entries
-            whole = self.scaled(_as_decided(rows, claim.dtype))
-            made = make(claim, rows, whole)
-            return dataclasses.replace(made, sums=(self._bad(whole), made.sums))
+            return make(claim, rows, self.scaled(_as_decided(rows, claim.dtype)))
 
         value, leaves = value_and_reduced(
             self.fun, self.arranged, self.has_aux, reduce, likes
@@ -169,13 +188,13 @@ class Batch(NamedTuple):
     def _with(self, found: Found, rest: dict[int, Leaf]) -> Found:
         """What was found, with the leaves that are left, and rows finite in all."""
         finite, made = found.finite, found.made
-        scaled = {i: self.scaled(x) for i, x in rest.items()}
-        if scaled:
-            finite &= finite_rows(list(scaled.values()), self.dtype)
+        looked_at = {i: self._mixed(self.scaled(x)) for i, x in rest.items()}
+        if looked_at:
+            finite &= self._bad(list(looked_at.values())) == 0
         for leaf in made.values():
             finite &= leaf.sums[0] == 0
         made = {i: dataclasses.replace(x, sums=x.sums[1]) for i, x in made.items()}
-        return Found(found.value, finite, made, scaled)
+        return Found(found.value, finite, made, looked_at)
 
     def _of_kept(
         self, kept: Found, roster: Roster, read: Read, likes: Sequence[Any] | None
@@ -190,7 +209,9 @@ class Batch(NamedTuple):
             return self._of_layers(roster, read, claim, rows.likes)
 
         made = {i: of_leaf(i, rows) for i, rows in kept.made.items()}
-        return self._with(kept._replace(made=made), kept.rest)
+        of_mixed = jnp.ones(roster.weights.shape, bool)
+        finite = of_mixed if self.mixture else kept.finite
+        return self._with(kept._replace(made=made, finite=finite), kept.rest)
 
     def _of_layers(
         self, roster: Roster, read: Read, claim: Claim, rows: Array
@@ -206,14 +227,35 @@ class Batch(NamedTuple):
 
         def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
             whole = self.scaled(rows.astype(claim.dtype))
-            sums, made = read(in_memory([whole], roster), claim._replace(like=like))
-            return (self._bad(whole), sums), made
+            return self._looked_at(roster, read, whole, claim._replace(like=like))
 
         return Reduced(*dealing.of_dealt(of_part, rows, claim))
 
-    def _bad(self, rows: Leaf) -> Array:
-        """Above 0 for rows that are not finite."""
-        return (~finite_rows([rows], self.dtype)).astype(jnp.int32)
+    def _looked_at(
+        self, roster: Roster, read: Read, rows: Leaf, claim: Claim
+    ) -> tuple[Any, Any]:
+        """What is made of rows that have been scaled, and which are not finite."""
+        mixed = self._mixed(rows)
+        sums, likes = read(in_memory([mixed], roster), claim)
+        return (self._bad([mixed]), sums), likes
+
+    def _tested(self, rows: Leaf, made: Reduced) -> Reduced:
+        """What was made of rows, and which are not finite."""
+        return dataclasses.replace(made, sums=(self._bad([rows]), made.sums))
+
+    def _mixed(self, rows: Leaf) -> AnyLeaf:
+        """Rows as they are looked at."""
+        return rows if self.mixture is None else self.mixture.of(rows)
+
+    def _bad(self, leaves: Sequence[AnyLeaf]) -> Array:
+        """Above 0 for rows, as they are looked at, that are not finite."""
+        if self.mixture is not None:
+            none = jnp.zeros(self.mixture.matrix.shape[:1], jnp.int32)
+            if self.mixture.tested:
+                return varying_like(none, leaves)
+            leaves = [verbs.as_array(leaf, self.dtype) for leaf in leaves]
+        given: Any = leaves
+        return (~finite_rows(given, self.dtype)).astype(jnp.int32)
 
 
 def _as_decided(rows: Leaf, dtype: Any) -> Leaf:

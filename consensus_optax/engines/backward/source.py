@@ -145,9 +145,16 @@ class Backward(NamedTuple):
         return combined_on_trust(self, weigh, own, combine, self._told, varying)
 
     def _combined(self, weights: Array) -> tuple[list[Array], Found]:
-        """The combination, and all else that the pass found."""
-        roster = self.seen.roster
-        found = self.batch.merged(roster, merging.of_combination(weights))
+        """The combination, and all else that the pass found.
+
+        One of mixed rows is one of those that they are made of, and may travel so.
+        """
+        roster, batch = self.seen.roster, self.batch
+        mixture = batch.mixture
+        if mixture is not None and mixture.tested:
+            roster, weights = mixture.before, mixture.weights(weights)
+            batch = batch._replace(mixture=None)
+        found = batch.merged(roster, merging.of_combination(weights))
         by_leaf = {i: leaf.likes[0] for i, leaf in found.made.items()}
         if found.rest:
             memory = in_memory(list(found.rest.values()), roster)
@@ -201,7 +208,7 @@ class Backward(NamedTuple):
         source = self._kept() if self.keeps else self
         seen = source.seen.without(sound)
         given = jnp.broadcast_to(factors, seen.roster.weights.shape)
-        batch = source.batch._replace(scalings=(*source.batch.scalings, given))
+        batch = source.batch.times(given, tested)
         return Backward(batch, seen, source.known and tested)
 
     def combine_apart(self, look: Look, exact: bool = False) -> None:
@@ -212,15 +219,23 @@ class Backward(NamedTuple):
         """As for combining."""
         del step
 
-    def mixed(self, matrix: Array, weights: Array) -> Memory:
-        """As for columns."""
-        return self._held().mixed(matrix, weights)
+    def mixed(self, matrix: Array, weights: Array) -> Backward:
+        """Nothing is computed yet, unless rows are to be kept."""
+        source = self._kept() if self.keeps else self
+        batch = source.batch.mixed(matrix, source.seen.roster)
+        return Backward(batch, source.seen.among(weights), known=True)
 
     def multiplied_out(
         self, send: Callable[[list[Array]], list[Array]], signs: bool
     ) -> tuple[list[Array], Memory]:
         """What ``send`` makes of the rows as arrays."""
-        return self._held().multiplied_out(send, signs)
+        batch = self.batch
+        value, rows = value_and_rows(batch.fun, batch.arranged, batch.has_aux)
+        stack = as_stack(rows, batch.params)
+        leaves = list(map(batch.scaled, stack.leaves))
+        finite = finite_rows(leaves, stack.dtype)
+        told = self._sound(Found(value, finite, {}, {}))
+        return Memory(leaves, self._told(*told).seen).multiplied_out(send, signs)
 
     def _made(self, make: Make, merges: Merging | None) -> tuple[list[Any], Found]:
         """The same of the rows of this roster, and all else that the pass found."""
@@ -244,22 +259,6 @@ class Backward(NamedTuple):
         found, batch = self.batch.keeping(self.seen.roster)
         source = self._told(*self._sound(found))
         return source._replace(batch=batch, keeps=False)
-
-    def _held(self) -> Memory:
-        """The rows in memory."""
-        batch = self.batch
-        if batch.turns > 1:
-            raise ValueError(
-                "Rows that are mixed are held, all of them at a time, so with a "
-                "sharded reducer under `jax.jit` they take no `microbatch_size`. Leave "
-                "it out, or call this inside of `jax.shard_map`."
-            )
-        value, rows = value_and_rows(batch.fun, batch.arranged, batch.has_aux)
-        stack = as_stack(rows, batch.params)
-        leaves = list(map(batch.scaled, stack.leaves))
-        finite = finite_rows(leaves, stack.dtype)
-        told = self._sound(Found(value, finite, {}, {}))
-        return Memory(leaves, self._told(*told).seen)
 
     def _sound(self, found: Found) -> Told:
         """What a pass tells: weights of sound rows, how many are not, values."""

@@ -104,6 +104,11 @@ def test_of_many_rows_on_a_device_what_merges_is_sent(reducer):
         pytest.param(
             co.geometric_median(), id="distances", marks=pytest.mark.whole_zoo
         ),
+        pytest.param(
+            co.after(co.nearest_neighbor_mixing(2), co.krum(1, 3)),
+            id="mixed",
+            marks=pytest.mark.whole_zoo,
+        ),
     ],
 )
 def test_rows_that_are_held_are_made_and_sent_once(reducer):
@@ -156,6 +161,12 @@ def test_updates_lie_as_their_parameters_do(told):
     [
         pytest.param(co.cosine_filter(1.0), id="pairs"),
         pytest.param(co.median(), id="columns"),
+        pytest.param(co.after(co.nearest_neighbor_mixing(2), co.median()), id="mixed"),
+        pytest.param(
+            co.after(co.bucketing(2, jax.random.key(0)), co.sign_consensus(0.6)),
+            id="mixed, fold",
+            marks=pytest.mark.whole_zoo,
+        ),
         pytest.param(co.normalized_mean(), id="norms", marks=pytest.mark.whole_zoo),
         pytest.param(
             co.previous_update_filter(1.5), id="previous", marks=pytest.mark.whole_zoo

@@ -25,7 +25,7 @@ from tests._fsdp import (
     step_of,
 )
 
-TURNS_NOW = ("nothing", "minmod", "columns", "pairs", "probe", "clipped")
+TURNS_NOW = ("nothing", "minmod", "columns", "pairs", "mixed", "probe", "clipped")
 TURNS = {  # rules, and how often rows are sent: once, what they merge to in every turn
     "nothing": (co.mean(), False),
     "minmod": (co.sign_consensus(), False),
@@ -43,6 +43,14 @@ TURNS = {  # rules, and how often rows are sent: once, what they merge to in eve
     "about": (co.geometric_median(), True),
     "previous": (co.previous_update_filter(1.5), True),
     "clipped columns": (co.chain(co.clip_examples(0.05), co.median()), True),
+    "mixed": (co.after(co.nearest_neighbor_mixing(2), co.mean()), True),
+    "mixed columns": (
+        co.chain(
+            co.clip_examples(0.05),
+            co.after(co.bucketing(2, jax.random.key(0)), co.median()),
+        ),
+        True,
+    ),
     "among": (co.among(co.krum(1, 3), co.sign_consensus()), True),
     "probe": (co.chain(co.clip_examples(0.05), co.probe(), co.mean()), True),
 }
@@ -118,10 +126,6 @@ def test_bad_microbatches():
     face = co.sharded(co.sign_consensus(), "data", mesh=MESH)
     with pytest.raises(ValueError, match=r"`microbatch_size` .* divisor .* 8.* got 3"):
         step_of(co.mean(), face, microbatch_size=3)(PARAMS, X)
-    mixed = co.after(co.nearest_neighbor_mixing(1), co.mean())
-    face = co.sharded(mixed, "data", mesh=MESH)
-    with pytest.raises(ValueError, match="Rows that are mixed are held"):
-        step_of(mixed, face, microbatch_size=4)(PARAMS, X)
     face = co.sharded(co.mean(), "data", mesh=MESH, wire=co.compressors.scaled_sign())
     with pytest.raises(ValueError, match="A sharded reducer takes microbatches"):
         step_of(co.mean(), face, microbatch_size=4)(PARAMS, X)
