@@ -7,7 +7,6 @@ Shared arguments reach the loss as they are, as under ``jax.vmap(jax.grad(loss))
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,11 +33,8 @@ from consensus_optax._gradients.names import known_as
 from consensus_optax._rows.explicit import (
     Explicit,
     along_rows,
-    explicit_mesh,
     in_groups,
-    names_of,
     spec_of,
-    specs_along_rows,
 )
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array, AxisName
@@ -58,8 +54,8 @@ class Arranged(NamedTuple):
       batched: which of them are the batch: they, and keys, have the axis of rows.
       num_examples: in the whole batch, however few rows are taken.
       passing: of modules that are differentiated, by position, what is no parameter.
-      explicit: how those that are ``traced`` lie along explicit mesh axes that are
-        automatic meanwhile, but where the loss is traced; all rows of them.
+      explicit: how all rows of them lie along explicit mesh axes that are automatic
+        meanwhile, but where the loss is traced.
     """
 
     args: tuple[Any, ...]
@@ -105,7 +101,8 @@ class Arranged(NamedTuple):
     @property
     def cut(self) -> PartitionSpec:
         """How the axis of rows is cut along explicit mesh axes."""
-        return PartitionSpec(spec_of(jax.tree.leaves(self._of_rows)[0])[0])
+        cuts = [spec_of(leaf)[0] for leaf in jax.tree.leaves(self._of_rows)]
+        return PartitionSpec(next(filter(None, cuts), None))
 
     @property
     def _of_rows(self) -> list[Any]:
@@ -157,36 +154,21 @@ class Arranged(NamedTuple):
 
     def freed(self, given: Sequence[Any]) -> Arranged:
         """The same once these arguments of theirs lie along automatic axes."""
-        args = list(self.args)
-        for position, arg in zip(self.traced, given, strict=True):
-            args[position] = arg
-        mesh = explicit_mesh(self.args)
-        specs = specs_along_rows(self.args, self.in_axes)
-        lie = Explicit(
-            mesh.explicit_axes if mesh else (), [specs[i] for i in self.traced]
-        )
-        return self._replace(args=tuple(args), explicit=lie)
+        lie = Explicit.along_rows(self.args, self.in_axes)
+        return self._replace(args=self._with(self.args, given), explicit=lie)
 
     @property
     def lie(self) -> Explicit:
-        """The same of these rows: as all do, if the devices can share them alike."""
+        """How those that are ``traced`` lie where the loss is, of these rows."""
         if not self.explicit.axes:
             return self.explicit
-        sizes = jax.sharding.get_abstract_mesh().shape
+        specs = self.explicit.of_rows(self.in_axes, self.num_rows)
+        return self.explicit._replace(specs=[specs[i] for i in self.traced])
 
-        def of_rows(spec: PartitionSpec) -> PartitionSpec:
-            names = names_of(spec[0]) if len(spec) else ()
-            fits = self.num_rows % math.prod(sizes[name] for name in names) == 0
-            return spec if fits else PartitionSpec(None, *spec[1:])
-
-        is_spec = lambda x: isinstance(x, PartitionSpec)
-        axes = [self.in_axes[i] for i in self.traced]
-        return self.explicit._replace(
-            specs=[
-                spec if axis is None else jax.tree.map(of_rows, spec, is_leaf=is_spec)
-                for spec, axis in zip(self.explicit.specs, axes, strict=True)
-            ]
-        )
+    def _with(self, args: Sequence[Any], given: Sequence[Any]) -> tuple[Any, ...]:
+        """Arguments, of which those that are ``traced`` are these."""
+        own = dict(zip(self.traced, given, strict=True))
+        return tuple(own.get(i, arg) for i, arg in enumerate(args))
 
     def without_shared(
         self, function: Callable[..., Any]
@@ -201,10 +183,7 @@ class Arranged(NamedTuple):
 
         @known_as(function, traced)
         def of_traced(*given: Any) -> Any:
-            args = list(laid)
-            for position, arg in zip(traced, given, strict=True):
-                args[position] = arg
-            return function(*args)
+            return function(*self._with(laid, given))
 
         axes = [self.in_axes[i] for i in traced]
         return of_traced, axes, [laid[i] for i in traced]

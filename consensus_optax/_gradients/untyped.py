@@ -73,18 +73,16 @@ def _of_jaxpr(jaxpr: Any, entering: Sequence[Any] = ()) -> Any:
         if asked is not None:
             eqns.append(_constraint(made[0], outputs[0], asked, eqn))
     outvars = list(map(own, jaxpr.outvars))
-    return jaxpr.replace(
-        invars=invars, constvars=constvars, outvars=outvars, eqns=eqns
-    )
+    return jaxpr.replace(invars=invars, constvars=constvars, outvars=outvars, eqns=eqns)
 
 
 def _asked(eqn: Any) -> Any:
     """How an operation's result is to be cut, if it says so."""
     for name, primitive in _ASKS.items():
         sharding = eqn.params.get(name)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.explicit_axes:
-            if primitive is None or eqn.primitive.name == primitive:
-                return sharding
+        asks = isinstance(sharding, NamedSharding) and sharding.mesh.explicit_axes
+        if asks and primitive in (None, eqn.primitive.name):
+            return sharding
     return None
 
 

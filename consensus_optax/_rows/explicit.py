@@ -85,6 +85,28 @@ class Explicit(NamedTuple):
         own = lambda x: spec_of(x) if isinstance(x, jax.Array) else PartitionSpec()
         return cls(mesh.explicit_axes if mesh else (), jax.tree.map(own, given))
 
+    @classmethod
+    def along_rows(cls, args: Sequence[Any], in_axes: Sequence[int | None]) -> Explicit:
+        """As arguments are to lie for ``jax.vmap``."""
+        mesh = explicit_mesh(args)
+        specs = specs_along_rows(args, in_axes)
+        return cls(mesh.explicit_axes if mesh else (), specs)
+
+    def of_rows(self, in_axes: Sequence[int | None], count: int) -> list[Any]:
+        """Specs of so few rows: as all lie, if the devices can share them alike."""
+        sizes = jax.sharding.get_abstract_mesh().shape
+
+        def of_some(spec: PartitionSpec) -> PartitionSpec:
+            names = names_of(spec[0]) if len(spec) else ()
+            fits = count % math.prod(sizes[name] for name in names) == 0
+            return spec if fits else PartitionSpec(None, *spec[1:])
+
+        is_spec = lambda x: isinstance(x, PartitionSpec)
+        return [
+            spec if axis is None else jax.tree.map(of_some, spec, is_leaf=is_spec)
+            for spec, axis in zip(self.specs, in_axes, strict=True)
+        ]
+
 
 def explicit_again(function: Callable[..., Any], given: Any, explicit: Explicit) -> Any:
     """``function(*given)`` inside of `freed`, with axes as explicit as outside."""

@@ -14,7 +14,7 @@ from consensus_optax import _check
 from consensus_optax._gradients.arguments import Argnums, Arranged, arranger
 from consensus_optax._gradients.batch_axes import with_batch_axis
 from consensus_optax._gradients.per_example import value_and_rows
-from consensus_optax._rows.explicit import Explicit, automatic, freed
+from consensus_optax._rows.explicit import Explicit, automatic, explained, freed
 from consensus_optax._rows.stack import as_stack, checked_weights
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import decision_dtype
@@ -168,6 +168,7 @@ def value_and_reduced_grad(
             return not computes or is_held(rule, batch, on_mesh and reducer.inside)
         return hold_rows
 
+    @explained
     def reduced(
         *args: Any,
         state: Any = None,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._gradients.claims import Claim, Reduced
-from consensus_optax._rows.verbs import Leaf
+from consensus_optax._rows.verbs import AnyLeaf
 from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
@@ -34,10 +34,10 @@ class Found(NamedTuple):
     value: Any
     finite: Array
     made: dict[int, Reduced]
-    rest: dict[int, Leaf]
+    rest: dict[int, AnyLeaf]
 
 
-def in_memory(leaves: Sequence[Leaf], roster: Roster) -> Memory:
+def in_memory(leaves: Sequence[AnyLeaf], roster: Roster) -> Memory:
     """Some leaves, as if they were all."""
     whole = roster._replace(coordinates=ALL)
     return Memory(leaves, Seen(whole, jnp.zeros((), jnp.int32)))

@@ -96,7 +96,6 @@ class Batch(NamedTuple):
           likes: an update, of which claims have what belongs to their part.
           together: whether that takes several rows at once.
         """
-
         alone = self.mixture is None
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
@@ -185,7 +184,7 @@ class Batch(NamedTuple):
         found = Found(value, jnp.ones(roster.weights.shape, bool), made, {})
         return self._with(found, rest)
 
-    def _with(self, found: Found, rest: dict[int, Leaf]) -> Found:
+    def _with(self, found: Found, rest: dict[int, Any]) -> Found:
         """What was found, with the leaves that are left, and rows finite in all."""
         finite, made = found.finite, found.made
         looked_at = {i: self._mixed(self.scaled(x)) for i, x in rest.items()}

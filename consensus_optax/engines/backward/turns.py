@@ -11,7 +11,7 @@ from jax import lax
 
 from consensus_optax._gradients.claims import Claim, Reduced
 from consensus_optax._rows.statistics import merge_present
-from consensus_optax._rows.verbs import Leaf, as_array
+from consensus_optax._rows.verbs import as_array
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
 from consensus_optax._typing import Array
@@ -129,7 +129,7 @@ def keeping(batch: InTurns, roster: Roster) -> Found:
 def _whole(found: Found, read: Read, roster: Roster) -> Found:
     """The same where what no pass has reduced is reduced as well."""
 
-    def made(number: int, leaf: Leaf) -> Reduced:
+    def made(number: int, leaf: Any) -> Reduced:
         claim = Claim(number, leaf.dtype, 0, order=tuple(range(leaf.ndim - 1)))
         return Reduced(*read(in_memory([leaf], roster), claim))
 

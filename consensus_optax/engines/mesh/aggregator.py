@@ -87,9 +87,10 @@ class Sharded(Aggregator):
         if not (self.inside and self.plain):
             raise ValueError(
                 "A sharded reducer takes microbatches, and rows that are not held, "
-                "under `jax.jit` without `wire` and `update_wire`, and inside of `jax.shard_map` over its axes "
-                f"{self.axes} alone without `param_specs`, `wire` and `wire_dtype`. "
-                "Leave `microbatch_size` and `hold_rows` out, or these."
+                "under `jax.jit` without `wire` and `update_wire`, and inside of "
+                f"`jax.shard_map` over its axes {self.axes} alone without "
+                "`param_specs`, `wire` and `wire_dtype`. Leave `microbatch_size` and "
+                "`hold_rows` out, or these."
             )
         params = local.params
         leaves = floating_leaves(params)
