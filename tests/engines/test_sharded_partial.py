@@ -27,10 +27,12 @@ RULES = {
     "columns": co.median(),
 }
 CUT = P(None, "model")
-IN_SHORT = [("explicit", "weighting", None), ("one of each", "fold", 1)]
+WAYS = {"held": {}, "in turn": {"microbatch_size": 1}, "passes": {"hold_rows": False}}
+IN_SHORT = [("explicit", "weighting", "held"), ("one of each", "fold", "in turn")]
+IN_SHORT += [("explicit", "fold", "passes")]
 CELLS = [
     pytest.param(*cell, marks=() if cell in IN_SHORT else pytest.mark.whole_zoo)
-    for cell in itertools.product(KINDS, RULES, (None, 1))
+    for cell in itertools.product(KINDS, RULES, WAYS)
 ]
 
 
@@ -44,31 +46,31 @@ def given():
     return {"w": draw(16, 32), "v": draw(32, 8)}, draw(ROWS, 16)
 
 
-def two_steps(rule, size, params, x):
+def two_steps(rule, way, params, x):
     state, outs = rule.init(params), []
-    run = co.value_and_reduced_grad(loss, rule, microbatch_size=size)
+    run = co.value_and_reduced_grad(loss, rule, **WAYS[way])
     for _ in range(2):
         value, update, state = run(params, x, state=state)
         outs.append((value, update))
     return outs
 
 
-@pytest.mark.parametrize(("kinds", "kind", "size"), CELLS)
-def test_equals_the_reducer_in_memory(kinds, kind, size):
+@pytest.mark.parametrize(("kinds", "kind", "way"), CELLS)
+def test_equals_the_reducer_in_memory(kinds, kind, way):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=KINDS[kinds])
     params, x = given()
     put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
     lying = {"w": put(params["w"], CUT), "v": put(params["v"], P())}
     rule = co.sharded(RULES[kind], "data")
     step = jax.shard_map(
-        lambda *args: two_steps(rule, size, *args),
+        lambda *args: two_steps(rule, way, *args),
         mesh=mesh,
         in_specs=(P(), P("data")),
         out_specs=P(),
         axis_names={"data"},
     )
     outs = jax.jit(step)(lying, put(x, P("data")))
-    expected = jax.jit(lambda *args: two_steps(RULES[kind], None, *args))(params, x)
+    expected = jax.jit(lambda *args: two_steps(RULES[kind], "held", *args))(params, x)
     # float32 sums of at most 32 terms, in another order
     jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), outs, expected)
     if kinds == "explicit":  # else XLA may say where they lie
