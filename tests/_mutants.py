@@ -49,6 +49,8 @@ TESTS = {  # the quickest that tell of a module all that there is to tell
     "_running/checked": ("_running/test_checked.py",),
     "_running/explicit": ("_running/test_explicit.py",),
     "_running/named": ("_running/test_named.py",),
+    "_gradients/untyped": ("_gradients/test_untyped.py",),
+    "engines/backward/mixture": ("engines/backward/test_mixture.py",),
     "engines/_value_and_reduced_grad": (
         "engines/test_value_and_reduced_grad.py",
         "engines/test_value_and_reduced_grad_dtypes.py",

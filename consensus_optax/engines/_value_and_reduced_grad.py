@@ -82,20 +82,22 @@ def value_and_reduced_grad(
     rows are nearly equal, or too long or short to be squared, and combines, each in a
     pass of its own, so it takes up to twice the time (three times). Clipping ahead of a
     rule looks as well, but in microbatches, where it is done as rows come. Columns see
-    all rows of one layer at a time, in one pass. Held as ever is what is added up
-    before it is whole, weights that are used in several places or in every step of a
-    recurrence; so are all rows by mixings, on explicit mesh axes, and inside of
-    ``shard_map`` by rules that deal rows out.
+    all rows of one layer at a time, in one pass. Rows are mixed in each pass that looks
+    at them afterwards. Held as ever is what is added up before it is whole, weights
+    that are used in several places or in every step of a recurrence; so are all rows
+    inside of ``shard_map`` by mixings and by rules that deal rows out.
 
     With :func:`sharded` it is called inside ``jax.shard_map``, on the examples of the
     device; value, update and state are those of all. Microbatches then are the
     device's: folds, and weightings of norms or of nothing, hold and send what they do
     above; other rules deal rows out as they come, and hold B / N rows of P numbers.
-    Or it is called under ``jax.jit`` on automatic axes that cut the batch, as models
-    are whose parameters are cut along the same axes (FSDP). Rows that are reduced
-    inside of the backward pass then are dealt out layer by layer, an all-to-all in
-    place of the mean's reduce-scatter: B / N rows of one layer, and all rows of its Nth
-    part, are all that a device holds of them. They travel in the dtype of the model's
+    Or it is called under ``jax.jit`` on axes that cut the batch, as models are whose
+    parameters are cut along the same axes (FSDP), or along others. Automatic and
+    explicit axes cost the same: along the latter ``fun`` is traced, with what it says
+    of how results are cut, and the rest is done as along the former. Rows that are
+    reduced inside of the backward pass then are dealt out layer by layer, an all-to-all
+    in place of the mean's reduce-scatter: B / N rows of one layer, and all rows of its
+    Nth part, are all that a device holds of them. They travel in the dtype of the model's
     own gradient, or in ``wire_dtype``, and are rounded to it. Of several rows on a
     device a combination, or a fold's statistics, travel in their place where they are
     less, in the dtype of decisions. Rows that are held where most factors would be
@@ -132,7 +134,8 @@ def value_and_reduced_grad(
       ``kwargs`` are the loss's.
 
     Raises:
-      ValueError: as :func:`per_example_grad` and the reducer do.
+      ValueError: as :func:`per_example_grad` and the reducer do. On explicit axes an
+        error of JAX in ``fun``, which asks how a result is to be cut, has a note.
 
     Examples:
       >>> import jax.numpy as jnp, consensus_optax as co

@@ -25,7 +25,7 @@ from consensus_optax._typing import Array
 
 
 class Dealing(NamedTuple):
-    """Where rows lie, under ``jit``, on automatic axes.
+    """Where rows lie, under ``jit``, on axes that are automatic, if only meanwhile.
 
     Attributes:
       mesh: the mesh.

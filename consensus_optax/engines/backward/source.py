@@ -34,7 +34,8 @@ class Backward(NamedTuple):
 
     Every look is one pass: of inner products, of statistics, of a combination. A fold
     takes all rows to be sound, which the same pass tells, and does it again if one is
-    not; so do columns, which see all rows of one layer's coordinates at a time.
+    not; so do columns, which see all rows of one layer's coordinates at a time. Rows
+    are scaled, and mixed, in each pass anew.
 
     Attributes:
       batch: what rows are computed of.
