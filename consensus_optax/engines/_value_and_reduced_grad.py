@@ -97,10 +97,10 @@ def value_and_reduced_grad(
     of how results are cut, and the rest is done as along the former. Rows that are
     reduced inside of the backward pass then are dealt out layer by layer, an all-to-all
     in place of the mean's reduce-scatter: B / N rows of one layer, and all rows of its
-    Nth part, are all that a device holds of them. They travel in the dtype of the model's
-    own gradient, or in ``wire_dtype``, and are rounded to it. Of several rows on a
-    device a combination, or a fold's statistics, travel in their place where they are
-    less, in the dtype of decisions. Rows that are held where most factors would be
+    Nth part, are all that a device holds of them. They travel in the dtype of the
+    model's own gradient, or in ``wire_dtype``, and are rounded to it. Of several rows
+    on a device a combination, or a fold's statistics, travel in their place where they
+    are less, in the dtype of decisions. Rows that are held where most factors would be
     larger are dealt out in the pass that makes them, too, and stay there: a weighting
     then needs one pass, the operations and bytes of the plain step, and the memory of
     B / N rows. Microbatches there are those of the whole mesh, m rows of all devices:
