@@ -16,12 +16,43 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from consensus_optax._gradients.claims import Claim
 from consensus_optax._rows.explicit import names_of
 from consensus_optax._rows.statistics import Statistic, merge_lots
 from consensus_optax._typing import Array
+
+
+class Lies(NamedTuple):
+    """How rows of one leaf lie, (B, ...), or of one layer's part of it.
+
+    Attributes:
+      place: which axis is dealt out, 0 for none.
+      others: for every axis of a row the mesh axes that cut it beside the rows' own.
+    """
+
+    place: int
+    others: tuple[tuple[str, ...], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of those mesh axes."""
+        return tuple(name for names in self.others for name in names)
+
+    def own(self, axes: tuple[str, ...]) -> PartitionSpec:
+        """Of rows, each on its own device."""
+        return PartitionSpec(axes, *(names or None for names in self.others))
+
+    def cut(self, axes: tuple[str, ...]) -> PartitionSpec:
+        """Of what is like one row, where coordinates have been dealt out."""
+        entries = list(self.others)
+        entries[self.place - 1] = (*entries[self.place - 1], *axes)
+        return PartitionSpec(*(names or None for names in entries))
+
+    def of_all(self, axes: tuple[str, ...]) -> PartitionSpec:
+        """Of all rows there."""
+        return PartitionSpec(None, *self.cut(axes))
 
 
 class Dealing(NamedTuple):
@@ -50,12 +81,31 @@ class Dealing(NamedTuple):
           rows: (B, ...), each on its own device.
           claim: on them.
         """
-        place = self._place(rows.shape, claim)
-        if not place:
+        lies = self._lies(rows.shape, claim)
+        if not lies.place:
             return read(rows, claim.like)
-        dealt = lambda rows, like: read(self._exchanged(rows, place), like)
-        rows_spec = PartitionSpec(self.axes)
-        return self._on_devices(dealt, rows_spec, place)(self._narrow(rows), claim.like)
+        dealt = lambda rows, like: read(self._exchanged(rows, lies.place), like)
+        on_devices = self._on_devices(dealt, lies.own(self.axes), lies)
+        return on_devices(self._narrow(rows), claim.like)
+
+    def of_each_row(
+        self,
+        function: Callable[..., Any],
+        rows: Array,
+        per_row: tuple[Array, ...],
+        claim: Claim,
+    ) -> Any:
+        """``function(rows, *per_row)``: (B,), of each row by itself, on its device.
+
+        What adds up over coordinates; of rows nothing travels.
+        """
+        lies = self._lies(rows.shape, claim)
+        if not lies.names or rows.shape[0] % self._size:
+            return function(rows, *per_row)
+        total = lambda *given: lax.psum(function(*given), lies.names)
+        own = PartitionSpec(self.axes)
+        specs = (lies.own(self.axes), *[own] * len(per_row))
+        return self._mapped(total, specs, own, lies)(rows, *per_row)
 
     def merged(
         self,
@@ -76,7 +126,8 @@ class Dealing(NamedTuple):
           per_row: weights, (B,), and what else is given, a tree of such.
           claim: on the rows.
         """
-        place = self._place(rows.shape, claim)
+        lies = self._lies(rows.shape, claim)
+        place = lies.place
         together = jax.eval_shape(observe, rows, *per_row)
         own = jax.eval_shape(self._narrow, rows)
         if not place or _bytes(own) // self._size < _bytes(together):
@@ -98,54 +149,52 @@ class Dealing(NamedTuple):
             return tuple(map(merged, statistics, observe(rows, weights, given)))
 
         own = PartitionSpec(self.axes)
-        on_mesh = self._mapped(on_device, (own, own, own), self._cut(place))
+        specs = lies.own(self.axes), own, own
+        on_mesh = self._mapped(on_device, specs, lies.cut(self.axes), lies)
         return on_mesh(rows, *per_row)
 
     def dealt(self, rows: Array, claim: Claim) -> Array:
         """Rows, each on its own device, to each device's coordinates of all of them."""
-        place = self._place(rows.shape, claim)
-        if not place:
+        lies = self._lies(rows.shape, claim)
+        if not lies.place:
             return rows
-        deal = lambda rows: self._exchanged(rows, place)
-        specs = PartitionSpec(self.axes), self._cut(place + 1)
-        return self._mapped(deal, *specs)(self._narrow(rows))
+        deal = lambda rows: self._exchanged(rows, lies.place)
+        specs = lies.own(self.axes), lies.of_all(self.axes)
+        return self._mapped(deal, *specs, lies)(self._narrow(rows))
 
     def of_dealt(
         self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, claim: Claim
     ) -> tuple[Any, Any]:
         """The same as :meth:`of_coordinates` of rows that have been dealt out."""
-        place = self._place(rows.shape, claim)
-        if not place:
+        lies = self._lies(rows.shape, claim)
+        if not lies.place:
             return read(rows, claim.like)
-        return self._on_devices(read, self._cut(place + 1), place)(rows, claim.like)
+        on_devices = self._on_devices(read, lies.of_all(self.axes), lies)
+        return on_devices(rows, claim.like)
 
     def _on_devices(
-        self, read: Callable[[Any, Any], tuple[Any, Any]], rows_spec: Any, place: int
+        self, read: Callable[[Any, Any], tuple[Any, Any]], rows_spec: Any, lies: Lies
     ) -> Callable[[Any, Any], tuple[Any, Any]]:
         """``read`` where each device has a part of the parameter."""
 
         def on_device(rows: Array, like: Any) -> tuple[Any, Any]:
             sums, likes = read(rows, like)
-            return lax.psum(sums, self.axes), likes
+            return lax.psum(sums, (*self.axes, *lies.names)), likes
 
-        cut = self._cut(place)
-        return self._mapped(on_device, (rows_spec, cut), (PartitionSpec(), cut))
+        cut = lies.cut(self.axes)
+        return self._mapped(on_device, (rows_spec, cut), (PartitionSpec(), cut), lies)
 
-    def _mapped(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+    def _mapped(self, function: Any, in_specs: Any, out_specs: Any, lies: Lies) -> Any:
         return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            axis_names=set(self.axes),
+            axis_names={*self.axes, *lies.names},
         )
 
     def _exchanged(self, rows: Array, place: int) -> Array:
         return lax.all_to_all(rows, self.axes, place, 0, tiled=True)
-
-    def _cut(self, place: int) -> PartitionSpec:
-        """Of an array whose axis ``place``, counted from 1, is dealt out."""
-        return PartitionSpec(*[None] * (place - 1), self.axes)
 
     def _narrow(self, rows: Array) -> Array:
         """Rows as they travel."""
@@ -157,18 +206,30 @@ class Dealing(NamedTuple):
         """How many devices."""
         return math.prod(self.mesh.shape[name] for name in self.axes)
 
-    def _place(self, shape: tuple[int, ...], claim: Claim) -> int:
-        """Which axis is dealt out: as the parameter is cut, else any; 0 if none can be.
+    def _lies(self, shape: tuple[int, ...], claim: Claim) -> Lies:
+        """How the rows of a claim lie, and which axis is dealt out.
 
-        An update that lies otherwise than its parameter has to be sent once more.
+        As the parameter is cut, else any; none if none can be. An update that lies
+        otherwise than its parameter has to be sent once more.
         """
-        size = self._size
-        fits = [place for place, side in enumerate(shape) if side % size == 0]
-        if 0 not in fits:  # few rows
-            return 0
-        is_cut = lambda axis: names_of(self.specs[claim.leaf][axis]) == self.axes
-        alike = [1 + i for i, axis in enumerate(claim.order) if is_cut(axis)]
-        return next((place for place in (*alike, *fits[1:]) if place in fits), 0)
+        kinds = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
+        sizes = self.mesh.shape
+        of_axis = lambda axis: names_of(self.specs[claim.leaf][axis])
+        others: list[tuple[str, ...]] = [()] * (len(shape) - 1)
+        for i, axis in enumerate(claim.order):
+            names = tuple(name for name in of_axis(axis) if name not in self.axes)
+            free = all(kinds.get(name) == AxisType.Auto for name in names)
+            if free and shape[1 + i] % math.prod(sizes[name] for name in names) == 0:
+                others[i] = names
+        count = lambda i: math.prod(sizes[name] for name in (*others[i], *self.axes))
+        few = shape[0] % self._size  # rows
+        fits = [
+            1 + i for i, side in enumerate(shape[1:]) if not few and not side % count(i)
+        ]
+        is_cut = lambda i: of_axis(claim.order[i]) == (*others[i], *self.axes)
+        alike = [1 + i for i in range(len(claim.order)) if is_cut(i)]
+        place = next((place for place in (*alike, *fits) if place in fits), 0)
+        return Lies(place, tuple(others))
 
 
 def _bytes(arrays: Any) -> int:

@@ -99,8 +99,10 @@ class Batch(NamedTuple):
         alone = self.mixture is None
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
-            if self.dealing is None or not (together or not alone):
+            if self.dealing is None:
                 return Reduced(*self._looked_at(roster, read, whole, claim))
+            if alone and not together:
+                return self._of_each_row(self.dealing, roster, read, whole, claim)
             rows = whole if self.scalings else rows
 
             def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
@@ -110,7 +112,7 @@ class Batch(NamedTuple):
                 return read(in_memory([own], roster), given)
 
             made = Reduced(*self.dealing.of_coordinates(of_part, rows, claim))
-            return self._tested(whole, made) if alone else made
+            return self._tested(whole, made, claim) if alone else made
 
         if self.kept is not None:
             return self._of_kept(self.kept, roster, read, likes)
@@ -137,7 +139,7 @@ class Batch(NamedTuple):
             rows = whole if self.scalings else rows
             given = rows, (roster.weights, merging.given(claim)), claim
             merged = Reduced((), dealing.merged(observe, merging.statistics, *given))
-            return self._tested(whole, merged)
+            return self._tested(whole, merged, claim)
 
         return self._pass(roster, make, None)
 
@@ -158,7 +160,8 @@ class Batch(NamedTuple):
             return found, self._replace(kept=found)
 
         def make(claim: Claim, rows: Any, whole: Any) -> Reduced:
-            return self._tested(whole, Reduced((), dealing.dealt(rows, claim), rows=0))
+            dealt = Reduced((), dealing.dealt(rows, claim), rows=0)
+            return self._tested(whole, dealt, claim)
 
         found = self._pass(roster, make, None)
         return found, self._replace(kept=found)
@@ -238,9 +241,24 @@ class Batch(NamedTuple):
         sums, likes = read(in_memory([mixed], roster), claim)
         return (self._bad([mixed]), sums), likes
 
-    def _tested(self, rows: Leaf, made: Reduced) -> Reduced:
-        """What was made of rows, and which are not finite."""
-        return dataclasses.replace(made, sums=(self._bad([rows]), made.sums))
+    def _of_each_row(
+        self, dealing: Dealing, roster: Roster, read: Read, rows: Any, claim: Claim
+    ) -> Reduced:
+        """The same of each row by itself, wherever it is."""
+
+        def function(rows: Any, weights: Array) -> tuple[Any, Any]:
+            there = roster._replace(weights=weights)
+            return self._bad([rows]), read(in_memory([rows], there), claim)[0]
+
+        given = (roster.weights,)
+        return Reduced(dealing.of_each_row(function, rows, given, claim), ())
+
+    def _tested(self, rows: Any, made: Reduced, claim: Claim) -> Reduced:
+        """What was made of rows, each by its own device, and which are not finite."""
+        dealing, look = self.dealing, lambda rows: self._bad([rows])
+        assert dealing is not None
+        bad = dealing.of_each_row(look, rows, (), claim)
+        return dataclasses.replace(made, sums=(bad, made.sums))
 
     def _mixed(self, rows: Leaf) -> AnyLeaf:
         """Rows as they are looked at."""
