@@ -5,7 +5,6 @@ one says nothing. Both give what one device gives, for what automatic axes cost.
 """
 
 import functools
-import itertools
 import re
 
 import jax
@@ -44,19 +43,13 @@ RULES = {
     "mixed": co.after(co.nearest_neighbor_mixing(3), co.sign_consensus(0.6)),
 }
 WAYS = {"in turn": {"microbatch_size": 8}, "at once": {"hold_rows": False}}
-NOW = [("fold", "fsdp", "in turn")]
-IN_CI = [("pairs", "both", "at once"), ("mixed", "replicated", "in turn")]
-IN_CI += [("previous", "tensor", "at once")]
+IN_CI = [("fold", "fsdp", "in turn"), ("pairs", "both", "at once")]
+CELLS = [*IN_CI, ("mixed", "replicated", "in turn"), ("previous", "tensor", "at once")]
+CELLS += [("nothing", "both", "in turn"), ("columns", "tensor", "in turn")]
+CELLS += [("norms", "fsdp", "at once"), ("mixed", "both", "at once")]
 CELLS = [
-    pytest.param(
-        *cell,
-        marks=()
-        if cell in NOW
-        else pytest.mark.slow
-        if cell in IN_CI
-        else [pytest.mark.slow, pytest.mark.whole_zoo],
-    )
-    for cell in itertools.product(RULES, PLACES, WAYS)
+    pytest.param(*cell, marks=() if cell in IN_CI else pytest.mark.whole_zoo)
+    for cell in CELLS
 ]
 
 
@@ -116,6 +109,7 @@ def step_of(loss, face, init, **how):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "place", "way"), CELLS)
 def test_the_answer_of_one_device(kind, place, way):
     rule, mesh = RULES[kind], mesh_of(place)
@@ -209,24 +203,20 @@ def test_rows_stay_where_another_axis_cuts_them():
     "way", ["at once", pytest.param("in turn", marks=pytest.mark.slow)]
 )
 def test_what_travels_is_what_travels_on_automatic_axes(way):
-    """Cut as parameters are, whether the loss says something of its axes or not."""
+    """Cut as parameters are, which say so themselves."""
     params, x = given()
     batch, weights = next(stacks(x))
     programs = []
-    for axes, told in (
-        (AxisType.Auto, 0),
-        (AxisType.Explicit, 0),
-        (AxisType.Explicit, 1),
-    ):
-        mesh, explicit = mesh_of("fsdp", axes), axes == AxisType.Explicit
-        specs = None if explicit else PLACES["fsdp"]
+    for told in (False, True):
+        mesh = mesh_of("fsdp", AxisType.Explicit if told else AxisType.Auto)
+        specs = None if told else PLACES["fsdp"]
         face = co.sharded(RULES["fold"], "data", mesh=mesh, param_specs=specs)
         loss = loss_of(mesh if told else None)
         step = step_of(loss, face, RULES["fold"].init, **WAYS[way])
         args = placed("fsdp", mesh, params, batch)
         program = str(jax.make_jaxpr(step)(*args, weights))
         programs.append(re.findall(r"(split_axis|concat_axis)=(\d)", program))
-    assert programs[0] == programs[1] == programs[2] != []
+    assert programs[0] == programs[1] != []
 
 
 def test_a_decision_that_jax_asks_for_is_explained():
@@ -240,6 +230,7 @@ def test_a_decision_that_jax_asks_for_is_explained():
     assert "explicit mesh axes ('data', 'model')" in "".join(caught.value.__notes__)
 
 
+@pytest.mark.slow
 def test_what_lies_nowhere_yet_is_computed_on_explicit_axes_as_well():
     params, x = given()
     batch, weights = next(stacks(x))

@@ -19,25 +19,18 @@ RULES = {
     "nothing": co.after(MIXED, co.mean()),
     "fold": co.after(BUCKETS, co.sign_consensus(0.6)),
     "columns": co.after(MIXED, co.median()),
-    "gramian": co.after(MIXED, co.cosine_filter(1.0)),
     "about": co.after(MIXED, co.krum(1)),
     "previous": co.after(BUCKETS, co.centered_clipping(0.1)),
-    "signs": co.after(MIXED, co.sign_filter(0.4)),
     "per leaf": co.after(BUCKETS, co.per_leaf(co.normalized_mean())),
     "losses": co.after(MIXED, co.keep_smallest_losses(3)),
     "twice": co.after(MIXED, co.after(BUCKETS, co.mean())),
     "scaled": co.chain(
         co.clip_examples(0.1), co.after(MIXED, co.chain(HALVED, co.median()))
     ),
-    "clipped": co.after(MIXED, co.chain(co.clip_examples(0.02), co.sign_consensus())),
     "overflows": co.after(BUCKETS, co.chain(co.scale_examples(1e36), co.mean())),
-    "overflows, fold": co.after(
-        BUCKETS, co.chain(co.scale_examples(1e36), co.sign_consensus(0.6))
-    ),
-    "chosen": co.among(co.cosine_filter(1.0), co.after(MIXED, co.sign_consensus())),
 }
-NOW = ("nothing", "overflows")
-IN_CI = ("fold", "about", "columns", "twice")
+NOW = ("overflows",)
+IN_CI = ("nothing", "fold", "about")
 
 
 def loss(params, batch):
