@@ -39,6 +39,7 @@ RULES = {
     "columns": co.median(),
     "pairs": co.cosine_filter(1.0),
     "norms": co.chain(co.clip_examples(0.05), co.mean()),
+    "lengths": co.normalized_mean(),
     "previous": co.previous_update_filter(1.5),
     "mixed": co.after(co.nearest_neighbor_mixing(3), co.sign_consensus(0.6)),
 }
@@ -46,7 +47,11 @@ WAYS = {"in turn": {"microbatch_size": 8}, "at once": {"hold_rows": False}}
 IN_CI = [("fold", "fsdp", "in turn"), ("pairs", "both", "at once")]
 CELLS = [*IN_CI, ("mixed", "replicated", "in turn"), ("previous", "tensor", "at once")]
 CELLS += [("nothing", "both", "in turn"), ("columns", "tensor", "in turn")]
-CELLS += [("norms", "fsdp", "at once"), ("mixed", "both", "at once")]
+CELLS += [
+    ("norms", "fsdp", "at once"),
+    ("lengths", "both", "at once"),
+    ("mixed", "both", "at once"),
+]
 CELLS = [
     pytest.param(*cell, marks=() if cell in IN_CI else pytest.mark.whole_zoo)
     for cell in CELLS

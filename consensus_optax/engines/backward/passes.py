@@ -246,11 +246,13 @@ class Batch(NamedTuple):
     ) -> Reduced:
         """The same of each row by itself, wherever it is."""
 
-        def function(rows: Any, weights: Array) -> tuple[Any, Any]:
+        def function(rows: Any, weights: Array, *scale: Array) -> tuple[Any, Any]:
             there = roster._replace(weights=weights)
+            there = there._replace(scale=scale[0]) if scale else there
             return self._bad([rows]), read(in_memory([rows], there), claim)[0]
 
-        given = (roster.weights,)
+        scale = jnp.asarray(roster.scale)
+        given = (roster.weights, *([scale] if scale.ndim else []))  # of each row
         return Reduced(dealing.of_each_row(function, rows, given, claim), ())
 
     def _tested(self, rows: Any, made: Reduced, claim: Claim) -> Reduced:
