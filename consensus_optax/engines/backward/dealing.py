@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from consensus_optax._gradients.claims import Claim
-from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.explicit import names_of, size_of
 from consensus_optax._rows.statistics import Statistic, merge_lots
 from consensus_optax._typing import Array
 
@@ -51,11 +51,11 @@ class Dealing(NamedTuple):
           claim: on them.
         """
         place = self._place(rows.shape, claim)
-        if not place:
+        if not place.axis:
             return read(rows, claim.like)
         dealt = lambda rows, like: read(self._exchanged(rows, place), like)
-        rows_spec = PartitionSpec(self.axes)
-        return self._on_devices(dealt, rows_spec, place)(self._narrow(rows), claim.like)
+        made = self._on_devices(dealt, place.made, place)
+        return made(self._narrow(rows), claim.like)
 
     def merged(
         self,
@@ -79,7 +79,7 @@ class Dealing(NamedTuple):
         place = self._place(rows.shape, claim)
         together = jax.eval_shape(observe, rows, *per_row)
         own = jax.eval_shape(self._narrow, rows)
-        if not place or _bytes(own) // self._size < _bytes(together):
+        if not place.axis or _bytes(own) // self._size < _bytes(together):
             read = lambda rows, like: ((), observe(rows, *per_row))
             return self.of_coordinates(read, rows, claim)[1]
 
@@ -91,61 +91,58 @@ class Dealing(NamedTuple):
             def merged(statistic: Statistic, seen: Any) -> Any:
                 if statistic.merge is jnp.add:  # as the plain step sends its gradient
                     seen = jnp.where(here, seen, 0)
-                    to = {"scatter_dimension": place - 1, "tiled": True}
+                    to = {"scatter_dimension": place.axis - 1, "tiled": True}
                     return lax.psum_scatter(seen, self.axes, **to)
                 return merge_lots(statistic.merge, jax.tree.map(send, seen), present)
 
             return tuple(map(merged, statistics, observe(rows, weights, given)))
 
         own = PartitionSpec(self.axes)
-        on_mesh = self._mapped(on_device, (own, own, own), self._cut(place))
+        on_mesh = self._mapped(on_device, (place.made, own, own), place.like, place)
         return on_mesh(rows, *per_row)
 
     def dealt(self, rows: Array, claim: Claim) -> Array:
         """Rows, each on its own device, to each device's coordinates of all of them."""
         place = self._place(rows.shape, claim)
-        if not place:
+        if not place.axis:
             return rows
         deal = lambda rows: self._exchanged(rows, place)
-        specs = PartitionSpec(self.axes), self._cut(place + 1)
-        return self._mapped(deal, *specs)(self._narrow(rows))
+        return self._mapped(deal, place.made, place.dealt, place)(self._narrow(rows))
 
     def of_dealt(
         self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, claim: Claim
     ) -> tuple[Any, Any]:
         """The same as :meth:`of_coordinates` of rows that have been dealt out."""
         place = self._place(rows.shape, claim)
-        if not place:
+        if not place.axis:
             return read(rows, claim.like)
-        return self._on_devices(read, self._cut(place + 1), place)(rows, claim.like)
+        return self._on_devices(read, place.dealt, place)(rows, claim.like)
 
     def _on_devices(
-        self, read: Callable[[Any, Any], tuple[Any, Any]], rows_spec: Any, place: int
+        self, read: Callable[[Any, Any], tuple[Any, Any]], rows_spec: Any, place: _Place
     ) -> Callable[[Any, Any], tuple[Any, Any]]:
         """``read`` where each device has a part of the parameter."""
 
         def on_device(rows: Array, like: Any) -> tuple[Any, Any]:
             sums, likes = read(rows, like)
-            return lax.psum(sums, self.axes), likes
+            return lax.psum(sums, (*self.axes, *place.names)), likes
 
-        cut = self._cut(place)
-        return self._mapped(on_device, (rows_spec, cut), (PartitionSpec(), cut))
+        specs = (rows_spec, place.like), (PartitionSpec(), place.like)
+        return self._mapped(on_device, *specs, place)
 
-    def _mapped(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+    def _mapped(
+        self, function: Any, in_specs: Any, out_specs: Any, place: _Place
+    ) -> Any:
         return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            axis_names=set(self.axes),
+            axis_names={*self.axes, *place.names},
         )
 
-    def _exchanged(self, rows: Array, place: int) -> Array:
-        return lax.all_to_all(rows, self.axes, place, 0, tiled=True)
-
-    def _cut(self, place: int) -> PartitionSpec:
-        """Of an array whose axis ``place``, counted from 1, is dealt out."""
-        return PartitionSpec(*[None] * (place - 1), self.axes)
+    def _exchanged(self, rows: Array, place: _Place) -> Array:
+        return lax.all_to_all(rows, self.axes, place.axis, 0, tiled=True)
 
     def _narrow(self, rows: Array) -> Array:
         """Rows as they travel."""
@@ -155,20 +152,63 @@ class Dealing(NamedTuple):
     @property
     def _size(self) -> int:
         """How many devices."""
-        return math.prod(self.mesh.shape[name] for name in self.axes)
+        return size_of(self.axes, self.mesh)
 
-    def _place(self, shape: tuple[int, ...], claim: Claim) -> int:
-        """Which axis is dealt out: as the parameter is cut, else any; 0 if none can be.
+    def _place(self, shape: tuple[int, ...], claim: Claim) -> _Place:
+        """Where rows are dealt out: as the parameter is cut, else anywhere.
 
         An update that lies otherwise than its parameter has to be sent once more.
         """
-        size = self._size
-        fits = [place for place, side in enumerate(shape) if side % size == 0]
-        if 0 not in fits:  # few rows
-            return 0
-        is_cut = lambda axis: names_of(self.specs[claim.leaf][axis]) == self.axes
-        alike = [1 + i for i, axis in enumerate(claim.order) if is_cut(axis)]
-        return next((place for place in (*alike, *fits[1:]) if place in fits), 0)
+        known = self.specs[claim.leaf] if len(claim.order) + 1 == len(shape) else ()
+        cuts = [names_of(known[axis]) for axis in claim.order] if known else []
+        cuts = cuts or [()] * (len(shape) - 1)
+        others = [tuple(name for name in own if name not in self.axes) for own in cuts]
+        count = self._size
+        sides = [
+            side // size_of(names, self.mesh)
+            for side, names in zip(shape[1:], others, strict=True)
+        ]
+        fits = [i for i, side in enumerate(sides) if side % count == 0]
+        if shape[0] % count or not fits:  # few rows
+            return _Place(0, self.axes, others)
+        alike = [i for i in fits if cuts[i] == (*others[i], *self.axes)]
+        return _Place(1 + (alike or fits)[0], self.axes, others)
+
+
+class _Place(NamedTuple):
+    """Where rows are dealt out.
+
+    Attributes:
+      axis: of arrays (B, ...), which is cut for it; 0 if none can be.
+      axes: mesh axes of the rows.
+      others: of a row's every axis, other mesh axes that cut it already.
+    """
+
+    axis: int
+    axes: tuple[str, ...]
+    others: Sequence[tuple[str, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All other mesh axes that cut a row."""
+        return tuple(name for names in self.others for name in names)
+
+    @property
+    def made(self) -> PartitionSpec:
+        """How rows lie on the devices that make them."""
+        return PartitionSpec(self.axes, *(names or None for names in self.others))
+
+    @property
+    def dealt(self) -> PartitionSpec:
+        """How they lie afterwards."""
+        return PartitionSpec(None, *self.like)
+
+    @property
+    def like(self) -> PartitionSpec:
+        """How what is like one row does."""
+        cuts = list(self.others)
+        cuts[self.axis - 1] = *cuts[self.axis - 1], *self.axes
+        return PartitionSpec(*(names or None for names in cuts))
 
 
 def _bytes(arrays: Any) -> int:
