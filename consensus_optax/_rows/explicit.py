@@ -188,9 +188,8 @@ def apart(array: Array, axis: int, sides: tuple[int, ...]) -> Array:
 def in_groups(array: Any, count: int, size: int) -> Any:
     """(count size, ...) to (count, size, ...), cut along the groups if these can be."""
     mesh = explicit_mesh(array)
-    if mesh is not None:
-        if count % size_of(names_of(spec_of(array)[0]), mesh):
-            return apart(array, 0, (count, size))
+    if mesh is not None and count % size_of(names_of(spec_of(array)[0]), mesh):
+        return apart(array, 0, (count, size))
     return array.reshape(count, size, *array.shape[1:])
 
 

@@ -9,7 +9,6 @@ Of several rows on a device what merges travels instead, where it is less.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

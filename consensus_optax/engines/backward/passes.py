@@ -154,6 +154,12 @@ class Batch(NamedTuple):
         def reduce(claim: Claim, rows: Leaf) -> Reduced:
             if is_outer_product(rows) and (self.dealing is not None or not rows.size):
                 rows = rows.materialize()  # each on its own device, or of no entries
+            if self.dealing is not None and list(claim.order) != sorted(claim.order):
+                # parts of the parameter, not of what it is the transpose of: these have
+                # the axis that is dealt out last, where a TPU fills it up
+                ahead = [0, *(1 + axis for axis in claim.back)]
+                made = reduce(claim.in_order(), rows.transpose(ahead))
+                return made.out_of_order(claim)
             whole = self.scaled(_as_decided(rows, claim.dtype))
             made = make(claim, rows, whole)
             return dataclasses.replace(made, sums=(self._bad(whole), made.sums))
