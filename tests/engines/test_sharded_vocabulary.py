@@ -154,7 +154,7 @@ def factored(loss, params, tokens):
 # How many times the plain step's bytes a step of each may send. A device has four
 # rows: held, factors travel; of others rows themselves where these are compared, and
 # with a second pass for what looks at them before it combines them.
-MOST = {"held": 0.8, "not held": 1.7}
+MOST = {"held": 0.9, "not held": 1.2}
 # The plain step of a tied table that both axes cut moves the few tokens' activations
 # in its place; rows, each on its own device, have to gather it.
 OF_FEW_TOKENS = 2.3
