@@ -167,10 +167,26 @@ class Batch(NamedTuple):
         value, leaves = value_and_reduced(
             self.fun, self.arranged, self.has_aux, reduce, likes
         )
+        if self.dealing is not None:
+            # sums of products, as of a table that is tied to the output, came too late
+            leaves = [self._late(i, x, reduce, likes) for i, x in enumerate(leaves)]
         made = {i: x for i, x in enumerate(leaves) if isinstance(x, Reduced)}
         rest: Any = {i: x for i, x in enumerate(leaves) if i not in made}
         found = Found(value, jnp.ones(roster.weights.shape, bool), made, {})
         return self._with(found, rest)
+
+    def _late(
+        self,
+        number: int,
+        leaf: Any,
+        reduce: Callable[[Claim, Leaf], Reduced],
+        likes: Sequence[Any] | None,
+    ) -> Any:
+        """What is made of a leaf of products that no claim was settled for."""
+        if not is_outer_product(leaf):
+            return leaf
+        like, order = None if likes is None else likes[number], range(leaf.ndim - 1)
+        return reduce(Claim(number, leaf.dtype, 0, like, tuple(order)), leaf)
 
     def _with(self, found: Found, rest: dict[int, Leaf]) -> Found:
         """What was found, with the leaves that are left, and rows finite in all."""
