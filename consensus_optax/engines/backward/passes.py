@@ -151,7 +151,7 @@ class Batch(NamedTuple):
     ) -> Found:
         """One pass: what is made of rows as they are, and as they are looked at."""
 
-        def reduce(claim: Claim, rows: Leaf) -> Reduced:
+        def reduce(claim: Claim, rows: Any) -> Reduced:
             if is_outer_product(rows) and (self.dealing is not None or not rows.size):
                 rows = rows.materialize()  # each on its own device, or of no entries
             if self.dealing is not None and list(claim.order) != sorted(claim.order):
