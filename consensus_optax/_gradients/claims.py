@@ -180,14 +180,14 @@ class Claims(NamedTuple):
         claim = None if isinstance(var, core.Literal) else self.of.get(var)
         if claim is None or claim.axis or isinstance(value, Reduced):
             return value
-        large = last and value.size >= _SMALL * value.shape[0]
+        large = last and value.size >= SMALL * value.shape[0]
         if large or is_outer_product(value):
             return self.reduce(claim, value)
         return value
 
 
 # Coordinates below which rows are held: they make more loops than they take memory.
-_SMALL = 2**13
+SMALL = 2**13
 NOBODY = Claims({}, lambda claim, rows: rows)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._gradients.arguments import Arranged
-from consensus_optax._gradients.claims import Claim, Reduced
+from consensus_optax._gradients.claims import SMALL, Claim, Reduced
 from consensus_optax._gradients.per_example import value_and_reduced
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
@@ -183,7 +183,7 @@ class Batch(NamedTuple):
         likes: Sequence[Any] | None,
     ) -> Any:
         """What is made of a leaf of products that no claim was settled for."""
-        if not is_outer_product(leaf):
+        if not is_outer_product(leaf) or leaf.size < SMALL * leaf.shape[0]:
             return leaf
         like, order = None if likes is None else likes[number], range(leaf.ndim - 1)
         return reduce(Claim(number, leaf.dtype, 0, like, tuple(order)), leaf)
