@@ -46,6 +46,16 @@ class Claim(NamedTuple):
         """The claim of one turn of a scan that stacks the variable in front."""
         return self._replace(axis=self.axis - 1, like=like, order=self.order[1:])
 
+    @property
+    def back(self) -> list[int]:
+        """What transposes arrays like ``like`` to the order of the parameter's axes."""
+        return _sorting(self.order)
+
+    def in_order(self) -> Claim:
+        """The claim on the variable with its axes in that order."""
+        like = jax.tree.map(lambda x: x.transpose(self.back), self.like)
+        return self._replace(like=like, order=tuple(sorted(self.order)))
+
     def before(self, eqn: Any) -> Claim | None:
         """The claim on what an operation moved; None if it does more than that."""
         name, axis = eqn.primitive.name, self.axis
@@ -55,7 +65,7 @@ class Claim(NamedTuple):
             order = eqn.params["permutation"]
             place = order[axis]
             inverse = _without(place, order)
-            back = sorted(range(len(inverse)), key=inverse.__getitem__)
+            back = _sorting(inverse)
             like = jax.tree.map(lambda x: x.transpose(back), self.like)
             moved = tuple(self.order[i] for i in back) if self.order else ()
             return self._replace(axis=place, like=like, order=moved)
@@ -92,6 +102,12 @@ class Reduced:
         sums = jax.tree.map(lambda x: x.sum(0), self.sums)
         rows = None if self.rows is None else self.rows + 1
         return Reduced(sums, self.likes, self.axis + 1, rows)
+
+    def out_of_order(self, claim: Claim) -> Reduced:
+        """The same as the claim has it, from what was made ``in_order``."""
+        order = _sorting(claim.back)
+        likes = self._of_likes(lambda x: x.transpose(order))
+        return dataclasses.replace(self, likes=likes)
 
     def moved(self, eqn: Any) -> Reduced:
         """The same after an operation that a claim was handed back through."""
@@ -164,20 +180,25 @@ class Claims(NamedTuple):
         claim = None if isinstance(var, core.Literal) else self.of.get(var)
         if claim is None or claim.axis or isinstance(value, Reduced):
             return value
-        large = last and value.size >= _SMALL * value.shape[0]
+        large = last and value.size >= SMALL * value.shape[0]
         if large or is_outer_product(value):
             return self.reduce(claim, value)
         return value
 
 
 # Coordinates below which rows are held: they make more loops than they take memory.
-_SMALL = 2**13
+SMALL = 2**13
 NOBODY = Claims({}, lambda claim, rows: rows)
 
 
 def once(var: Any, those: Sequence[Any]) -> bool:
     """Whether this is a variable, and given out no more than once."""
     return not isinstance(var, core.Literal) and sum(x is var for x in those) == 1
+
+
+def _sorting(order: Sequence[int]) -> list[int]:
+    """The permutation that sorts, of which the inverse is that of itself."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _without(axis: int, order: Sequence[int]) -> tuple[int, ...]:

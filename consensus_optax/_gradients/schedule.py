@@ -79,7 +79,9 @@ def waiting(array: Array, made: Any) -> Array:
     shows to be always the former: XLA forgets an ``optimization_barrier`` before it
     puts operations in order, on a CPU at least.
     """
-    firsts = [x.reshape(-1)[0] for x in jax.tree.leaves(made) if x.size]
+    # not of all entries in one line: an array that is cut would be gathered for it
+    first = lambda x: lax.slice(x, [0] * x.ndim, [1] * x.ndim).reshape(())
+    firsts = [first(x) for x in jax.tree.leaves(made) if x.size]
     bits = [lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) for x in firsts]
     odd = [each & 1 for each in bits]
     there = sum(odd[1:], odd[0]) <= len(odd)

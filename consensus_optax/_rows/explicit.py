@@ -210,10 +210,8 @@ def apart(array: Array, axis: int, sides: tuple[int, ...]) -> Array:
 def in_groups(array: Any, count: int, size: int) -> Any:
     """(count size, ...) to (count, size, ...), cut along the groups if these can be."""
     mesh = explicit_mesh(array)
-    if mesh is not None:
-        cut = math.prod(mesh.shape[name] for name in names_of(spec_of(array)[0]))
-        if count % cut:
-            return apart(array, 0, (count, size))
+    if mesh is not None and count % size_of(names_of(spec_of(array)[0]), mesh):
+        return apart(array, 0, (count, size))
     return array.reshape(count, size, *array.shape[1:])
 
 
@@ -272,3 +270,8 @@ def names_of(entry: Any) -> tuple[str, ...]:
     if entry is PartitionSpec.UNCONSTRAINED:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def size_of(axes: Sequence[str], mesh: Any) -> int:
+    """How many devices there are along some mesh axes."""
+    return math.prod(mesh.shape[name] for name in axes)

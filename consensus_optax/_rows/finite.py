@@ -79,9 +79,12 @@ def _finite_array(rows: Array, dtype: Any) -> Array:
     """The same of one array."""
     if jax.debug_nans.value:
         return _have_finite(jnp.where(jnp.isfinite(rows), rows, jnp.inf).astype(dtype))
-    flat = rows.astype(dtype).reshape(rows.shape[0], -1)
-    zeros = jnp.zeros(flat.shape[1], dtype)  # times which no digit is lost
-    return jnp.isfinite(jnp.matmul(flat, zeros, precision=lax.Precision.DEFAULT))
+    # strung out, rows that are cut along their last axis would be gathered
+    zeros = jnp.zeros(rows.shape[1:], dtype)  # times which no digit is lost
+    product = jnp.tensordot(
+        rows.astype(dtype), zeros, zeros.ndim, precision=lax.Precision.DEFAULT
+    )
+    return jnp.isfinite(product)
 
 
 def _finite_products(leaves: Sequence[Factored], dtype: Any) -> Array:

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from consensus_optax._rows.outer_product import OuterProduct, Step, row_shapes
 from consensus_optax._typing import Array
 
@@ -18,7 +20,7 @@ class Slab(NamedTuple):
 
     Attributes:
       side: of which factor it takes a part, ``"left"`` or ``"right"``.
-      run: how that factor's last axis is cut.
+      run: how that factor's last axis is cut, or the lines of a table.
       row_shape: of the products of a slab; so are ``steps``.
       steps: see :class:`OuterProduct`.
     """
@@ -34,6 +36,19 @@ class Slab(NamedTuple):
             leaf, left=left, right=right, row_shape=self.row_shape, steps=self.steps
         )
 
+    def lines(self, indices: Array, number: int | Array, count: int) -> Array:
+        """Lines of a table as those of slab ``number`` of N; -1 where of another one.
+
+        All that a slab takes of indices, which are as many as before.
+        """
+        outer, length, inner = self.run
+        size = length // count
+        place = indices // inner % length - number * size
+        there = (indices >= 0) & (indices < outer * length * inner)
+        there &= (place >= 0) & (place < size)
+        own = (indices // (length * inner) * size + place) * inner + indices % inner
+        return jnp.where(there, own, -1)
+
 
 def run_of(shape: tuple[int, ...], axis: int) -> Run:
     """An axis of an array and all before and after it."""
@@ -43,8 +58,8 @@ def run_of(shape: tuple[int, ...], axis: int) -> Run:
 def slab_of(leaf: OuterProduct, axis: int, count: int) -> Slab | None:
     """Slabs along an axis of the parameter, which N divides.
 
-    None if no factor is cut by them: along an axis of layers, along that of a table, or
-    where what is together in the parameter is apart in the product.
+    None if no factor is cut by them: along an axis of layers, or where what is together
+    in the parameter is apart in the product.
     """
     shapes = row_shapes(leaf)
     run = run_of(shapes[-1], axis)
@@ -67,7 +82,7 @@ def slab_of(leaf: OuterProduct, axis: int, count: int) -> Slab | None:
     if in_row is None or in_matrix is None:
         return None
     place, run = in_matrix
-    if place == 0 or (place == 1 and leaf.is_look_up):
+    if place == 0:
         return None
     row_shape = _slab_shape(leaf.row_shape, in_row[0], count)
     side = "left" if place == 1 else "right"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ class _Part(NamedTuple):
 # change speed and memory alone.
 ENTRIES_ON_CPU = 1 << 19
 ENTRIES_ELSEWHERE = 1 << 25
+_FULL = 7 / 8  # of a block, so that no more than a few are read for it
 
 
 def reduce_columns(
@@ -92,10 +94,9 @@ def _in_blocks(
         if is_outer_product(leaf):
             parts += [_outer_product_part(leaf, width)]
         elif isinstance(leaf, jax.Array):
-            parts += [_array_part(leaf.reshape(count, -1), width)]
+            parts += [_array_part(leaf, width)]
         else:
-            mixed = present_rows(leaf, roster.present, dtype)
-            parts += [_array_part(mixed.reshape(count, -1), width)]
+            parts += [_array_part(present_rows(leaf, roster.present, dtype), width)]
     merged = _over_blocks(reduce, parts, leaves, roster, width)
 
     def own(i: int, leaf: AnyLeaf) -> Array:
@@ -124,10 +125,23 @@ def _places(size: int, length: int) -> np.ndarray:
 
 
 def _array_part(stack: Array, width: int) -> _Part:
-    """Blocks of (B, P)."""
-    size = stack.shape[1]
-    read = lambda start: lax.dynamic_slice_in_dim(stack, start, width, 1)
-    return _Part(read, _places(size, width), 1, size)
+    """Blocks of some lines of arrays (B, ..., N), or of (B, P).
+
+    Lines where these fill a block nearly: rows strung out whole would be a copy of all
+    of them where arrays lie in tiles, as on a TPU.
+    """
+    count, *sides = stack.shape
+    size, n = math.prod(sides), sides[-1]
+    length = min(width // n * n, size)
+    if len(sides) < 2 or length < _FULL * width:
+        n, length = 1, width
+    lines = stack.reshape(count, size // n, n)
+
+    def read(start: Array) -> Array:
+        block = lax.dynamic_slice_in_dim(lines, start, length // n, 1)
+        return block.reshape(count, length)
+
+    return _Part(read, _places(size // n, length // n), n, size)
 
 
 def _outer_product_part(leaf: Factored, width: int) -> _Part:

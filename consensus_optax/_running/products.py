@@ -103,12 +103,13 @@ def _own_scales(squares: Array, roster: Roster) -> Array:
     large = ~(squares < 2.0 ** (reach * 15 // 16))
     small = squares < 2.0 ** -(reach * 25 // 32)
     scales = jnp.where(small, 2.0 ** (reach * 5 // 8), 1)
-    scales = jnp.where(large, 2.0 ** -(reach * 15 // 16), scales)
+    scales = jnp.where(large, 2.0 ** -(reach * 3 // 4), scales)
     return jnp.where(roster.present, scales, 1).astype(squares.dtype)
 
 
-# From 1e-31 to 1e6 a norm at the start's scale has a square that is a float.
-_OWN = Rescale(_own_scales, 2.0**40)
+# From 1e-25 to 1e8 a norm at the start's scale has a square that tells all its digits,
+# and from 1e-28 on one that is not 0.
+_OWN = Rescale(_own_scales, 2.0**32)
 
 
 def _scale(squares: Array, roster: Roster) -> Array:
@@ -126,7 +127,7 @@ def _scale(squares: Array, roster: Roster) -> Array:
     most = jnp.append(jnp.where(other, squares, 0), previous).max()
     up = jnp.any(other) & (most < 2.0 ** -(reach // 2))
     scale = jnp.where(up, 2.0 ** (reach * 5 // 8), 1)
-    return jnp.where(down, 2.0 ** -(reach * 3 // 4), scale).astype(squares.dtype)
+    return jnp.where(down, 2.0 ** -(reach * 5 // 8), scale).astype(squares.dtype)
 
 
 def _recentered(gramian: Array, roster: Roster) -> Array:

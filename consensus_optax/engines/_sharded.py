@@ -93,9 +93,10 @@ def sharded(
 
     multiplied out; or one factor dealt out and all of the other sent to every device,
     which then has products again, of some columns or lines of the matrix. Of a look-up
-    M is 1 in the second, and there is no third; every layer has its own T. What N does
-    not divide is filled up: by at most N numbers, or of a matrix N columns or lines,
-    which count when it is decided. Rows travel in their dtype, and so does every
+    M is 1 in the second; in the third, of a table whose lines ``param_specs`` cut along
+    ``axis_name``, it is N. Every layer has its own T. What N does not divide is filled
+    up: by at most N numbers, or of a matrix N columns or lines, which count when it is
+    decided. Rows travel in their dtype, and so does every
     device's part of a combination, which of rows narrower than float32 is rounded once
     for that; updates in their parameter's, signs in int8 where a rule reads nothing
     else. A rule that remembers its last update sends it in float32.

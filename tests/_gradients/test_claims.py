@@ -102,7 +102,7 @@ def test_small_arrays_are_held(monkeypatch):
     (leaf,), (rows,), _ = looked_at(loss, draw(1, 5, 4), X)
     assert not isinstance(leaf, Reduced)
     assert not is_outer_product(leaf)
-    monkeypatch.setattr(claims, "_SMALL", 4)
+    monkeypatch.setattr(claims, "SMALL", 4)
     (leaf,), (rows,), _ = looked_at(loss, draw(1, 5, 4), X)
     assert isinstance(leaf, Reduced)
     np.testing.assert_allclose(leaf.likes, rows.sum(0), atol=1e-5)

@@ -22,8 +22,10 @@ def plain(m, n, row_shape, layers=()):
 
 
 def table(lines, n, row_shape):
-    left = jnp.asarray(RNG.integers(0, lines, (3, 5)), jnp.int32)
-    return co.OuterProduct(left, numbers(3, 5, n), row_shape)
+    left = RNG.integers(0, lines, (3, 9))
+    left[0, :2] = -1, lines  # of no line
+    left = jnp.asarray(left, jnp.int32)
+    return co.OuterProduct(left, numbers(3, 9, n), row_shape)
 
 
 # Leaf, and for every axis of its parameter the factor that slabs along it are of.
@@ -46,8 +48,16 @@ LEAVES = {
         transposed(plain(4, 6, (4, 6), (2,)), (1, 2, 0)),
         ["left", "right", None],
     ),
-    "table": (table(4, 6, (4, 6)), [None, "right"]),
-    "table of heads": (table(4, 12, (4, 2, 6)), [None, "right", "right"]),
+    "table": (table(4, 6, (4, 6)), ["left", "right"]),
+    "table of heads": (table(4, 12, (4, 2, 6)), ["left", "right", "right"]),
+    "table of two indices": (
+        reshaped(table(16, 6, (16, 6)), (2, 8, 6)),
+        ["left", "left", "right"],
+    ),
+    "table, moved": (
+        transposed(reshaped(table(16, 6, (16, 6)), (2, 4, 2, 6)), (3, 1, 0, 2)),
+        ["right", "left", "left", "left"],
+    ),
 }
 
 
@@ -64,8 +74,14 @@ def test_a_slab_of_the_rows_is_that_of_a_part_of_one_factor(name):
         for number, wanted in enumerate(jnp.split(rows, COUNT, axis + 1)):
             factor = getattr(leaf, slab.side)
             *others, _ = factor.shape
-            seen = factor.reshape(*others, *slab.run)
-            part = jnp.split(seen, COUNT, len(others) + 1)[number].reshape(*others, -1)
+            if factor.dtype == jnp.int32:
+                part = slab.lines(factor, number, COUNT)
+                there = (part >= 0) & (part < slab.row_shape[0])
+                assert jnp.all(there | (part == -1))
+            else:
+                seen = factor.reshape(*others, *slab.run)
+                part = jnp.split(seen, COUNT, len(others) + 1)[number]
+                part = part.reshape(*others, -1)
             given = {"left": leaf.left, "right": leaf.right, slab.side: part}
             own = slab.of(leaf, given["left"], given["right"])
             assert own.shape == wanted.shape

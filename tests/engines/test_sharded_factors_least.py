@@ -9,7 +9,13 @@ import pytest
 
 import consensus_optax as co
 from consensus_optax._rows.verbs import Mixed
-from consensus_optax.engines.mesh.factors import Factors, as_travelling, bytes_each
+from consensus_optax.engines.mesh.factors import (
+    Factors,
+    as_travelling,
+    bytes_each,
+    stays_for_less,
+)
+from consensus_optax.engines.mesh.layout import Stay
 
 ROWS, BF16 = 3, np.dtype(jnp.bfloat16)
 
@@ -99,3 +105,23 @@ def test_what_cannot_travel_as_factors_does_not():
     for other in (cut, Mixed(jnp.eye(ROWS), leaf, order)):
         assert bytes_each(other, 4, False) == whole > bytes_each(leaf, 4, False)
         assert isinstance(as_travelling(other, 4, False, jnp.float32), jax.Array)
+
+
+def test_a_table_of_which_few_lines_are_looked_up_stays_cut_along_them():
+    """Every device gets all terms, with indices as those of its own lines."""
+    count, terms, width, lines = 3, 3, 16, 3999
+    places = jnp.array([[0, 1332, 1333], [3998, 5, 5], [-1, lines, 2000]], jnp.int32)
+    found = jnp.arange(ROWS * terms * width, dtype=jnp.float32)
+    leaf = co.OuterProduct(places, found.reshape(ROWS, terms, width), (lines, width))
+    stay = Stay(0, ("data",), ("data",), ("data",))
+    assert bytes_each(leaf, count, False, stay) == ROWS * terms * (1 + width) * 4
+    assert stays_for_less(leaf, count, False, stay)
+    sent = as_travelling(leaf, count, False, jnp.float32, stay)
+    parts = sent.parts(count)  # (ROWS, count, terms)
+    rows = leaf.materialize().reshape(ROWS, count, -1)
+    for device in range(count):
+        block = sent.block(parts[:, device], sent.whole)
+        np.testing.assert_array_equal(block.materialize(), rows[:, device])
+    # more terms than lines would be more than lines
+    many = look_up(3000, width, lines)
+    assert isinstance(as_travelling(many, count, False, jnp.float32, stay), jax.Array)

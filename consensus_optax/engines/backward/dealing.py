@@ -9,7 +9,6 @@ Of several rows on a device what merges travels instead, where it is less.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from consensus_optax._gradients.claims import Claim
-from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.explicit import names_of, size_of
 from consensus_optax._rows.statistics import Statistic, merge_lots
 from consensus_optax._typing import Array
 
@@ -204,7 +203,7 @@ class Dealing(NamedTuple):
     @property
     def _size(self) -> int:
         """How many devices."""
-        return math.prod(self.mesh.shape[name] for name in self.axes)
+        return size_of(self.axes, self.mesh)
 
     def _lies(self, shape: tuple[int, ...], claim: Claim) -> Lies:
         """How the rows of a claim lie, and which axis is dealt out.
@@ -213,15 +212,15 @@ class Dealing(NamedTuple):
         otherwise than its parameter has to be sent once more.
         """
         kinds = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
-        sizes = self.mesh.shape
         of_axis = lambda axis: names_of(self.specs[claim.leaf][axis])
+        size = lambda names: size_of(names, self.mesh)
         others: list[tuple[str, ...]] = [()] * (len(shape) - 1)
         for i, axis in enumerate(claim.order):
             names = tuple(name for name in of_axis(axis) if name not in self.axes)
             free = all(kinds.get(name) == AxisType.Auto for name in names)
-            if free and shape[1 + i] % math.prod(sizes[name] for name in names) == 0:
+            if free and shape[1 + i] % size(names) == 0:
                 others[i] = names
-        count = lambda i: math.prod(sizes[name] for name in (*others[i], *self.axes))
+        count = lambda i: size((*others[i], *self.axes))
         few = shape[0] % self._size  # rows
         fits = [
             1 + i for i, side in enumerate(shape[1:]) if not few and not side % count(i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._gradients.claims import Claim, Reduced
-from consensus_optax._rows.verbs import AnyLeaf
+from consensus_optax._rows.outer_product import is_outer_product
+from consensus_optax._rows.sums import each_part
+from consensus_optax._rows.verbs import AnyLeaf, Leaf
 from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
@@ -46,3 +49,10 @@ def in_memory(leaves: Sequence[AnyLeaf], roster: Roster) -> Memory:
 def zeros_like(shapes: Tree) -> Tree:
     """Zeros of these shapes."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def as_decided(rows: Leaf, dtype: Any) -> Leaf:
+    """Rows in their parameter's dtype, whatever the variable's is."""
+    if is_outer_product(rows):
+        return each_part(lambda part: dataclasses.replace(part, dtype=dtype), rows)
+    return rows.astype(dtype)

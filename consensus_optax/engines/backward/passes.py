@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._gradients.arguments import Arranged
-from consensus_optax._gradients.claims import Claim, Reduced
+from consensus_optax._gradients.claims import SMALL, Claim, Reduced
 from consensus_optax._gradients.per_example import value_and_reduced
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.sums import each_part
 from consensus_optax._rows.trees import floating_leaves
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import AnyLeaf, Leaf, decision_dtype
@@ -24,7 +23,7 @@ from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward import turns
 from consensus_optax.engines.backward.dealing import Dealing
-from consensus_optax.engines.backward.found import Found, Read, in_memory
+from consensus_optax.engines.backward.found import Found, Read, as_decided, in_memory
 from consensus_optax.engines.backward.merging import Merging
 from consensus_optax.engines.backward.mixture import Mixture
 
@@ -174,18 +173,40 @@ class Batch(NamedTuple):
     ) -> Found:
         """One pass: what is made of rows as they are, and scaled; and who is finite."""
 
-        def reduce(claim: Claim, rows: Leaf) -> Reduced:
+        def reduce(claim: Claim, rows: Any) -> Reduced:
             if is_outer_product(rows) and (self.dealing is not None or not rows.size):
                 rows = rows.materialize()  # each on its own device, or of no entries
-            return make(claim, rows, self.scaled(_as_decided(rows, claim.dtype)))
+            if self.dealing is not None and list(claim.order) != sorted(claim.order):
+                # parts of the parameter, not of what it is the transpose of: these have
+                # the axis that is dealt out last, where a TPU fills it up
+                ahead = [0, *(1 + axis for axis in claim.back)]
+                made = reduce(claim.in_order(), rows.transpose(ahead))
+                return made.out_of_order(claim)
+            return make(claim, rows, self.scaled(as_decided(rows, claim.dtype)))
 
         value, leaves = value_and_reduced(
             self.fun, self.arranged, self.has_aux, reduce, likes
         )
+        if self.dealing is not None:
+            # sums of products, as of a table that is tied to the output, came too late
+            leaves = [self._late(i, x, reduce, likes) for i, x in enumerate(leaves)]
         made = {i: x for i, x in enumerate(leaves) if isinstance(x, Reduced)}
         rest: Any = {i: x for i, x in enumerate(leaves) if i not in made}
         found = Found(value, jnp.ones(roster.weights.shape, bool), made, {})
         return self._with(found, rest)
+
+    def _late(
+        self,
+        number: int,
+        leaf: Any,
+        reduce: Callable[[Claim, Leaf], Reduced],
+        likes: Sequence[Any] | None,
+    ) -> Any:
+        """What is made of a leaf of products that no claim was settled for."""
+        if not is_outer_product(leaf) or leaf.size < SMALL * leaf.shape[0]:
+            return leaf
+        like, order = None if likes is None else likes[number], range(leaf.ndim - 1)
+        return reduce(Claim(number, leaf.dtype, 0, like, tuple(order)), leaf)
 
     def _with(self, found: Found, rest: dict[int, Any]) -> Found:
         """What was found, with the leaves that are left, and rows finite in all."""
@@ -275,10 +296,3 @@ class Batch(NamedTuple):
             leaves = [verbs.as_array(leaf, self.dtype) for leaf in leaves]
         given: Any = leaves
         return (~finite_rows(given, self.dtype)).astype(jnp.int32)
-
-
-def _as_decided(rows: Leaf, dtype: Any) -> Leaf:
-    """Rows in their parameter's dtype, whatever the variable's is."""
-    if is_outer_product(rows):
-        return each_part(lambda part: dataclasses.replace(part, dtype=dtype), rows)
-    return rows.astype(dtype)

@@ -6,14 +6,14 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from consensus_optax._rows.addition import one_product
-from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.explicit import names_of, size_of
 from consensus_optax._rows.outer_product import OuterProduct, is_outer_product
-from consensus_optax._rows.slabs import slab_of
+from consensus_optax._rows.slabs import Slab, slab_of
 from consensus_optax._rows.verbs import Leaf
-from consensus_optax.engines.mesh.specs import size_of
 
 
 class Entering(NamedTuple):
@@ -24,17 +24,23 @@ class Entering(NamedTuple):
       specs: how it is cut, which may be a prefix.
       part: all rows of the part of the parameter that a device has; shapes alone where
         that is not what is given.
+      lines: the slab that a device has of a table of which all indices enter, and the
+        mesh axes that cut it; None of others.
     """
 
     given: Any
     specs: Any
     part: Any
+    lines: tuple[Slab, tuple[str, ...]] | None = None
 
     def inside(self, own: Any) -> Leaf:
         """The device's rows, of what it has of what is given."""
         if not isinstance(own, tuple):
             return own
         left, right = own
+        if self.lines is not None:
+            slab, names = self.lines
+            left = slab.lines(left, lax.axis_index(names), lax.axis_size(names))
         return dataclasses.replace(self.part, left=left, right=right)
 
 
@@ -68,9 +74,14 @@ def _of_factors(
     given = leaf.factors
     part = dataclasses.replace(leaf, left=given[0], right=given[1], spec=())
     along: dict[str, tuple[str, ...]] = {}
+    lines: tuple[Slab, tuple[str, ...]] | None = None
     for axis, names in cut.items():
         count = size_of(names, mesh)
         slab = slab_of(part, axis, count)
+        if slab is not None and slab.side == "left" and leaf.is_look_up and not lines:
+            lines = slab, names
+            part = slab.of(part, part.left, part.right)
+            continue
         if slab is None or slab.run[0] != 1 or slab.side in along:
             return None
         along[slab.side] = names
@@ -83,4 +94,4 @@ def _of_factors(
         PartitionSpec(axes, *[None] * (factor.ndim - 2), along.get(side))
         for side, factor in zip(("left", "right"), given, strict=True)
     )
-    return Entering(given, specs, part)
+    return Entering(given, specs, part, lines)

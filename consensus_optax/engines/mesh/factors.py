@@ -26,7 +26,7 @@ class Factors(NamedTuple):
 
     Columns of one factor and all of the other multiply to columns of the rows, so a
     device ends up with products again: with slabs of the (M, N) matrices, or of the
-    parameter.
+    parameter. Of a look-up each device is dealt all indices, as lines of its slab.
 
     Attributes:
       leaf: the rows of this device.
@@ -59,11 +59,24 @@ class Factors(NamedTuple):
         factor = self.leaf.right if self.dealt == "left" else self.leaf.left
         return factor.reshape(factor.shape[0], -1)
 
+    @property
+    def _deals_lines(self) -> bool:
+        return self.dealt == "left" and self.leaf.is_look_up
+
     def parts(self, count: int) -> Array:
         """The other one in parts, (L, N, width)."""
+        same = lambda array: array
+        if self._deals_lines:
+            assert self.slab is not None
+            assert self.stays is not None
+            numbers = jnp.arange(count, dtype=jnp.int32)
+            slabs = self.stays.layout((1, count, 1), same).parts(numbers, count)
+            own = lambda number: self.slab.lines(self.leaf.left, number, count)
+            lines = jax.vmap(own, out_axes=1)(slabs[:, 0])  # (L, N, ...)
+            return lines.reshape(*lines.shape[:2], -1)
         factor = self.leaf.left if self.dealt == "left" else self.leaf.right
         _, *terms, length = factor.shape
-        run, same = (math.prod(terms), length, 1), lambda array: array
+        run = math.prod(terms), length, 1
         layout = Layout(run, same, same)
         if self.slab is not None and self.stays is not None:
             outer, length, inner = self.slab.run
@@ -76,7 +89,8 @@ class Factors(NamedTuple):
         kept = self.leaf.right if self.dealt == "left" else self.leaf.left
         _, *layers, terms, _ = self.leaf.right.shape
         whole = whole.reshape(-1, *kept.shape[1:])
-        part = part.reshape(part.shape[0], *layers, terms, -1)
+        width = () if self._deals_lines else (-1,)
+        part = part.reshape(part.shape[0], *layers, terms, *width)
         _, m, n = self.leaf.sides
         left, right = (part, whole) if self.dealt == "left" else (whole, part)
         if self.slab is not None:
@@ -120,9 +134,9 @@ def bytes_each(
 
     numbers for L rows of T terms, M by K each: multiplied out, with the right factor
     dealt out, with the left one; where slabs of the parameter are wanted, the one that
-    they cut. Of a look-up M is 1 in the second, and there is no third; every layer has
-    T terms of its own. Parts of a matrix may be filled up more than those of an array:
-    what an update sends for that is added.
+    they cut. Of a look-up M is 1 in the second, M / N in the third, which is there for
+    slabs alone; every layer has T terms of its own. Parts of a matrix may be filled up
+    more than those of an array: what an update sends for that is added.
     """
     return _least(leaf, count, signs, stays)[0]
 
@@ -164,11 +178,11 @@ def _least(
             return length * there + (layers * width - least) * leaf.dtype.itemsize
 
         slab = None if stays is None else slab_of(leaf, stays.axis, count)
-        lines = 1 if leaf.is_look_up else m
+        lines, of_part = (1, 1) if leaf.is_look_up else (m, part(m))
         if stays is None or (slab and slab.side == "right"):
             options += [(sent(lines, part(n), m * part(n)), "right", slab)]
         if (stays is None and not leaf.is_look_up) or (slab and slab.side == "left"):
-            options += [(sent(part(m), n, part(m) * n), "left", slab)]
+            options += [(sent(of_part, n, part(m) * n), "left", slab)]
     return min(options, key=lambda option: option[0])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from consensus_optax._rows.explicit import names_of
+from consensus_optax._rows.explicit import names_of, size_of
 from consensus_optax._rows.slabs import run_of
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
@@ -150,11 +149,6 @@ def stays(
     stay, count = Stay(axis, names, (*names, *others), axes), size_of(axes, mesh)
     even = leaf.shape[1 + axis] % count == 0
     return stay if even and stays_for_less(leaf, count, signs, stay) else None
-
-
-def size_of(axes: tuple[str, ...], mesh: Any) -> int:
-    """How many devices there are along some mesh axes."""
-    return math.prod(mesh.shape[name] for name in axes)
 
 
 def place(tree: Tree, specs: Tree, mesh: Any) -> Tree:

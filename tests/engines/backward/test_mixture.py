@@ -75,7 +75,7 @@ def stacks(x):
 )
 def test_mixed_rows(kind, monkeypatch):
     """Two steps on each of all stacks; every array that may be is reduced."""
-    monkeypatch.setattr(claims, "_SMALL", 0)
+    monkeypatch.setattr(claims, "SMALL", 0)
     (params, x), rule = given(), RULES[kind]
 
     @functools.partial(jax.jit, static_argnums=0)

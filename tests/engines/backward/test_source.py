@@ -63,7 +63,7 @@ def cases():
 @pytest.mark.parametrize(("name", "kind"), [*cases()])
 def test_models(name, kind, monkeypatch):
     """Two steps; every array that may be is reduced where it is, however small."""
-    monkeypatch.setattr(claims, "_SMALL", 0)
+    monkeypatch.setattr(claims, "SMALL", 0)
     model, rule = EVERY[name](), RULES[kind]
     weights = jnp.arange(1.0, ROWS + 1).at[1].set(0)
     found = []
