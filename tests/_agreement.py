@@ -123,7 +123,8 @@ def compared(cpu, device, right):
     size = np.abs(right).max() or 1.0
     pairs = {"apart": (cpu, device)}
     pairs |= {"cpu_error": (cpu, right), "device_error": (device, right)}
-    return {name: float(np.abs(x - y).max() / size) for name, (x, y) in pairs.items()}
+    gap = lambda x, y: float(f"{np.abs(x - y).max() / size:.2g}")
+    return {name: gap(*pair) for name, pair in pairs.items()}
 
 
 def main():
