@@ -131,6 +131,7 @@ def _array_part(stack: Array, width: int) -> _Part:
     of them where arrays lie in tiles, as on a TPU.
     """
     count, *sides = stack.shape
+    sides = sides or [1]  # of a number
     size, n = math.prod(sides), sides[-1]
     length = min(width // n * n, size)
     if len(sides) < 2 or length < _FULL * width:
