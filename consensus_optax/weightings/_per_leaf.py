@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consensus_optax._rules.kinds import Weighting
+from consensus_optax._rules.kinds import Reads, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer, rule_of
 
@@ -22,7 +22,8 @@ def per_leaf(weighting: Reducer) -> Reducer:
     Guarantees: on every leaf what ``weighting`` gives for that leaf alone; rows with a
     non-finite entry in any leaf are absent from all.
     Edge cases: ``consensus_ready`` where any leaf has an update; that of a leaf which
-    agrees on nothing is zero.
+    agrees on nothing is zero. A weighting that reads no gradient, such as
+    :func:`mean`, weighs alike for every leaf: it stays as it is.
 
     Args:
       weighting: a reducer made of a :class:`Weighting`.
@@ -55,4 +56,4 @@ def per_leaf(weighting: Reducer) -> Reducer:
             "`weighting` must be made of a Weighting, which reads inner products; "
             f"got {weighting!r}, made of a {type(rule).__name__}"
         )
-    return reducer(rule._replace(per_leaf=True))
+    return reducer(rule._replace(per_leaf=rule.reads != Reads.NOTHING))
