@@ -236,7 +236,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel("attackers, %", fontsize=8)
     figure.legend(handles.values(), handles, loc="lower center", ncols=5, fontsize=8)
     figure.tight_layout(rect=(0, 0.8 / (2.7 * len(lines) + 1.0), 1, 1))
-    figure.savefig(path, dpi=72)
+    figure.savefig(path, dpi=66)
     plt.close(figure)
 
 
