@@ -181,10 +181,14 @@ PUBLISHED = Size(
     falls_after=0.75,
 )
 
+# Half of the arms choose the largest of those rates: whether they want larger ones.
+WIDE = SMALL._replace(rates=(*SMALL.rates, 1.0, 3.0))
+
+EASY = Spirals(0.5, 256, 256, 32)
+
 QUESTIONS = (
-    question(
-        "shortcuts", Spirals(0.5, 256, 256, 32), (2, 4, 8, 16, 32), SMALL, large=False
-    ),
+    question("shortcuts", EASY, (2, 4, 8, 16, 32), SMALL, large=False),
+    question("shortcuts_rates", EASY, (2, 4, 8, 16, 32), WIDE, large=True),
     question(
         "shortcuts_published", Spirals(3, 1024, 256, 256), (16,), PUBLISHED, large=True
     ),
