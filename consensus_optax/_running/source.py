@@ -53,7 +53,8 @@ class Rescale(NamedTuple):
       of: (squared norms, roster) to what to multiply by, () or (B,). Squared norms are
         those of rows and of ``previous``, (B,) or (B + 1,), to a few powers of ten.
       start: what a look begins at that is dear: where it is not 1, next to nothing of
-        usual size has a square of 0 but zeros, which ask for no other scale.
+        usual size has a square of 0 but zeros, which ask for no other scale beside rows
+        that have none.
     """
 
     of: Callable[[Array, Roster], Array]
@@ -110,8 +111,9 @@ def _wanted(
     squares = squares.sum(0) if asked.per_leaf else squares
     factor = rescale.of(squares, roster)
     other = factor != 1
-    if rescale.start != 1:
-        other &= squares > 0
+    if rescale.start != 1:  # rows of zeros, if not all are
+        some = squares != 0  # an overflow may have made it nan
+        other &= some | ~jnp.any(some)
     more = jnp.any(other)
     return rescale.start * jnp.where(more, factor, 1), more
 

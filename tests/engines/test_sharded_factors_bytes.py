@@ -55,10 +55,11 @@ def test_a_step_of_the_mlp_sends_what_the_formula_says(name):
     sizes = [dealt(leaf.shape, 1 if signs else 4) for leaf in leaves]
     there, back = map(sum, zip(*sizes, strict=True))
     back = back // 4 if signs else back
-    # of the rows, of rows less one of them, and in a branch of rows at another scale
-    gramians = {"cosine_filter": 2, "krum": 3}.get(name, 0)
+    # of the rows, and of rows less one of them; squares of rows that tell their size
+    gramians = {"cosine_filter": 1, "krum": 2}.get(name, 0)
+    squares = GRAMIAN // ROWS if gramians else 0
     sent, _ = counted(traffic.STEPS[name]())
-    assert sent == (N - 1) * (there + back + ROSTER) + gramians * GRAMIAN
+    assert sent == (N - 1) * (there + back + ROSTER) + gramians * GRAMIAN + squares
     assert sent <= 0.52 * plain()
     if name == "median":
         arrays = sum((EACH + 1) * 4 * part(leaf.size) for leaf in leaves)

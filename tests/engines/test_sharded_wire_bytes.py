@@ -64,7 +64,8 @@ def test_bytes_of_sparse_messages(code, share):
     """Numbers of 4 bytes, and places of 2 in parts of up to 65536."""
     sent = bytes_sent(program(co.cosine_filter(), wire=CODES[code]), N)
     wanted = (4 * share * SIZE + 4 * SIZE) * (N - 1) / N
-    assert wanted <= sent <= wanted + slack()
+    down = 6 * N  # a share of each device's part is a whole number of entries
+    assert wanted - down <= sent <= wanted + slack()
 
 
 @in_ci
