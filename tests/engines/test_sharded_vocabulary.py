@@ -156,7 +156,8 @@ def factored(loss, params, tokens):
 # with a second pass for what looks at them before it combines them.
 MOST = {"held": 0.9, "not held": 1.2}
 # The plain step of a tied table whose lines the rows' own axis cuts moves the few
-# tokens' activations in its place; rows, each on its own device, have to gather it.
+# tokens' activations in its place; rows, each on its own device, have to gather it. So
+# it is of lines that two axes cut where rows are dealt out in the backward pass (1.85).
 OF_FEW_TOKENS = 2.3
 PLACES = [
     pytest.param(tied, cut, kind, marks=() if now else pytest.mark.whole_zoo)
@@ -197,6 +198,7 @@ def test_under_jit(tied, cut, axes):
                 text = plain.lower(params, tokens).compile().as_text()
                 sent = bytes_in_turns(program.as_text(), 4)
                 few = tied and cut in ("first axis", "lines twice")
+                few |= cut == "lines twice" and way == "not held"
                 most = OF_FEW_TOKENS if few else MOST[way]
                 assert sent <= len(kinds) * most * bytes_in_turns(text, 4)
 
