@@ -41,8 +41,11 @@ class Memory(NamedTuple):
             return None, self
         if asked.rescale is None:
             return self._inner(asked), self
-        scale = asked.rescale.of(self._squares(asked), self.seen.roster)
+        squares = self._squares(asked)
+        scale = asked.rescale.of(squares, self.seen.roster)
         products = self._inner(asked._replace(scale=scale, rescale=None))
+        if asked.reads.lengths:  # of a zero factor and of one that overflows, scaled
+            products = jnp.where(jnp.isnan(products) & (squares == 0), 0, products)
         return products, self._replace(seen=self.seen._replace(scale=scale))
 
     def _squares(self, asked: Asked) -> Array:
