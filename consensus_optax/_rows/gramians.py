@@ -27,7 +27,7 @@ from consensus_optax._rows.outer_product import (
     is_outer_product,
     over_rows,
 )
-from consensus_optax._rows.parts import cross_products
+from consensus_optax._rows.parts import cross_products, of_both
 from consensus_optax._rows.sums import SumOfProducts, each_part
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._typing import Array
@@ -66,7 +66,7 @@ def cross_gramian(x: Array | Factored, y: Array | Factored, dtype: Any) -> Array
             return _multiplied_out(x, y, dtype)
     if factored and x.is_look_up == y.is_look_up and not _is_small_table(x):
         left, right = factor_products(x, y, "bsx,ctx->bcst", dtype)
-        return (left * right).sum((2, 3))
+        return of_both(left, right).sum((2, 3))
     wide = lambda z: dataclasses.replace(z, dtype=np.dtype(dtype))
     multiply = lambda z: each_part(wide, z).materialize()
     arrays = [multiply(z) if is_outer_product(z) else z for z in (x, y)]

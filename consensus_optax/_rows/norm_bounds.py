@@ -23,7 +23,7 @@ from consensus_optax._rows.outer_product import (
     OuterProduct,
     is_outer_product,
 )
-from consensus_optax._rows.parts import own_products
+from consensus_optax._rows.parts import of_both, own_products
 from consensus_optax._rows.rounding import of_sum
 from consensus_optax._rows.sums import parts_of
 from consensus_optax._typing import Array
@@ -92,7 +92,7 @@ def _of_part(leaf: OuterProduct, dtype: Any) -> tuple[Any, ...]:
         squares, error = verbs.squared_norms(leaf, dtype), 2 * of_sum(m * n, dtype)
     elif terms * (m + n) <= m * n:
         products = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
-        squares = (products[0] * products[1]).sum((1, 2))
+        squares = of_both(*products).sum((1, 2))
         error = of_sum(m, dtype) + of_sum(n, dtype) + of_sum(terms**2, dtype)
     else:
         exact = dataclasses.replace(

@@ -16,6 +16,11 @@ _precisely = {"precision": lax.Precision.HIGHEST}
 _ENTRIES = 2**24
 
 
+def of_both(left: Array, right: Array) -> Array:
+    """Left times right; of a factor of zeros 0, however the other's overflowed."""
+    return jnp.where((left == 0) | (right == 0), 0, left * right)
+
+
 def projected(leaf: OuterProduct, matrix: Array) -> Array:
     """Inner product of every row with one matrix as rows are, (M, N), to (B,)."""
     dtype = matrix.dtype
@@ -32,7 +37,7 @@ def own_products(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:
     if x.is_one_array:
         x, y = y, x
     if y.is_one_array:
-        return _with_one_array(x, y, dtype) * y.right[:, 0, 0].astype(dtype)
+        return of_both(_with_one_array(x, y, dtype), y.right[:, 0, 0].astype(dtype))
     if _is_of_a_table(x, y):
         dense, table = (y, x) if x.is_look_up else (x, y)
         lines = jnp.swapaxes(dense.factors[0], 1, 2)  # (B, M, T)
@@ -40,7 +45,7 @@ def own_products(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:
         seen = jnp.take_along_axis(lines, index, 1).astype(dtype)  # (B, S, T)
         valid = (table.left >= 0) & (table.left < lines.shape[1])
         right = _of_rights("bsn,btn->bst", table, dense, dtype)
-        return jnp.where(valid[..., None], seen * right, 0).sum((1, 2))
+        return jnp.where(valid[..., None], of_both(seen, right), 0).sum((1, 2))
     rows = (z.materialize().astype(dtype) for z in (x, y))
     flat = (z.reshape(z.shape[0], -1) for z in rows)
     return jnp.einsum("bp,bp->b", *flat, **_precisely)
@@ -50,7 +55,7 @@ def cross_products(x: OuterProduct, y: OuterProduct, dtype: Any) -> Array:
     """Inner products of all pairs of rows of two parts, (B, C)."""
     if y.is_one_array:
         numbers = y.right[:, 0, 0].astype(dtype)
-        return _with_one_array(x, y, dtype)[:, None] * numbers[None, :]
+        return of_both(_with_one_array(x, y, dtype)[:, None], numbers[None, :])
     if x.is_one_array:
         return cross_products(y, x, dtype).T
     if _is_of_a_table(x, y):
@@ -85,7 +90,7 @@ def _with_table(x: OuterProduct, table: OuterProduct, dtype: Any) -> Array:
         index, cotangent = row
         seen = left.at[:, :, index].get(**options)  # (B, T, S)
         products = jnp.einsum("btn,sn->bts", right, cotangent, **_precisely)
-        return (seen * products).sum((1, 2))
+        return of_both(seen, products).sum((1, 2))
 
     each = right.shape[0] * right.shape[1] * table.left.shape[1]
     size = max(1, min(table.left.shape[0], _ENTRIES // each))

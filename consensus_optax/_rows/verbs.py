@@ -28,7 +28,7 @@ from consensus_optax._rows.outer_product import (
     is_outer_product,
     restored,
 )
-from consensus_optax._rows.parts import own_products, projected
+from consensus_optax._rows.parts import of_both, own_products, projected
 from consensus_optax._rows.statistics import WEIGHTED_SUM, Statistic
 from consensus_optax._rows.sums import SumOfProducts, each_part, total_of
 from consensus_optax._rows.views import as_matrix
@@ -150,11 +150,11 @@ def squared_norms(leaf: AnyLeaf, dtype: Any) -> Array:
     if isinstance(leaf, OuterProduct):
         if leaf.is_one_array:
             numbers, array = leaf.right[:, 0, 0].astype(dtype), leaf.left.astype(dtype)
-            return numbers * numbers * jnp.sum(array * array)
+            return of_both(numbers * numbers, jnp.sum(array * array))
         terms, m, n = leaf.sides
         if terms * (m + n) <= m * n:  # flops of T x T products against those of the row
             left, right = factor_products(leaf, leaf, "bsx,btx->bst", dtype)
-            return (left * right).sum((1, 2))
+            return of_both(left, right).sum((1, 2))
         return squares(leaf, dtype)
     rows = flat(leaf, dtype)
     return _product(rows * rows, jnp.ones(rows.shape[1], dtype))

@@ -44,8 +44,6 @@ class Memory(NamedTuple):
         squares = self._squares(asked)
         scale = asked.rescale.of(squares, self.seen.roster)
         products = self._inner(asked._replace(scale=scale, rescale=None))
-        if asked.reads.lengths:  # of a zero factor and of one that overflows, scaled
-            products = jnp.where(jnp.isnan(products) & (squares == 0), 0, products)
         return products, self._replace(seen=self.seen._replace(scale=scale))
 
     def _squares(self, asked: Asked) -> Array:

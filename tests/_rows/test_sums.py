@@ -149,3 +149,44 @@ def test_arithmetic_is_refused():
     halved = jax.tree.map(lambda x: x[:, :1] if x.ndim > 2 else x, {"w": leaf})
     with pytest.raises(ValueError, match="factors"):
         rule.update(halved, rule.init(params), params)
+
+
+def emptied(part):
+    """Rows 1 and 2 of zeros: one factor is none, the other has no float as a square."""
+    if part.is_look_up or part.is_one_array:
+        return dataclasses.replace(part, right=part.right.at[1:3].set(0))
+    left = part.left.at[1].set(0).at[2].multiply(1e25)
+    right = part.right.at[1].multiply(1e25).at[2].set(0)
+    return dataclasses.replace(part, left=left, right=right)
+
+
+ALONE = {
+    "vectors": lambda: (co.OuterProduct(draw(0, B, 1, M), draw(1, B, 1, N), (M, N)),),
+    "wide": lambda: (co.OuterProduct(draw(0, B, 2, 30), draw(1, B, 2, 40), (30, 40)),),
+    "dense": lambda: (dense(),),
+    "table": lambda: (looked_up(),),
+    "one array": lambda: (one_array(dense()),),
+    "layers": lambda: (dense(LAYERS),),
+}
+
+
+@pytest.mark.parametrize("kind", [*ALONE, *SUMS])
+def test_a_row_of_zeros_has_products_of_zero(kind):
+    parts = tuple(map(emptied, (ALONE | SUMS)[kind]()))
+    leaf = SumOfProducts(parts) if len(parts) > 1 else parts[0]
+    rows = sum(np.asarray(part.materialize(), float) for part in parts)
+    flat = rows.reshape(B, -1)
+    assert not flat[1:3].any()
+    gramian = np.asarray(verbs.gramian(leaf, jnp.float32))
+    squares = np.asarray(verbs.squared_norms(leaf, jnp.float32))
+    assert not gramian[1:3].any()
+    assert not gramian[:, 1:3].any()
+    assert not squares[1:3].any()
+    assert finite_rows([leaf], jnp.float32).all()
+    others = [0, 3, 4]
+    wanted = flat @ flat.T
+    terms = T * N * M  # and as many roundings
+    pairs = np.ix_(others, others)
+    close = {"rtol": terms * 2.0**-23, "atol": terms * 2.0**-23}
+    np.testing.assert_allclose(gramian[pairs], wanted[pairs], **close)
+    np.testing.assert_allclose(squares[others], wanted.diagonal()[others], **close)

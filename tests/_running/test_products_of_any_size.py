@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import consensus_optax as co
 from consensus_optax._rules.kinds import Reads
@@ -180,3 +181,90 @@ def test_leaves_that_decide_for_themselves(rule):
     for name, leaf in rows.items():
         alone = update(leaf, rule, parameters[name])
         np.testing.assert_allclose(together[name], alone, rtol=1e-6)
+
+
+def loss_of_two_layers(w, batch):
+    """A row without inputs has a cotangent, one of no weight has inputs."""
+    x, y, weight = batch
+    out = jnp.tanh(x @ w["in"]) @ w["out"]
+    return jnp.mean(weight[:, None] * (out - y) ** 2).astype(jnp.float32)
+
+
+def of_one(w, example):
+    return loss_of_two_layers(w, jax.tree.map(lambda leaf: leaf[None], example))
+
+
+EMPTY = {
+    "no inputs": (slice(3, 4), slice(0)),
+    "no cotangents": (slice(0), slice(3, 4)),
+    "a whole microbatch": (slice(0, 4), slice(4, 6)),
+    "all": (slice(0, 5), slice(4, 8)),
+}
+NORMALIZED = {
+    "mean": co.normalized_mean(),
+    "by leaf": co.per_leaf(co.normalized_mean()),
+    "transformed": co.chain(co.normalize_examples(), co.mean()),
+}
+OBTAINED = {
+    "held": {"hold_rows": True},
+    "backward": {"hold_rows": False},
+    "microbatches": {"microbatch_size": 4},
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("devices", [None, 4])
+@pytest.mark.parametrize("how", OBTAINED)
+@pytest.mark.parametrize("rule", NORMALIZED)
+def test_a_row_of_zeros_of_which_one_factor_is_none_counts(rule, how, devices, dtype):
+    """It is a row of length 0, in whatever unit: the mean is over it, too."""
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    w, x, y = {"in": draw(4, 8), "out": draw(8, 4)}, draw(8, 4), draw(8, 4)
+    reducer = NORMALIZED[rule]
+    state, face = reducer.init(w), reducer
+    if devices:
+        mesh = jax.make_mesh(
+            (devices,), ("d",), (AxisType.Auto,), devices=jax.devices()[:devices]
+        )
+        cut = {"in": PartitionSpec("d"), "out": PartitionSpec(None, "d")}
+        face = co.sharded(reducer, "d", mesh=mesh, param_specs=cut)
+        w = jax.device_put(w, {k: NamedSharding(mesh, cut[k]) for k in w})
+        x, y = jax.device_put((x, y), NamedSharding(mesh, PartitionSpec("d")))
+    step = jax.jit(co.value_and_reduced_grad(loss_of_two_layers, face, **OBTAINED[how]))
+    for no_inputs, no_cotangents in EMPTY.values():
+        batch = x.at[no_inputs].set(0), y, jnp.ones(8, dtype).at[no_cotangents].set(0)
+        value, update, seen = step(w, batch, state=state)
+        rows = jax.vmap(jax.grad(of_one), (None, 0))(w, batch)
+        rows = {name: np.asarray(leaf, float) for name, leaf in rows.items()}
+        squares = {k: (v**2).sum((1, 2), keepdims=True) for k, v in rows.items()}
+        whole = sum(squares.values())
+        # rounded to the dtype, and summed over 8 rows in another order
+        most = 16 * float(jnp.finfo(dtype).eps)
+        for name, leaf in rows.items():
+            lengths = np.sqrt(squares[name] if rule == "by leaf" else whole)
+            wanted = (leaf / np.where(lengths > 0, lengths, 1)).mean(0)
+            got = np.asarray(update[name], float)
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=most)
+        assert (int(seen.num_present), int(seen.num_nonfinite)) == (8, 0)
+        assert jnp.isfinite(value)
+
+
+@pytest.mark.parametrize("size", [1e-13, 1.0])
+@pytest.mark.parametrize(
+    "rule", [co.krum(1), co.cosine_filter(1.0), co.geometric_median()]
+)
+def test_nor_is_it_lost_beside_small_rows(rule, size):
+    """Whose scale makes the square of its one factor overflow."""
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: jnp.asarray(rng.normal(1, 0.5, shape), jnp.float32)
+    left, right = draw(8, 1, 4).at[3].set(0), size * draw(8, 1, 3)
+    row = co.OuterProduct(left, right.at[3].set(1e5), (4, 3))
+    zeros = jnp.zeros((4, 3))
+    start = rule.init(zeros)
+    update, seen = rule.update(row, start, zeros)
+    wanted, known = rule.update(row.materialize(), start, zeros)
+    # sums of 12 products of 8 rows in another order
+    np.testing.assert_allclose(update, wanted, rtol=0, atol=1e-5 * size)
+    told = lambda state: (state.num_present, state.num_nonfinite, state.consensus_ready)
+    assert told(seen) == told(known) == (8, 0, True)
