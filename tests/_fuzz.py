@@ -10,6 +10,7 @@ by roundings, as beside a threshold, it is right to that change.
 
 import argparse
 import collections
+import math
 import sys
 import traceback
 from typing import Any, NamedTuple
@@ -23,19 +24,12 @@ import numpy as np
 import optax
 from hypothesis import strategies as st
 
-import consensus_optax as co
 from tests._fuzz_errors import FAULTS, documented
-from tests._fuzz_rows import DTYPES, SHAPES, Data, draw_data
+from tests._fuzz_rows import BAD, DTYPES, SHAPES, STYLES, draw_data
+from tests._fuzz_steps import COMPUTED, DEVICES, PLACES, SOURCES, WHOLE, WRAPPERS, step
 from tests.zoo import ZOO
 
-SOURCES = ("arrays", "factored", "microbatches", "backward", "mesh")
-WRAPPERS = (
-    *("plain", "sgd", "guard", "skip", "partition", "masked", "inject"),
-    *("multi_steps", "apply_if_finite", "accumulate", "freeze"),
-)
 SIGN = {"sgd": -1, "skip": -1, "multi_steps": -1, "apply_if_finite": -1}
-STYLES = ("noisy", "agreeing", "sparse", "equal", "rank one")
-BAD = ("nan", "inf", "far", "farther", "zero", "opposed")
 NUM_PERTURBED = 8
 
 
@@ -45,6 +39,7 @@ class Case(NamedTuple):
     row: int  # of the zoo
     wrapper: str
     source: str
+    place: str
     dtype: str
     shapes: tuple[tuple[int, ...], ...]
     num_rows: int
@@ -67,22 +62,30 @@ def case_of(seed):
     shapes = [one_of(SHAPES) for _ in range(rng.integers(1, 5))]
     if not sum(int(np.prod(shape)) for shape in shapes):
         shapes = [*shapes, (3, 2)]
-    source, wrapper = one_of(SOURCES), one_of(WRAPPERS)
-    if source == "mesh" or wrapper == "accumulate":
+    place, wrapper = one_of(sorted(PLACES)), one_of(WRAPPERS)
+    if place != "one device":
+        num_rows += -num_rows % DEVICES
+        wrapper = one_of(WHOLE) if "cut" in place else wrapper
+    if wrapper == "accumulate":  # slices of what is cut are a matter of the user's
+        place = "one device"
         num_rows += num_rows % 2
+    microbatch = int(rng.integers(1, 5))
+    if place != "one device":
+        microbatch = math.gcd(microbatch, num_rows)
     broken = rng.permutation(num_rows)[: rng.integers(4)]  # no row twice
     bad = [(int(index), one_of(BAD)) for index in broken]
     return Case(
         row=int(rng.integers(len(ZOO))),
         wrapper=wrapper,
-        source=source,
+        source=one_of(SOURCES),
+        place=place,
         dtype=one_of(sorted(DTYPES)),
         shapes=tuple(shapes),
         num_rows=num_rows,
         style=one_of(STYLES),
         weighted=one_of(("none", "padded", "counts", "nobody")),
         bad=tuple(bad),
-        microbatch=int(rng.integers(1, 5)),
+        microbatch=microbatch,
         seed=int(rng.integers(2**32)),
         fault=one_of(sorted(FAULTS)) if rng.integers(8) == 0 else None,
     )
@@ -104,14 +107,14 @@ def outcome(case):
         row = ZOO[case.row]
         if case.fault is not None or case.num_rows < row.least_rows:
             return _must_fail(case, row, data)
-        params, updates, metrics = _step(case, row, data)
+        params, updates, metrics = step(case, row, data)
         return _judged(case, row, data, params, updates, metrics)
 
 
 def _must_fail(case, row, data):
     try:
         if case.fault is None:
-            _step(case, row, data)
+            step(case, row, data)
         else:
             FAULTS[case.fault](row.make(case.num_rows), data)
     except (ValueError, TypeError) as error:
@@ -119,72 +122,6 @@ def _must_fail(case, row, data):
             return "documented error"
         raise
     raise AssertionError("no error")
-
-
-def _wrapped(case, reducer, params):
-    sgd = optax.sgd(1.0)
-    match case.wrapper:
-        case "sgd":
-            return optax.chain(reducer, sgd)
-        case "guard":
-            return optax.chain(reducer, co.guard())
-        case "skip":
-            return optax.chain(reducer, co.skip_if_empty(sgd))
-        case "partition":
-            labels = jax.tree.map(lambda _: "all", params)
-            return optax.partition({"all": reducer}, labels)
-        case "masked":
-            return optax.masked(reducer, jax.tree.map(lambda _: True, params))
-        case "inject":
-            scaled = lambda factor: optax.chain(reducer, optax.scale(factor))
-            return optax.inject_hyperparams(scaled)(factor=1.0)
-        case "multi_steps":
-            wait = optax.MultiSteps(sgd, 1).gradient_transformation()
-            return optax.chain(reducer, wait)
-        case "apply_if_finite":
-            return optax.chain(reducer, optax.apply_if_finite(sgd, 2))
-        case "accumulate":
-            return co.accumulate(reducer, 2)
-        case "freeze":
-            return co.freeze(reducer, [i == 0 for i in range(len(params))])
-    return reducer
-
-
-def _step(case, row, data: Data):
-    """(parameters, updates, metrics) of one step, or of two that are one."""
-    reducer = row.make(case.num_rows)
-    params, weights = data.params(), data.jax_weights()
-    if case.source in ("microbatches", "backward"):
-        size = {"microbatch_size": case.microbatch}
-        ways = size if case.source == "microbatches" else {"hold_rows": False}
-        reduced = co.value_and_reduced_grad(data.loss, reducer, **ways)
-
-        def compute(params, batch, weights):
-            state = reducer.init(params)
-            _, update, state = reduced(params, batch, state=state, weights=weights)
-            return update, co.metrics(state)
-
-        updates, metrics = jax.jit(compute)(params, data.batch(), weights)
-        return params, updates, metrics
-    if case.source == "mesh":
-        auto = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((2,), ("data",), axis_types=auto)
-        reducer = co.sharded(reducer, "data", mesh=mesh)
-    tx = _wrapped(case, reducer, params)
-    halves = 2 if case.wrapper == "accumulate" else 1
-    size = case.num_rows // halves
-
-    def step(params, batch, weights):
-        state = tx.init(params)
-        for i in range(halves):
-            cut = lambda x, i=i: x[i * size : (i + 1) * size]
-            rows = data.rows(params, jax.tree.map(cut, batch))
-            own = None if weights is None else cut(weights)
-            updates, state = tx.update(rows, state, params, weights=own)
-        return updates, co.metrics(state)
-
-    updates, metrics = jax.jit(step)(params, data.batch(), weights)
-    return params, updates, metrics
 
 
 def _judged(case, row, data, params, updates, metrics):
@@ -224,9 +161,6 @@ def _judged(case, row, data, params, updates, metrics):
         f"{spread.max():.1e}: {got} for {wanted}"
     )
     return "right to rounding"
-
-
-COMPUTED = ("microbatches", "backward")
 
 
 def fuzz(num_cases, seed, tell=lambda number, counts: None, keep_going=False):

@@ -10,6 +10,9 @@ from consensus_optax._rules.kinds import After
 DTYPES = {"bfloat16": 2.0**-8, "float16": 2.0**-10, "float32": 0.0, "float64": 0.0}
 SHAPES = [(), (1,), (4,), (3, 2), (2, 2, 2), (0, 3), (5, 3)]
 FAR = {"far": 1e6, "farther": 1e10}
+STYLES = ("noisy", "agreeing", "sparse", "equal", "rank one")
+# Of a row that is a product of two vectors the last two have one of them alone.
+BAD = ("nan", "inf", *FAR, "zero", "opposed", "no inputs", "no inputs, farther")
 
 
 class Data:
@@ -50,7 +53,7 @@ class Data:
 
     def rows(self, params, batch):
         """Arrays, or what `co.per_example_grad` gives."""
-        if self.case.source in ("arrays", "mesh"):
+        if self.case.source == "arrays":
             return [parts[0] for parts in batch]
         return co.per_example_grad(self.loss)(params, batch)
 
@@ -128,9 +131,9 @@ class Data:
 
         On a mesh every device sends its part of a combination in the rows' dtype.
         """
-        if self.case.source == "mesh":
-            return not isinstance(rule, Fold | Columns)
-        return self.case.source != "arrays"
+        if self.case.source != "arrays":
+            return True
+        return self.case.place != "one device" and not isinstance(rule, Fold | Columns)
 
     def rtol(self, row):
         """Of the rule, a few times, and of the update's dtype."""
@@ -144,7 +147,7 @@ def draw_data(case):
     rng = np.random.default_rng(case.seed)
     dtype = jnp.dtype(case.dtype)
     num = case.num_rows
-    factored = case.source not in ("arrays", "mesh")
+    factored = case.source != "arrays"
     leaves = []
     for shape in case.shapes:
         if factored and len(shape) == 2:
@@ -182,11 +185,13 @@ def _spoil(leaves, index, kind, rng, dtype):
         place = tuple(rng.integers(size) for size in part.shape[1:])
         part[(index, *place)] = {"nan": np.nan, "inf": np.inf}[kind]
         return
-    factor = {"zero": 0.0, "opposed": -1.0}.get(kind)
-    if factor is None:  # what overflows in float16 is a row that is not finite
-        factor = 1e3 if dtype == "float16" else FAR[kind]
+    # what overflows in float16 is a row that is not finite
+    far = {name: 1e3 if dtype == "float16" else size for name, size in FAR.items()}
     for parts in leaves:
-        parts[-1][index] *= factor
+        if kind.startswith("no inputs"):
+            parts[0][index] = 0
+        factor = {"zero": 0.0, "opposed": -1.0, "no inputs": 1.0, **far}
+        parts[-1][index] *= factor[kind.removeprefix("no inputs, ")]
 
 
 def _weights(case, rng):

@@ -33,6 +33,7 @@ def plain(name, **changes):
         row=index,
         wrapper="plain",
         source="arrays",
+        place="one device",
         dtype="float32",
         shapes=((4,),),
         num_rows=5,
@@ -49,17 +50,17 @@ def plain(name, **changes):
 def test_a_wrong_result_is_seen(monkeypatch):
     case = plain("median()")
     assert outcome(case) == "right"
-    step = _fuzz._step
+    step = _fuzz.step
 
     def off(*given):
         params, updates, metrics = step(*given)
         return params, [leaf * (1 + 1e-3) for leaf in updates], metrics
 
-    monkeypatch.setattr(_fuzz, "_step", off)
+    monkeypatch.setattr(_fuzz, "step", off)
     with pytest.raises(AssertionError, match="off by"):
         outcome(case)
     nan = lambda *given: (step(*given)[0], [np.full(4, np.nan)], step(*given)[2])
-    monkeypatch.setattr(_fuzz, "_step", nan)
+    monkeypatch.setattr(_fuzz, "step", nan)
     with pytest.raises(AssertionError, match="nan in parameters"):
         outcome(case)
 

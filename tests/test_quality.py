@@ -67,15 +67,16 @@ def test_equal_arms_differ_by_nothing_and_one_unit_says_nothing():
 def test_a_line_that_a_crash_cut_off_is_asked_again(tmp_path):
     path = tmp_path / "cells.jsonl"
     cells = Cells(path, {"commit": "abc"})
-    cells.add({"arm": "mean", "seeds": 2}, {"x": np.array([1 / 3, 2.0])})
+    cells.add({"arm": "mean", "seeds": 2}, {"x": np.array([1 / 3, 2.0])}, 12.34)
     whole = path.read_text()
     path.write_text(whole + whole[:-20].replace("mean", "median"))
     again = Cells(path)
     assert again.get({"seeds": 2, "arm": "mean"}) == {"x": [0.33333, 2.0]}
     assert again.get({"arm": "median", "seeds": 2}) is None
-    again.add({"arm": "median", "seeds": 2}, {"x": np.array([5.0, np.nan])})
+    again.add({"arm": "median", "seeds": 2}, {"x": np.array([5.0, np.nan])}, 12.0)
     assert Cells(path).get({"arm": "median", "seeds": 2}) == {"x": [5.0, None]}
-    assert json.loads(path.read_text().splitlines()[0])["commit"] == "abc"
+    line = json.loads(path.read_text().splitlines()[0])
+    assert (line["commit"], line["seconds"]) == ("abc", 12.3)
 
 
 def question(asked):

@@ -123,9 +123,9 @@ def test_parts_share_the_arms_of_a_question_out():
 
 def test_parts_write_files_of_their_own_that_become_one(tmp_path):
     whole = tmp_path / "made.jsonl"
-    Cells(tmp_path / "made_up.jsonl").add({"arm": "other"}, {"x": np.ones(1)})
+    Cells(tmp_path / "made_up.jsonl").add({"arm": "other"}, {"x": np.ones(1)}, 1.0)
     for part, arm in (("1-2", "mean"), ("2-2", "median"), ("2-2", "late")):
-        Cells(whole, {"commit": part}, part).add({"arm": arm}, {"x": np.ones(2)})
+        Cells(whole, {"commit": part}, part).add({"arm": arm}, {"x": np.ones(2)}, 1.0)
     assert not whole.exists()
     cells = Cells(whole)
     assert cells.get({"arm": "median"}) == {"x": [1.0, 1.0]}

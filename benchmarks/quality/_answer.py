@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -124,6 +125,7 @@ def _found(
     seeds = range(first, first + cell["seeds"])
     what = "choosing the rate" if tuning else "final"
     say(f"{question.name}: {cell['arm']}, {cell['rows']} rows, {dict(setting)}, {what}")
+    started = time.monotonic()
     try:
         problem = question.problem(setting, cell["rows"], seeds, tuning)
     except FileNotFoundError as error:
@@ -135,7 +137,8 @@ def _found(
     given = problem, arm, cell["rows"], tuple(cell["rates"])
     found = fit(*given, size, decay, program)
     if tuning:  # only what is chosen by is kept
-        ends = found[question.metric][..., -1]
-        return cells.add(cell, {question.metric: ends.mean(1)})  # (H,)
-    of_units = lambda x: _inference.by_unit(x[0], problem.units)
-    return cells.add(cell, {key: of_units(x) for key, x in found.items()})  # (U, E)
+        kept = {question.metric: found[question.metric][..., -1].mean(1)}  # (H,)
+    else:
+        of_units = lambda x: _inference.by_unit(x[0], problem.units)
+        kept = {key: of_units(x) for key, x in found.items()}  # (U, E)
+    return cells.add(cell, kept, time.monotonic() - started)

@@ -41,10 +41,11 @@ class Cells:
         """What was found, if it was."""
         return self._known.get(_key(cell))
 
-    def add(self, cell: Cell, found: dict[str, np.ndarray]) -> Found:
-        """Writes one cell down, and brings it to the disk."""
+    def add(self, cell: Cell, found: dict[str, np.ndarray], seconds: float) -> Found:
+        """Writes one cell down, and how long it took, and brings it to the disk."""
         rounded = {k: _rounded(v) for k, v in found.items()}
-        _append(self._path, [{"cell": cell, "found": rounded, **self._env}])
+        line = {"cell": cell, "found": rounded, "seconds": round(seconds, 1)}
+        _append(self._path, [{**line, **self._env}])
         self._known[_key(cell)] = rounded
         return rounded
 

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
+from consensus_optax._rows.explicit import freed, spec_of
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, AxisName
 from consensus_optax.compressors._compressor import (
@@ -57,12 +59,17 @@ def row_keys(
 
 def compressed_leaf(compressor: Compressor, leaf: Leaf, keys: Any, number: int) -> Leaf:
     """A leaf of rows as it arrives, in float32; as factors where these are sent."""
-    keys = keys_of_leaf(keys, number)
-    if compressor.factor is not None:
-        return compressor.factor(leaf, keys)
+    whole = isinstance(leaf, jax.Array) and compressor.factor is None
+    first = spec_of(jax.tree.leaves(leaf)[0])
+    lies = first if whole else PartitionSpec(first[0])
 
     def one(row: Array, key: Any) -> Array:
         message = compressor.compress(row, key)
         return compressor.decompress(message, row.shape, key)
 
-    return jax.vmap(one)(verbs.as_array(leaf, leaf.dtype), keys)
+    def run(leaf: Leaf, keys: Any) -> Leaf:
+        if compressor.factor is not None:
+            return compressor.factor(leaf, keys)
+        return jax.vmap(one)(verbs.as_array(leaf, leaf.dtype), keys)
+
+    return freed(run, (leaf, keys_of_leaf(keys, number)), lies)

@@ -56,7 +56,7 @@ def local_training(
             return (moved, state, total), value
 
         dtype = verbs.decision_dtype(params)
-        still = jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
+        still = jax.tree.map(lambda p: jnp.zeros_like(p, dtype), params)
         # Inside ``shard_map`` the gradient by parameters that are the same everywhere
         # is the sum over the devices; by these it is each device's own.
         start = still, optimizer.init(params), still if keeps_gradient else None

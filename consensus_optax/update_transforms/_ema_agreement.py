@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Count, Number, Threshold, Tree
-from consensus_optax.update_transforms._sound import floating, memory
+from consensus_optax.update_transforms._sound import floating, inner_product, memory
 
 
 class EmaAgreementState(NamedTuple):
@@ -92,10 +91,11 @@ def ema_agreement(
         if not incoming:
             return updates, state._replace(step=step)
         wide = [u.astype(m.dtype) for u, m in zip(incoming, averages, strict=True)]
-        inner = functools.partial(jnp.vdot, precision="highest")
         products = jnp.stack(
             [
-                jnp.stack([inner(u, m), inner(u, u), inner(m, m)])
+                jnp.stack(
+                    [inner_product(u, m), inner_product(u, u), inner_product(m, m)]
+                )
                 for u, m in zip(wide, averages, strict=True)
             ]
         )  # (leaves, 3)

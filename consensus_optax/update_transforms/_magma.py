@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, Count, Number, Threshold, Tree
+from consensus_optax.update_transforms._sound import floating, inner_product
 
 
 class MagmaState(NamedTuple):
@@ -101,9 +101,9 @@ def magma(
 
     def init(params: Tree) -> MagmaState:
         zeros = [
-            jnp.zeros(leaf.shape, verbs.decision_dtype(leaf))
+            jnp.zeros_like(leaf, verbs.decision_dtype(leaf))
             for leaf in jax.tree.leaves(arrays_of(params))
-            if _is_floating(leaf)
+            if floating(leaf)
         ]
         return MagmaState(
             jnp.zeros((), jnp.int32),
@@ -120,7 +120,7 @@ def magma(
             check_reduced(updates, arrays_of(params))
         steps, new = inner.update(updates, state.inner, params, **extra)
         step = jnp.asarray(optax.safe_increment(state.step))
-        incoming = [leaf for leaf in jax.tree.leaves(updates) if _is_floating(leaf)]
+        incoming = [leaf for leaf in jax.tree.leaves(updates) if floating(leaf)]
         if not incoming:
             return steps, state._replace(step=step, inner=new)
         value = lambda given: _check.value_at(given, state.step, jnp.float32)
@@ -134,7 +134,7 @@ def magma(
         factors = iter(jnp.where(kept, alignment, 0))
 
         def gated(leaf: Any) -> Any:
-            if not _is_floating(leaf):
+            if not floating(leaf):
                 return leaf
             return leaf * next(factors).astype(leaf.dtype)
 
@@ -152,19 +152,16 @@ def _moments(
     moments: list[Array] = []
     moving: list[Array] = []
     cosines: list[Array] = []
-    inner = functools.partial(jnp.vdot, precision="highest")
     for leaf, old in zip(incoming, momentum, strict=True):
         wide, share = leaf.astype(old.dtype), mu.astype(old.dtype)
-        length = inner(wide, wide)
+        length = inner_product(wide, wide)
         moves = jnp.isfinite(length) & (length > 0)
         moment = jnp.where(moves, share * old + (1 - share) * wide, old)
-        scale = jnp.sqrt(length) * jnp.sqrt(inner(moment, moment))
-        cosine = jnp.where(moves, inner(moment, wide) / positive_or_one(scale), 0)
+        scale = jnp.sqrt(length) * jnp.sqrt(inner_product(moment, moment))
+        cosine = jnp.where(
+            moves, inner_product(moment, wide) / positive_or_one(scale), 0
+        )
         moments.append(moment)
         moving.append(moves)
         cosines.append(cosine.astype(jnp.float32))
     return moments, jnp.stack(moving), jnp.stack(cosines)
-
-
-def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -74,8 +74,7 @@ def skip_if_empty(
         shapes, _ = jax.eval_shape(step)
 
         def stand_still() -> tuple[Tree, Any]:
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            return zeros, state.inner
+            return jax.tree.map(jnp.zeros_like, shapes), state.inner
 
         moved = any_nonzero(updates)
         new_updates, new_inner = lax.cond(moved, step, stand_still)

@@ -19,10 +19,17 @@ def floating(leaf: Any) -> bool:
 
 def memory(params: Tree) -> Tree:
     """Zeros like the parameters, float32 at least; of shape () for other leaves."""
-    return jax.tree.map(
-        lambda p: jnp.zeros(p.shape if floating(p) else (), verbs.decision_dtype(p)),
-        arrays_of(params),
-    )
+
+    def zeros(p: Any) -> Array:
+        dtype = verbs.decision_dtype(p)
+        return jnp.zeros_like(p, dtype) if floating(p) else jnp.zeros((), dtype)
+
+    return jax.tree.map(zeros, arrays_of(params))
+
+
+def inner_product(x: Array, y: Array) -> Array:
+    """Of two arrays of one shape, which stay as they are cut, ()."""
+    return jnp.sum(x * y)
 
 
 def is_sound(leaves: list[Any]) -> Array:

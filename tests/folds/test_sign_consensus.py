@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import consensus_optax as co
 from tests._reference import published_and_mask
 from tests._stacks import first_update
+from tests.engines.test_sharded import mesh_of
 
 
 @pytest.mark.parametrize(
@@ -116,3 +118,27 @@ def test_the_mean_learns_a_patchwork():
     w = trained(co.mean())
     assert (w[:4] > 0.25).all()
     assert abs(w[4]) < 0.5
+
+
+@pytest.mark.parametrize(("size", "devices"), [(2, None), (None, 2), (2, 2)], ids=str)
+def test_what_matters_in_a_fold_is_said_of_all_rows(size, devices):
+    """One row of twelve is against the others: they are a quorum of all rows alone.
+
+    Neither of its microbatch nor of its device, where a magnitude would not be needed.
+    """
+    of_row = lambda w, batch: jnp.vdot(batch[0] @ w, batch[1])  # products of vectors
+    left = jnp.arange(1.0, 13)[:, None] * jnp.array([[1.0, 2.0, 3.0]])
+    right = jnp.ones((12, 3)).at[6].set(-1)
+    reducer, w = co.sign_consensus(0.9), jnp.zeros((3, 3))
+    state = reducer.init(w)
+    if devices:
+        reducer = co.sharded(reducer, "data")
+    of_batch = co.value_and_reduced_grad(of_row, reducer, microbatch_size=size)
+    step = lambda *batch: of_batch(w, batch, state=state)[1]
+    if devices:
+        specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec()}
+        step = jax.shard_map(step, mesh=mesh_of(devices), **specs)
+    row = co.per_example_grad(of_row)(w, (left, right))
+    assert co.is_outer_product(row)
+    wanted = np.tile(left[0], (3, 1)).T  # the smallest, that of row 0
+    np.testing.assert_array_equal(jax.jit(step)(left, right), wanted)

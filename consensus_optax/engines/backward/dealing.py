@@ -22,6 +22,9 @@ from consensus_optax._rows.explicit import names_of, size_of
 from consensus_optax._rows.statistics import Statistic, merge_lots
 from consensus_optax._typing import Array
 
+# Of rows, of what is like one of them, and of what is told besides.
+Read = Callable[[Any, Any, Any], tuple[Any, Any]]
+
 
 class Lies(NamedTuple):
     """How rows of one leaf lie, (B, ...), or of one layer's part of it.
@@ -70,22 +73,24 @@ class Dealing(NamedTuple):
     specs: Sequence[PartitionSpec]
 
     def of_coordinates(
-        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, claim: Claim
+        self, read: Read, rows: Any, claim: Claim, told: Any
     ) -> tuple[Any, Any]:
-        """``read(rows, like)`` of each device's coordinates.
+        """``read(rows, like, told)`` of each device's coordinates.
 
         Args:
           read: of all rows and of arrays like one row, to what adds up over coordinates
             and what is like one row again.
           rows: (B, ...), each on its own device.
           claim: on them.
+          told: arrays that all devices have. Those that a function just refers to
+            would lie on the mesh as it is outside, where JAX refuses some operations.
         """
         lies = self._lies(rows.shape, claim)
         if not lies.place:
-            return read(rows, claim.like)
-        dealt = lambda rows, like: read(self._exchanged(rows, lies.place), like)
+            return read(rows, claim.like, told)
+        dealt = lambda rows, *given: read(self._exchanged(rows, lies.place), *given)
         on_devices = self._on_devices(dealt, lies.own(self.axes), lies)
-        return on_devices(self._narrow(rows), claim.like)
+        return on_devices(self._narrow(rows), claim.like, told)
 
     def of_each_row(
         self,
@@ -130,8 +135,8 @@ class Dealing(NamedTuple):
         together = jax.eval_shape(observe, rows, *per_row)
         own = jax.eval_shape(self._narrow, rows)
         if not place or _bytes(own) // self._size < _bytes(together):
-            read = lambda rows, like: ((), observe(rows, *per_row))
-            return self.of_coordinates(read, rows, claim)[1]
+            read = lambda rows, like, per_row: ((), observe(rows, *per_row))
+            return self.of_coordinates(read, rows, claim, per_row)[1]
 
         def on_device(rows: Array, weights: Array, given: Any) -> tuple[Any, ...]:
             here = jnp.any(weights > 0)
@@ -162,26 +167,24 @@ class Dealing(NamedTuple):
         return self._mapped(deal, *specs, lies)(self._narrow(rows))
 
     def of_dealt(
-        self, read: Callable[[Array, Any], tuple[Any, Any]], rows: Any, claim: Claim
+        self, read: Read, rows: Any, claim: Claim, told: Any
     ) -> tuple[Any, Any]:
         """The same as :meth:`of_coordinates` of rows that have been dealt out."""
         lies = self._lies(rows.shape, claim)
         if not lies.place:
-            return read(rows, claim.like)
+            return read(rows, claim.like, told)
         on_devices = self._on_devices(read, lies.of_all(self.axes), lies)
-        return on_devices(rows, claim.like)
+        return on_devices(rows, claim.like, told)
 
-    def _on_devices(
-        self, read: Callable[[Any, Any], tuple[Any, Any]], rows_spec: Any, lies: Lies
-    ) -> Callable[[Any, Any], tuple[Any, Any]]:
+    def _on_devices(self, read: Read, rows_spec: Any, lies: Lies) -> Read:
         """``read`` where each device has a part of the parameter."""
 
-        def on_device(rows: Array, like: Any) -> tuple[Any, Any]:
-            sums, likes = read(rows, like)
+        def on_device(rows: Array, like: Any, told: Any) -> tuple[Any, Any]:
+            sums, likes = read(rows, like, told)
             return lax.psum(sums, (*self.axes, *lies.names)), likes
 
-        cut = lies.cut(self.axes)
-        return self._mapped(on_device, (rows_spec, cut), (PartitionSpec(), cut), lies)
+        cut, whole = lies.cut(self.axes), PartitionSpec()
+        return self._mapped(on_device, (rows_spec, cut, whole), (whole, cut), lies)
 
     def _mapped(self, function: Any, in_specs: Any, out_specs: Any, lies: Lies) -> Any:
         return jax.shard_map(
@@ -221,9 +224,11 @@ class Dealing(NamedTuple):
             if free and shape[1 + i] % size(names) == 0:
                 others[i] = names
         count = lambda i: size((*others[i], *self.axes))
-        few = shape[0] % self._size  # rows
+        none = shape[0] % self._size or 0 in shape  # rows, or entries
         fits = [
-            1 + i for i, side in enumerate(shape[1:]) if not few and not side % count(i)
+            1 + i
+            for i, side in enumerate(shape[1:])
+            if not none and not side % count(i)
         ]
         is_cut = lambda i: of_axis(claim.order[i]) == (*others[i], *self.axes)
         alike = [1 + i for i in range(len(claim.order)) if is_cut(i)]

@@ -48,7 +48,7 @@ def in_memory(leaves: Sequence[AnyLeaf], roster: Roster) -> Memory:
 
 def zeros_like(shapes: Tree) -> Tree:
     """Zeros of these shapes."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.tree.map(jnp.zeros_like, shapes)
 
 
 def as_decided(rows: Leaf, dtype: Any) -> Leaf:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rows.verbs import Leaf, Mixed
+from consensus_optax._rows.finite import finite_rows
+from consensus_optax._rows.varying import varying_like
+from consensus_optax._rows.verbs import AnyLeaf, Leaf, Mixed, as_array
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
 
@@ -36,6 +39,14 @@ class Mixture(NamedTuple):
     def mixed(self, matrix: Array) -> Mixture:
         """The same mixed once more."""
         return self._replace(matrix=_product(matrix, self.matrix), tested=True)
+
+    def bad(self, leaves: Sequence[AnyLeaf], dtype: Any) -> Array:
+        """Above 0 for mixed rows that are not finite, (B',) int32."""
+        none = jnp.zeros(self.matrix.shape[:1], jnp.int32)
+        if self.tested:
+            return varying_like(none, leaves)
+        arrays: Any = [as_array(leaf, dtype) for leaf in leaves]
+        return (~finite_rows(arrays, dtype)).astype(jnp.int32)
 
     def weights(self, given: Array) -> Array:
         """Of the rows that are computed, for a combination of mixed ones."""

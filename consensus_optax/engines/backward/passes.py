@@ -17,7 +17,6 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.trees import floating_leaves
-from consensus_optax._rows.varying import varying_like
 from consensus_optax._rows.verbs import AnyLeaf, Leaf, decision_dtype
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array, Tree
@@ -26,6 +25,7 @@ from consensus_optax.engines.backward.dealing import Dealing
 from consensus_optax.engines.backward.found import Found, Read, as_decided, in_memory
 from consensus_optax.engines.backward.merging import Merging
 from consensus_optax.engines.backward.mixture import Mixture
+from consensus_optax.engines.backward.told import arrays_of, with_arrays
 
 
 class Batch(NamedTuple):
@@ -104,13 +104,15 @@ class Batch(NamedTuple):
                 return self._of_each_row(self.dealing, roster, read, whole, claim)
             rows = whole if self.scalings else rows
 
-            def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
+            def of_part(rows: Any, like: Any, told: Any) -> tuple[Any, Any]:
+                batch, there = with_arrays(self, roster, told)
                 own, given = rows.astype(whole.dtype), claim._replace(like=like)
                 if not alone:
-                    return self._looked_at(roster, read, own, given)
-                return read(in_memory([own], roster), given)
+                    return batch._looked_at(there, read, own, given)
+                return read(in_memory([own], there), given)
 
-            made = Reduced(*self.dealing.of_coordinates(of_part, rows, claim))
+            given = rows, claim, arrays_of(self, roster)
+            made = Reduced(*self.dealing.of_coordinates(of_part, *given))
             return self._tested(whole, made, claim) if alone else made
 
         if self.kept is not None:
@@ -248,11 +250,13 @@ class Batch(NamedTuple):
         dealing = self.dealing
         assert dealing is not None
 
-        def of_part(rows: Any, like: Any) -> tuple[Any, Any]:
-            whole = self.scaled(rows.astype(claim.dtype))
-            return self._looked_at(roster, read, whole, claim._replace(like=like))
+        def of_part(rows: Any, like: Any, told: Any) -> tuple[Any, Any]:
+            batch, there = with_arrays(self, roster, told)
+            whole = batch.scaled(rows.astype(claim.dtype))
+            return batch._looked_at(there, read, whole, claim._replace(like=like))
 
-        return Reduced(*dealing.of_dealt(of_part, rows, claim))
+        told = arrays_of(self, roster)
+        return Reduced(*dealing.of_dealt(of_part, rows, claim, told))
 
     def _looked_at(
         self, roster: Roster, read: Read, rows: Leaf, claim: Claim
@@ -290,9 +294,6 @@ class Batch(NamedTuple):
     def _bad(self, leaves: Sequence[AnyLeaf]) -> Array:
         """Above 0 for rows, as they are looked at, that are not finite."""
         if self.mixture is not None:
-            none = jnp.zeros(self.mixture.matrix.shape[:1], jnp.int32)
-            if self.mixture.tested:
-                return varying_like(none, leaves)
-            leaves = [verbs.as_array(leaf, self.dtype) for leaf in leaves]
+            return self.mixture.bad(leaves, self.dtype)
         given: Any = leaves
         return (~finite_rows(given, self.dtype)).astype(jnp.int32)

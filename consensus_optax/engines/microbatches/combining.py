@@ -28,7 +28,7 @@ def summed(
         return jax.tree.map(jnp.add, total, own), told
 
     shapes = jax.eval_shape(lambda: part(micro.block(0))[0])
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    zeros = jax.tree.map(jnp.zeros_like, shapes)
     return micro.scan(step, zeros)
 
 

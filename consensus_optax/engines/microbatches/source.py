@@ -210,7 +210,7 @@ class Computed(NamedTuple):
             return _Merged(merged, carry.started | any_row), kept_of(block)
 
         shapes = jax.eval_shape(lambda: observe(self.microbatches.block(0)))
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        empty = jax.tree.map(jnp.zeros_like, shapes)
         start = _Merged(empty, jnp.zeros((), bool))
         end, kept = self.microbatches.scan(step, start)
         return end.statistics, self._after(kept)

@@ -38,7 +38,7 @@ def nothing(rule: Fold, stack: Stack) -> Merged:
     look = lambda leaves: _observed(rule, stack._replace(leaves=leaves), weights)[0]
     plain = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     shapes = jax.eval_shape(look, jax.tree.map(plain, stack.leaves))
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.tree.map(jnp.zeros_like, shapes)
 
 
 def with_batch(

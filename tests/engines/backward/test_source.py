@@ -52,10 +52,13 @@ def assert_same(got, wanted, rtol):
 
 
 def cases():
+    """All rules of some models; of every other model two, by turns."""
     names = [*SCANNED, *(x for x in EVERY if x not in SCANNED)]
     for place, name in enumerate(names):
         for index, kind in enumerate(RULES):
             now = name in NOW and place % len(RULES) == index
+            if name not in NOW and (place - index) % 3:
+                continue
             marks = () if now else pytest.mark.whole_zoo
             yield pytest.param(name, kind, id=f"{name}, {kind}", marks=marks)
 
