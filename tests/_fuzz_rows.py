@@ -5,6 +5,7 @@ import numpy as np
 
 import consensus_optax as co
 from consensus_optax import Columns, Fold
+from consensus_optax._rows.statistics import MOMENTS
 from consensus_optax._rules.kinds import After
 
 DTYPES = {"bfloat16": 2.0**-8, "float16": 2.0**-10, "float32": 0.0, "float64": 0.0}
@@ -92,17 +93,21 @@ class Data:
         return update if np.abs(update).max(initial=0) <= limit else np.zeros(sizes)
 
     def _perturbed(self, row, leaves, rng):
-        """Entries changed as their rounding does; for products of rows as theirs."""
+        """Entries changed as their rounding does; for products of rows as theirs.
+
+        For moments as those of what lies in one coordinate.
+        """
         eps = 1e-14 if self.dtype == jnp.float64 else 1e-6
         rule = row.make().rule
         own = max(eps, DTYPES[self.case.dtype] if self._rounds(rule) else 0)
         total = np.sqrt(sum((leaf**2).sum(1, keepdims=True) for leaf in leaves))
         by_products = row.degree is not None or not hasattr(rule, "resolve")
+        by_moments = isinstance(rule, Fold) and MOMENTS in rule.statistics
         changed = []
         for leaf in leaves:
             noise = rng.standard_normal((2, *leaf.shape))
-            kept = leaf * (1 + own * noise[0])
-            changed.append(kept + (eps * total * noise[1] if by_products else 0))
+            size = np.abs(leaf).max(0) if by_moments else total * by_products
+            changed.append(leaf * (1 + own * noise[0]) + eps * size * noise[1])
         return changed
 
     def hides(self, row, solves, first, present):

@@ -16,16 +16,18 @@ COMPUTED = {
     "microbatches": lambda case: {"microbatch_size": case.microbatch},
     "backward": lambda case: {"hold_rows": False},
 }
-# Where rows and parameters are: rows cut among two devices; whether parameters are,
-# and whether the mesh is set.
+# Where rows and parameters are: rows cut along the first of these axes; along which of
+# them parameters are cut, and whether the mesh is set.
+AXES = ("data", "model")
 PLACES = {
     "one device": None,
-    "auto": (AxisType.Auto, False, False),
-    "auto, cut": (AxisType.Auto, True, False),
-    "auto, cut, set": (AxisType.Auto, True, True),
-    "explicit, set": (AxisType.Explicit, False, True),
-    "explicit, cut": (AxisType.Explicit, True, False),
-    "explicit, cut, set": (AxisType.Explicit, True, True),
+    "auto": (AxisType.Auto, (), False),
+    "auto, cut": (AxisType.Auto, AXES[:1], False),
+    "auto, cut, set": (AxisType.Auto, AXES[:1], True),
+    "auto, both cut": (AxisType.Auto, AXES, False),
+    "explicit, set": (AxisType.Explicit, (), True),
+    "explicit, cut": (AxisType.Explicit, AXES[:1], False),
+    "explicit, cut, set": (AxisType.Explicit, AXES[:1], True),
 }
 DEVICES = 2
 # Those that hand a reducer the whole tree, as parameters' specs are of it.
@@ -40,8 +42,8 @@ def step(case, row, data):
     around = contextlib.nullcontext()
     if PLACES[case.place]:
         kind, cut, is_set = PLACES[case.place]
-        devices = jax.devices()[:DEVICES]
-        mesh = jax.make_mesh((DEVICES,), ("data",), (kind,), devices=devices)
+        devices = jax.devices()[: DEVICES**2]
+        mesh = jax.make_mesh((DEVICES,) * 2, AXES, (kind,) * 2, devices=devices)
         reducer, given = _placed(mesh, cut, reducer, *given)
         around = jax.set_mesh(mesh) if is_set else around
     make = _computed if case.source in COMPUTED else _given
@@ -52,7 +54,7 @@ def step(case, row, data):
 
 def _placed(mesh, cut, reducer, params, batch, weights):
     """The rule on a mesh, and what it is given where it lies there."""
-    specs = [_spec(leaf.shape) if cut else P() for leaf in params]
+    specs = [_spec(leaf.shape, cut) for leaf in params]
     options = {"param_specs": specs} if cut else {}
     reducer = co.sharded(reducer, "data", mesh=mesh, **options)
     put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
@@ -62,12 +64,13 @@ def _placed(mesh, cut, reducer, params, batch, weights):
     return reducer, (params, batch, weights)
 
 
-def _spec(shape):
-    """Cut along the first axis that the devices can share."""
-    for place, size in enumerate(shape):
-        if size and size % DEVICES == 0:
-            return P(*[None] * place, "data")
-    return P()
+def _spec(shape, names):
+    """Each name cuts the first axis left that its devices can share."""
+    left, entries = list(names), []
+    for size in shape:
+        fits = left and size and size % DEVICES == 0
+        entries.append(left.pop(0) if fits else None)
+    return P(*entries)
 
 
 def _computed(case, reducer, data):

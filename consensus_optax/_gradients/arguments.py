@@ -152,6 +152,12 @@ class Arranged(NamedTuple):
         """The arguments that are ``traced``."""
         return [self.args[i] for i in self.traced]
 
+    def gathered(self) -> Arranged:
+        """The same with what all rows share as they need it along explicit axes."""
+        laid = along_rows(self.args, self.in_axes)
+        own = {i: self.args[i] for i in self.traced}
+        return self._replace(args=tuple(own.get(i, x) for i, x in enumerate(laid)))
+
     def freed(self, given: Sequence[Any]) -> Arranged:
         """The same once these arguments of theirs lie along automatic axes."""
         lie = Explicit.along_rows(self.args, self.in_axes)

@@ -265,6 +265,17 @@ def along_rows(args: Sequence[Any], in_axes: Sequence[int | None]) -> list[Any]:
     return jax.tree.map(lay, list(args), specs_along_rows(args, in_axes))
 
 
+def zeros_as(shapes: Any) -> Any:
+    """Zeros of these shapes, cut as they are along explicit axes."""
+
+    def zeros(x: Any) -> Array:
+        lies = x.sharding
+        cut = lies is not None and lies.mesh.explicit_axes
+        return jnp.zeros(x.shape, x.dtype, device=lies if cut else None)
+
+    return jax.tree.map(zeros, shapes)
+
+
 def names_of(entry: Any) -> tuple[str, ...]:
     """The mesh axes of one entry of a spec."""
     if entry is PartitionSpec.UNCONSTRAINED:

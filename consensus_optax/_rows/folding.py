@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.outer_product import (
     Factored,
     OuterProduct,
@@ -219,7 +220,7 @@ def products_if_needed(
         assert matters
         needed = matters(*first)
     rest = lambda: at_once(others)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(rest))
+    zeros = zeros_as(jax.eval_shape(rest))
     zeros = varying_like(zeros, *leaf.held, weights)
     queues = iter(first), iter(lax.cond(jnp.any(needed), rest, lambda: zeros))
     return tuple(next(queues[s not in told]) for s in statistics)

@@ -84,8 +84,9 @@ def scale(leaf: AnyLeaf, factors: Array) -> Any:
 def times(leaf: AnyLeaf, factor: Array) -> AnyLeaf:
     """All rows times one number, or row i times factor[i], in its dtype.
 
-    Of products the factor from the backward pass is scaled: how small or large a loss
-    is shows there.
+    Of a product the left factors are brought to about 1 first, of each row by a power
+    of two, for which the right ones make up: squares of factors are floats where that
+    of the row is one, whichever of the two is large or small.
     """
     if isinstance(leaf, Mixed):
         if factor.ndim:
@@ -94,11 +95,28 @@ def times(leaf: AnyLeaf, factor: Array) -> AnyLeaf:
     if isinstance(leaf, SumOfProducts):
         return each_part(lambda part: times(part, factor), leaf)
     if isinstance(leaf, OuterProduct):
-        dtype, left = factor.dtype, leaf.left
-        left = left if leaf.is_look_up else left.astype(dtype)
+        left, dtype = leaf.left, factor.dtype
+        if not leaf.is_look_up:
+            left = left.astype(dtype)
+            share = _about_one(left, factor)
+            left, factor = _scaled(left, share), factor / share
         right = _scaled(leaf.right, factor)
         return dataclasses.replace(leaf, left=left, right=right, dtype=dtype)
     return _scaled(leaf, factor)
+
+
+def _about_one(rows: Array, whole: Array) -> Array:
+    """Powers of two, (B,), that bring rows to about 1; ``whole`` over them are floats.
+
+    1 for rows of zeros and those that are not finite.
+    """
+    largest = jnp.abs(rows).max(tuple(range(1, rows.ndim)))
+    known = jnp.isfinite(largest) & (largest > 0)
+    _, exponent = jnp.frexp(jnp.where(known, largest, 1))
+    _, of_whole = jnp.frexp(whole)
+    reach = jnp.finfo(rows.dtype).maxexp - 8
+    exponent = jnp.clip(exponent, -reach - of_whole, reach - of_whole)
+    return jnp.ldexp(jnp.ones_like(largest), -jnp.clip(exponent, -reach, reach))
 
 
 def _scaled(rows: Array, factors: Array) -> Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._typing import Array
 
 Given = TypeVar("Given")
@@ -38,7 +39,7 @@ def at_most_twice(
       varying: types what the loop starts from as what is computed in it.
     """
     shapes = jax.eval_shape(look, start)
-    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    empty = zeros_as(shapes)
 
     def then(given: Given, found: Found, first: Array) -> tuple[Given, Array]:
         other, more = asks(given, found)
@@ -107,7 +108,7 @@ def combined_on_trust(
 
     sound = jnp.maximum(source.seen.roster.weights, 0)
     _, told = jax.eval_shape(combine, sound, sound)
-    rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), told[1:])
+    rest = zeros_as(told[1:])
     start = sound, weigh(knowing(sound, *rest))
     _, (update, told) = at_most_twice(look, asks, start, varying)
     return update, knowing(*told)

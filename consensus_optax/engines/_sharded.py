@@ -240,6 +240,7 @@ def sharded(
     face = Sharded(reducer.init, update)  # pyrefly: ignore[bad-argument-type]
     face.rule, face.axes = rule, axes
     face.mesh, face.wire, face.param_specs = mesh, how, param_specs
+    face.per_row = tuple(per_row)
     face.plain = how.is_plain and param_specs is None
     return face
 

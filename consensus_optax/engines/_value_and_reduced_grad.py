@@ -16,7 +16,7 @@ from consensus_optax._gradients.batch_axes import with_batch_axis
 from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.explicit import Explicit, automatic, explained, freed
 from consensus_optax._rows.stack import as_stack, checked_weights
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating_leaves
 from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._rules.kinds import WORDS
 from consensus_optax._running.reducer import (
@@ -180,7 +180,7 @@ def value_and_reduced_grad(
         **kwargs: Any,
     ) -> Any:
         _check.state(state, "reduced(params, batch, state=state)")
-        arranged = arrange(args)
+        arranged = arrange(args).gathered()
         params = arrays_of(arranged.differentiated(args))
         words = dict(extra or {})
         _check.known_words(words, WORDS)
@@ -198,19 +198,20 @@ def value_and_reduced_grad(
             mean = automatic(_mean, of_rows, PartitionSpec())
             return (mean, value[1]) if has_aux else mean
 
-        in_turn = microbatch_size is not None and microbatch_size < arranged.num_rows
+        size = microbatch_size if floating_leaves(params) else arranged.num_rows
+        in_turn = size is not None and size < arranged.num_rows
         turns, keeps = 1, False
         if in_turn and deals:
-            turns, rest = divmod(arranged.num_rows, microbatch_size)
+            turns, rest = divmod(arranged.num_rows, size)
             if rest:
                 wanted = f"a divisor of the number of rows, {arranged.num_rows}, "
                 wanted += "with a sharded reducer under `jax.jit`"
-                _check.fail("microbatch_size", wanted, microbatch_size)
+                _check.fail("microbatch_size", wanted, size)
             keeps = not comes_by_turns(rule)
         elif not in_turn:
             batch = Batch(of_row, has_aux, arranged, params)
-            held = microbatch_size is not None or is_to_be_held(batch)
-            keeps = microbatch_size is None and held and deals and is_dealt(rule, batch)
+            held = size is not None or is_to_be_held(batch)
+            keeps = size is None and held and deals and is_dealt(rule, batch)
             if held and not keeps:
                 value, rows = value_and_rows(of_row, arranged, has_aux)
                 words = {"values": losses(value), **(extra or {})}
@@ -224,7 +225,7 @@ def value_and_reduced_grad(
             params = arrays_of(own.differentiated(own.args))
             checked = checked_weights(weights, own.num_rows, decision_dtype(params))
             if in_turn and not deals:
-                indices = row_indices(own.num_rows, microbatch_size)
+                indices = row_indices(own.num_rows, size)
                 micro = Microbatches(of_row, has_aux, own, params, checked, indices)
                 local = Computed.of(micro, state.step, words)
             else:
@@ -234,6 +235,7 @@ def value_and_reduced_grad(
             source = reducer.source(local, lie) if on_mesh else local
             outcome, source = run(rule, source, state.rule_state)
             leaves, new = finished(stack, outcome, source.seen, state)
+            leaves, new = reducer.laid(leaves, new, lie) if on_mesh else (leaves, new)
             mean = mean_of(source.seen.value, weights, own)
             return mean, stack.rebuild(leaves), new
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Count, Tree
@@ -74,7 +75,7 @@ def skip_if_empty(
         shapes, _ = jax.eval_shape(step)
 
         def stand_still() -> tuple[Tree, Any]:
-            return jax.tree.map(jnp.zeros_like, shapes), state.inner
+            return zeros_as(shapes), state.inner
 
         moved = any_nonzero(updates)
         new_updates, new_inner = lax.cond(moved, step, stand_still)

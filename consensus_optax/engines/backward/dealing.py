@@ -19,7 +19,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 from consensus_optax._gradients.claims import Claim
 from consensus_optax._rows.explicit import names_of, size_of
+from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.statistics import Statistic, merge_lots
+from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array
 
 # Of rows, of what is like one of them, and of what is told besides.
@@ -197,6 +199,12 @@ class Dealing(NamedTuple):
 
     def _exchanged(self, rows: Array, place: int) -> Array:
         return lax.all_to_all(rows, self.axes, place, 0, tiled=True)
+
+    def rounded(self, rows: Leaf) -> Any:
+        """Rows as they arrive: what is decided about them is decided about these."""
+        if is_outer_product(rows):
+            return rows  # which does not travel as rows do
+        return self._narrow(rows).astype(rows.dtype)
 
     def _narrow(self, rows: Array) -> Array:
         """Rows as they travel."""

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from consensus_optax._gradients.claims import Claim, Reduced
@@ -17,7 +16,7 @@ from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.source import Seen
-from consensus_optax._typing import Array, Tree
+from consensus_optax._typing import Array
 
 # Of rows and the claim on them, to what adds up over layers, and what is like the
 # parameter, trees of arrays both.
@@ -44,11 +43,6 @@ def in_memory(leaves: Sequence[AnyLeaf], roster: Roster) -> Memory:
     """Some leaves, as if they were all."""
     whole = roster._replace(coordinates=ALL)
     return Memory(leaves, Seen(whole, jnp.zeros((), jnp.int32)))
-
-
-def zeros_like(shapes: Tree) -> Tree:
-    """Zeros of these shapes."""
-    return jax.tree.map(jnp.zeros_like, shapes)
 
 
 def as_decided(rows: Leaf, dtype: Any) -> Leaf:

@@ -65,8 +65,9 @@ class Batch(NamedTuple):
         return value[0] if self.has_aux else value
 
     def scaled(self, rows: Leaf) -> Any:
-        """Rows as they are looked at, or are mixed."""
-        return functools.reduce(verbs.scale, self.scalings, rows)
+        """Rows as they are looked at, or are mixed; rounded where they travel so."""
+        scaled = functools.reduce(verbs.scale, self.scalings, rows)
+        return scaled if self.dealing is None else self.dealing.rounded(scaled)
 
     def times(self, factors: Array, tested: bool) -> Batch:
         """The same of rows times factors; ``tested``: see `Source.scaled`."""
@@ -102,7 +103,7 @@ class Batch(NamedTuple):
                 return Reduced(*self._looked_at(roster, read, whole, claim))
             if alone and not together:
                 return self._of_each_row(self.dealing, roster, read, whole, claim)
-            rows = whole if self.scalings else rows
+            rows = whole if self.scalings else self.dealing.rounded(rows)
 
             def of_part(rows: Any, like: Any, told: Any) -> tuple[Any, Any]:
                 batch, there = with_arrays(self, roster, told)
@@ -137,7 +138,7 @@ class Batch(NamedTuple):
                     in_memory([rows.astype(whole.dtype)], there), own
                 )
 
-            rows = whole if self.scalings else rows
+            rows = whole if self.scalings else dealing.rounded(rows)
             given = rows, (roster.weights, merging.given(claim)), claim
             merged = Reduced((), dealing.merged(observe, merging.statistics, *given))
             return self._tested(whole, merged, claim)

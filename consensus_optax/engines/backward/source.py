@@ -12,6 +12,7 @@ from jax import lax
 
 from consensus_optax._gradients.claims import Claim
 from consensus_optax._gradients.per_example import value_and_rows
+from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import shapes_of
@@ -21,7 +22,7 @@ from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Look, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.backward import merging
-from consensus_optax.engines.backward.found import Found, in_memory, zeros_like
+from consensus_optax.engines.backward.found import Found, in_memory
 from consensus_optax.engines.backward.merging import Merging
 from consensus_optax.engines.backward.passes import Batch
 
@@ -194,7 +195,7 @@ class Backward(NamedTuple):
 
         given = jnp.maximum(self.seen.roster.weights, 0)
         shapes = jax.eval_shape(lambda: again((None, given, None)))[2]
-        start = jnp.zeros((), bool), given, zeros_like(shapes)
+        start = jnp.zeros((), bool), given, zeros_as(shapes)
         goes_on = lambda carry: ~carry[0]
         start = self.batch.arranged.varying(start)
         _, _, (made, told) = lax.while_loop(goes_on, again, start)
@@ -274,7 +275,7 @@ class Backward(NamedTuple):
     def _told(self, weights: Array, num_nonfinite: Array, value: Any) -> Backward:
         """The source with what is then known."""
         roster = self.seen.roster
-        extra = {**roster.extra, "values": self.batch.losses(value)}
+        extra = {"values": self.batch.losses(value), **roster.extra}
         roster = roster._replace(weights=weights, extra=extra)
         return self._replace(seen=Seen(roster, num_nonfinite, value), known=True)
 

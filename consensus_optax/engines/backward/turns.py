@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._gradients.claims import Claim, Reduced
+from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.statistics import merge_present
 from consensus_optax._rows.verbs import as_array
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._running.memory import Memory
 from consensus_optax._typing import Array
 from consensus_optax.engines.backward.dealing import Dealing
-from consensus_optax.engines.backward.found import Found, Read, in_memory, zeros_like
+from consensus_optax.engines.backward.found import Found, Read, in_memory
 from consensus_optax.engines.backward.merging import Merging
 
 
@@ -73,7 +74,7 @@ def merged(batch: InTurns, roster: Roster, merging: Merging) -> Found:
         return (likes, started | some), (found.value, found.finite)
 
     found, _ = jax.eval_shape(made_in, jnp.int32(0))
-    likes = zeros_like({number: seen.likes for number, seen in found.made.items()})
+    likes = zeros_as({number: seen.likes for number, seen in found.made.items()})
     start = likes, jnp.zeros((), bool)
     (likes, _), told = lax.scan(step, start, jnp.arange(batch.turns))
     made = {number: Reduced((), own) for number, own in likes.items()}

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from consensus_optax._rows.trees import floating_leaves
 from consensus_optax._rules.kinds import Rule
 from consensus_optax._running.reducer import Aggregator
+from consensus_optax._running.run import map_previous
 from consensus_optax._typing import Array
 from consensus_optax.engines.backward.dealing import Dealing
 from consensus_optax.engines.backward.passes import Batch
@@ -20,6 +21,7 @@ from consensus_optax.engines.mesh.source import Shared
 from consensus_optax.engines.mesh.specs import (
     automatic_mesh,
     is_inside,
+    place,
     specs_of,
     spread_of,
 )
@@ -37,6 +39,7 @@ class Sharded(Aggregator):
       mesh: the mesh outside of ``shard_map``, None for that of the context.
       wire: how rows and update travel.
       param_specs: how parameters are cut, None if that is not told.
+      per_row: which keyword arguments of ``update`` have one entry for every row.
     """
 
     rule: Rule
@@ -45,6 +48,7 @@ class Sharded(Aggregator):
     mesh: Any
     wire: Wire
     param_specs: Any
+    per_row: tuple[str, ...]
 
     @property
     def inside(self) -> bool:
@@ -69,6 +73,17 @@ class Sharded(Aggregator):
     def specs(self, params: Any) -> list[PartitionSpec]:
         """How parameters are cut, as told, or as explicit axes say."""
         return specs_of(params, self.param_specs)
+
+    def laid(
+        self, update: list[Array], state: Any, specs: Sequence[PartitionSpec]
+    ) -> tuple[list[Array], Any]:
+        """An update, and what is kept like it, as parameters lie."""
+        if not self.deals:
+            return update, state
+        mesh = automatic_mesh(self.mesh, self.axes)
+        lie = lambda leaves: place(leaves, list(specs), mesh)
+        kept = map_previous(lie, self.rule, state.rule_state)
+        return lie(update), state._replace(rule_state=kept)
 
     def source(
         self, local: Computed | Backward, specs: Sequence[PartitionSpec]
@@ -97,7 +112,9 @@ class Sharded(Aggregator):
         pairs = zip(leaves, specs_of(params, None), strict=True)
         exchange = Exchange(self.axes, [spread_of(x.shape, spec) for x, spec in pairs])
         dtypes = [leaf.dtype for leaf in leaves]
-        return Shared.of(exchange, local, dtypes, ("values",), Wire())
+        given = local.seen.roster.extra
+        named = {"values", *(name for name in self.per_row if name in given)}
+        return Shared.of(exchange, local, dtypes, tuple(sorted(named)), Wire())
 
     def _dealt(self, batch: Batch, specs: Sequence[PartitionSpec]) -> Batch:
         """Rows that the compiler is told to leave where their examples are."""

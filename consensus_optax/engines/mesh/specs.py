@@ -45,6 +45,12 @@ def automatic_mesh(mesh: Any, axes: tuple[str, ...]) -> Any:
     mesh = mesh_of(mesh if here.empty else None, axes)
     if AxisType.Explicit not in mesh.axis_types:
         return mesh
+    if not here.empty:
+        raise ValueError(
+            f"The axes {mesh.axis_names} of the mesh that is set are explicit, and "
+            "neither parameters nor batch lie there: place them first, as by "
+            "`jax.device_put(batch, jax.P('data'))`, or set a mesh with automatic axes."
+        )
     kinds = (AxisType.Auto,) * len(mesh.axis_names)  # of arrays that lie nowhere yet
     return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._typing import Array, Tree
 from consensus_optax.engines.microbatches.batches import Block, Microbatches
 
@@ -28,7 +29,7 @@ def summed(
         return jax.tree.map(jnp.add, total, own), told
 
     shapes = jax.eval_shape(lambda: part(micro.block(0))[0])
-    zeros = jax.tree.map(jnp.zeros_like, shapes)
+    zeros = zeros_as(shapes)
     return micro.scan(step, zeros)
 
 

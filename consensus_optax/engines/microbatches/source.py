@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
+from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.gramians import border
 from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rows.trees import shapes_of
@@ -210,7 +211,7 @@ class Computed(NamedTuple):
             return _Merged(merged, carry.started | any_row), kept_of(block)
 
         shapes = jax.eval_shape(lambda: observe(self.microbatches.block(0)))
-        empty = jax.tree.map(jnp.zeros_like, shapes)
+        empty = zeros_as(shapes)
         start = _Merged(empty, jnp.zeros((), bool))
         end, kept = self.microbatches.scan(step, start)
         return end.statistics, self._after(kept)
@@ -286,7 +287,7 @@ class Computed(NamedTuple):
             for x in self.microbatches.scalings
         )
         micro = self.microbatches._replace(weights=weights, scalings=scalings)
-        extra = {**self.seen.roster.extra, "values": micro.losses(value)}
+        extra = {"values": micro.losses(value), **self.seen.roster.extra}
         roster = self.seen.roster._replace(weights=weights, extra=extra)
         seen = Seen(roster, num_nonfinite, value, factors=all_factors)
         return Computed(micro, seen, known=True)

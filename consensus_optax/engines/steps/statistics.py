@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from consensus_optax._rows.explicit import Explicit, freed, spec_of
+from consensus_optax._rows.explicit import Explicit, freed, spec_of, zeros_as
 from consensus_optax._rows.stack import Stack, present_weights, without_nans
 from consensus_optax._rows.statistics import merge_leaves
 from consensus_optax._rules.kinds import Fold, Roster
@@ -38,7 +38,7 @@ def nothing(rule: Fold, stack: Stack) -> Merged:
     look = lambda leaves: _observed(rule, stack._replace(leaves=leaves), weights)[0]
     plain = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     shapes = jax.eval_shape(look, jax.tree.map(plain, stack.leaves))
-    return jax.tree.map(jnp.zeros_like, shapes)
+    return zeros_as(shapes)
 
 
 def with_batch(
