@@ -130,7 +130,7 @@ def test_parts_write_files_of_their_own_that_become_one(tmp_path):
     cells = Cells(whole)
     assert cells.get({"arm": "median"}) == {"x": [1.0, 1.0]}
     assert cells.get({"arm": "other"}) is None
-    cells.add({"arm": "mean"}, {"x": np.zeros(2)})
+    cells.add({"arm": "mean"}, {"x": np.zeros(2)}, 1.0)
     cells.join()
     lines = [json.loads(line) for line in whole.read_text().splitlines()]
     assert [line["cell"]["arm"] for line in lines] == ["mean", "median", "late"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax._rows.outer_product import Factored, OuterProduct, is_outer_product
 from consensus_optax._rows.sums import total_of
-from consensus_optax._rows.verbs import AnyLeaf, Mixed
+from consensus_optax._rows.verbs import AnyLeaf, Mixed, largest_entries
 from consensus_optax._typing import Array
 
 _product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -24,15 +23,12 @@ def entry_bounds(leaf: Factored, dtype: Any) -> Array:
     largest entry itself. It is inf or nan where a factor is not finite.
     """
 
-    def largest(factor: Array) -> Array:  # of every term
-        if jax.debug_nans.value:  # of infinity times 0
-            factor = jnp.where(jnp.isfinite(factor), factor, 0)
-        return jnp.abs(factor).max(-1).astype(dtype)
-
     def of_part(part: OuterProduct) -> Array:
         # a term of a look-up is added to one line of the table
-        right = largest(part.right)
-        return (right if part.is_look_up else largest(part.left) * right).sum(-1)
+        bounds = largest_entries(part.right, dtype)
+        if not part.is_look_up:
+            bounds = largest_entries(part.left, dtype) * bounds
+        return bounds.sum(-1)
 
     return total_of(of_part, leaf)
 

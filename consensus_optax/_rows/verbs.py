@@ -97,24 +97,30 @@ def times(leaf: AnyLeaf, factor: Array) -> AnyLeaf:
     if isinstance(leaf, OuterProduct):
         left, dtype = leaf.left, factor.dtype
         if not leaf.is_look_up:
-            left = left.astype(dtype)
-            share = _about_one(left, factor)
+            share = _about_one(largest_entries(left, dtype), factor)
             left, factor = _scaled(left, share), factor / share
         right = _scaled(leaf.right, factor)
         return dataclasses.replace(leaf, left=left, right=right, dtype=dtype)
     return _scaled(leaf, factor)
 
 
-def _about_one(rows: Array, whole: Array) -> Array:
-    """Powers of two, (B,), that bring rows to about 1; ``whole`` over them are floats.
+def largest_entries(factor: Array, dtype: Any) -> Array:
+    """Of every term, (B, T)."""
+    if jax.debug_nans.value:  # infinity times 0 would stop it
+        factor = jnp.where(jnp.isfinite(factor), factor, 0)
+    return jnp.abs(factor).max(-1).astype(dtype)
 
-    1 for rows of zeros and those that are not finite.
+
+def _about_one(largest: Array, whole: Array) -> Array:
+    """Powers of two, (B,), that bring rows of entries up to these, (B, T), to about 1.
+
+    1 for rows of zeros and those that are not finite; ``whole`` over them is a float.
     """
-    largest = jnp.abs(rows).max(tuple(range(1, rows.ndim)))
+    largest = largest.max(tuple(range(1, largest.ndim)))
     known = jnp.isfinite(largest) & (largest > 0)
     _, exponent = jnp.frexp(jnp.where(known, largest, 1))
     _, of_whole = jnp.frexp(whole)
-    reach = jnp.finfo(rows.dtype).maxexp - 8
+    reach = jnp.finfo(largest.dtype).maxexp - 8
     exponent = jnp.clip(exponent, -reach - of_whole, reach - of_whole)
     return jnp.ldexp(jnp.ones_like(largest), -jnp.clip(exponent, -reach, reach))
 

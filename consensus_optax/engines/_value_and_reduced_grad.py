@@ -130,8 +130,8 @@ def value_and_reduced_grad(
       weighted mean over the rows that are there, aux is that of
       :func:`per_example_grad`. ``state`` comes from ``reducer.init(params)``;
       ``weights`` are those of the reducer's ``update``, ``extra`` a dict of its other
-      keywords, such as ``target``. Rules that read losses find them as ``values``;
-      ``kwargs`` are the loss's.
+      keywords, such as ``target``. Rules that read losses find them as ``values``,
+      unless ``extra`` has its own; ``kwargs`` are the loss's.
 
     Raises:
       ValueError: as :func:`per_example_grad` and the reducer do. On explicit axes an
