@@ -17,7 +17,7 @@ from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack, checked_weights
 from consensus_optax._rules.kinds import After, Among
 from tests._stacks import ALL, NAMES, B, params, tree
-from tests.zoo import KINDS, ZOO
+from tests.zoo import FACTORIES, KINDS
 
 V = jnp.ones(3)
 
@@ -220,7 +220,7 @@ QUICK = [row for row in QUICK if isinstance(row.make().rule, Among | After)]
     [
         pytest.param(row, id=str(row), marks=() if row in QUICK else marks)
         for marks in [pytest.mark.whole_zoo]
-        for row in ZOO
+        for row in FACTORIES
     ],
 )
 def test_a_broken_row_makes_no_nan_that_stops_a_debugger(row):

@@ -150,12 +150,14 @@ def _asks(rule):
 
 
 def cases():
-    """A mesh for each way to ask, and the whole product where CI asks for it."""
+    """A mesh for each way to ask; where CI asks, half of all for each kind, by turns."""
     asked = [_asks(row.make(num_rows=ROWS).rule) for row in KINDS]
     for kind, row in enumerate(KINDS):
         first = asked.index(asked[kind]) == kind
         for place, devices in enumerate(MESHES):
             now = first and kind % 6 == place  # half of the ways to ask
+            if not now and (kind + place) % 2:
+                continue
             marks = () if now else pytest.mark.whole_zoo
             yield pytest.param(kind, devices, marks=marks, id=f"{row} on {devices}")
 
