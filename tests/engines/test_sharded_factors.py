@@ -150,7 +150,7 @@ def _asks(rule):
 
 
 def cases():
-    """A mesh for each way to ask; where CI asks, half of all for each kind, by turns."""
+    """A mesh for each way to ask; in CI half of all meshes for each kind, by turns."""
     asked = [_asks(row.make(num_rows=ROWS).rule) for row in KINDS]
     for kind, row in enumerate(KINDS):
         first = asked.index(asked[kind]) == kind
