@@ -81,7 +81,7 @@ fuzz: $(INSTALLED)test
 
 # What is finished is kept: after Ctrl-C or a crash the same command goes on.
 evidence: $(INSTALLED)dev
-	$(BIN)/python -m benchmarks.quality $(if $(SMOKE),--smoke) $(ARGS)
+	$(BIN)/python -m benchmarks.quality --jobs 2 $(if $(SMOKE),--smoke) $(ARGS)
 
 tables: $(INSTALLED)dev
 	$(BIN)/python -m benchmarks.quality --tables $(ARGS)

@@ -63,7 +63,7 @@ CROSS_CUTTING = {
     *["test_examples", "test_benchmarks_how_many_rows", "test_benchmarks_scale"],
     *["test_benchmarks_multihost", "test_benchmarks_privacy", "test_multihost"],
     *["test_benchmarks_gauss_newton", "test_quality", "test_quality_pictures"],
-    *["test_quality_questions", "test_benchmarks_gpu"],
+    *["test_quality_questions", "test_quality_jobs", "test_benchmarks_gpu"],
     *["test_benchmarks_compression", "test_benchmarks_unlike_and_late"],
     *["test_benchmarks_client_memory", "test_benchmarks_uses", "test_benchmarks_kept"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],

@@ -1,8 +1,8 @@
 """Answers the questions: `python -m benchmarks.quality`, or some by name.
 
 What is finished is kept, also after Ctrl-C or a crash; the same command goes on.
-Several processes share a question by `--part 1/4` ... `--part 4/4`, each a part of its
-arms; when all are through, `--tables` joins what they found.
+`--jobs 4` starts four processes, each for a part of every question's arms, and joins
+what they found. On several machines: `--part 1/4` ... `--part 4/4`, then `--tables`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks import _harness
 from benchmarks.quality import _documents, _pictures, _tables
 from benchmarks.quality._answer import Answer, answers
 from benchmarks.quality._cells import Cells
+from benchmarks.quality._jobs import finished
 from benchmarks.quality._question import Question, smoke
 from benchmarks.quality.all_questions import QUESTIONS
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--part", type=_part, help="I/N: every N-th arm from the I-th on, no tables"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in QUESTIONS]
@@ -52,8 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     env = _harness.environment("flax", *_installed("scikit-learn", "mlxtend"))
     start = time.monotonic()
     say = lambda text: print(f"{time.monotonic() - start:6.0f} s  {text}", flush=True)
+    asked_for = args.names or (QUESTIONS if args.tables else usual)
     try:
-        for name in args.names or (QUESTIONS if args.tables else usual):
+        if args.jobs > 1 and not args.part and not args.tables:
+            smaller = ["--smoke"] if args.smoke else []
+            if not finished([*asked_for, *smaller, "--out", str(out)], args.jobs):
+                print("a process failed; what is finished is kept", file=sys.stderr)
+                return 1
+            args.tables = True
+        for name in asked_for:
             question = smoke(QUESTIONS[name]) if args.smoke else QUESTIONS[name]
             part = "{}-{}".format(*args.part) if args.part else ""
             cells = Cells(out / f"{name}.jsonl", env, part)

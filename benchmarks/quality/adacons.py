@@ -202,6 +202,8 @@ def text(seed: int) -> tuple[Any, Any, Any]:
 TEXT = World(lambda: _texts.transformer(LENGTH, 32), text)
 
 FEWER = SIZE._replace(steps=150, seeds=8, rates=(1e-3, 3e-3, 1e-2, 3e-2))
+# Larger batches want larger rates: of 16 examples the largest of SIZE was chosen.
+LARGER = FEWER._replace(rates=(3e-3, 1e-2, 3e-2, 1e-1))
 
 QUESTIONS = (
     question(
@@ -213,7 +215,7 @@ QUESTIONS = (
     question(
         "adacons_cnn", PICTURES, ((8, 1), (8, 4), (8, 16), (32, 1), (32, 4)), SIZE
     ),
-    question("adacons_cnn_large", PICTURES, ((8, 64), (32, 16)), SIZE, large=True),
+    question("adacons_cnn_large", PICTURES, ((8, 64), (32, 16)), LARGER, large=True),
     question("adacons_text", TEXT, ((8, 1), (8, 4), (32, 1)), FEWER),
     question(
         "adacons_text_large", TEXT, ((8, 16), (8, 64), (32, 16)), FEWER, large=True
