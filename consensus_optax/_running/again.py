@@ -19,9 +19,6 @@ from consensus_optax._typing import Array
 Given = TypeVar("Given")
 Found = TypeVar("Found")
 
-# Weights of sound rows, and whatever else a look tells.
-Told = tuple[Any, ...]
-
 
 def at_most_twice(
     look: Callable[[Given], Found],
@@ -67,48 +64,3 @@ def at_most_twice(
         return given, found
     (given, found, _), _ = lax.scan(turn, (start, empty, yes), jnp.arange(2) == 0)
     return given, found
-
-
-def itself(weights: Array) -> Array:
-    """Of weights that are those of the rows at hand."""
-    return weights
-
-
-def combined_on_trust(
-    source: Any,
-    weigh: Callable[[Any], Array],
-    own: Callable[[Array], Array],
-    combine: Callable[[Array, Array], tuple[list[Array], Told]],
-    knowing: Callable[..., Any],
-    varying: Callable[[Any], Any],
-) -> tuple[list[Array], Any]:
-    """What rows combine to, with weights that no look is needed for; and the source.
-
-    All rows are taken to be sound, and losses to be 0; where the look tells otherwise,
-    and weights depend on it, it is done again.
-
-    Args:
-      source: of the rows; ``known`` if somebody has looked at them.
-      weigh: a source that has been looked at, to weights: of its rows, or of more.
-      own: of what ``weigh`` gives to that of these rows.
-      combine: (weights of sound rows, weights to combine with) to what that gives, and
-        what the look tells.
-      knowing: what a look tells, to the source that has been looked at.
-      varying: see :func:`at_most_twice`.
-    """
-    if source.known:
-        weights = own(weigh(source))
-        return combine(source.seen.roster.weights, weights)[0], source
-    look = lambda given: combine(given[0], own(given[1]))
-
-    def asks(given: Any, found: Any) -> tuple[Any, Array]:
-        told = found[1]
-        weights = weigh(knowing(*told))
-        return (told[0], weights), jnp.any(weights != given[1])
-
-    sound = jnp.maximum(source.seen.roster.weights, 0)
-    _, told = jax.eval_shape(combine, sound, sound)
-    rest = zeros_as(told[1:])
-    start = sound, weigh(knowing(sound, *rest))
-    _, (update, told) = at_most_twice(look, asks, start, varying)
-    return update, knowing(*told)

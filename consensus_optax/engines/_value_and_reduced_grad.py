@@ -70,6 +70,8 @@ def value_and_reduced_grad(
     Each row decides its weight in :func:`mean`, :func:`normalized_mean`,
     :func:`clipped_sum` and :func:`private_sum`, and in any :class:`Weighting` that says
     so (``apart``): rows are combined as they come, whoever turns out to be sound.
+    Weights that hang on losses alone, as of :func:`keep_smallest_losses`, take a
+    forward pass ahead, here and below.
 
     Without microbatches rows are held where that takes little. Factors of T terms are
     larger than the rows that they multiply to once T is about half of a layer's width,

@@ -17,14 +17,14 @@ from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
-from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Look, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
-from consensus_optax.engines.backward import merging
+from consensus_optax.engines.backward import merging, turns
 from consensus_optax.engines.backward.found import Found, in_memory
 from consensus_optax.engines.backward.merging import Merging
 from consensus_optax.engines.backward.passes import Batch
+from consensus_optax.engines.on_trust import Told, combined_on_trust, itself
 
 # Of rows, to what is like the parameter for each of their leaves.
 Make = Callable[[Memory], list[Any]]
@@ -137,14 +137,18 @@ class Backward(NamedTuple):
         weigh: Callable[[Backward], Array],
         own: Callable[[Array], Array] = itself,
     ) -> tuple[list[Array], Backward]:
-        """One pass; two where that finds a row that cannot count, or losses matter."""
+        """One pass; two where that finds a row that cannot count.
+
+        Where losses matter a forward pass comes ahead.
+        """
 
         def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
             update, found = self.among(sound)._combined(weights)
             return update, self._sound(found)
 
-        varying = self.batch.arranged.varying
-        return combined_on_trust(self, weigh, own, combine, self._told, varying)
+        values = lambda: turns.values(self.batch)
+        rest = self._told, values, self.batch.arranged.varying
+        return combined_on_trust(self, weigh, own, combine, *rest)
 
     def _combined(self, weights: Array) -> tuple[list[Array], Found]:
         """The combination, and all else that the pass found.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax._gradients.arguments import Arranged
 from consensus_optax._gradients.claims import Claim, Reduced
+from consensus_optax._gradients.per_example import value_and_rows
 from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.statistics import merge_present
 from consensus_optax._rows.verbs import as_array
@@ -23,6 +26,21 @@ from consensus_optax.engines.backward.merging import Merging
 
 class InTurns(Protocol):
     """A `Batch` whose rows come by turns, as far as it is asked here."""
+
+    @property
+    def fun(self) -> Callable[..., Any]:
+        """The loss of one row."""
+        ...
+
+    @property
+    def has_aux(self) -> bool:
+        """Whether it returns aux."""
+        ...
+
+    @property
+    def arranged(self) -> Arranged:
+        """Its arguments, of all rows."""
+        ...
 
     @property
     def turns(self) -> int:
@@ -46,6 +64,14 @@ def own_rows(of_all: Array, index: Array, turns: int) -> Array:
     """
     apart = of_all.reshape(of_all.shape[0] // turns, turns, *of_all.shape[1:])
     return lax.dynamic_index_in_dim(apart, index, 1, keepdims=False)
+
+
+def values(batch: InTurns) -> Any:
+    """What the function returns for each row; a compiled program has no more."""
+    if batch.turns == 1:
+        return value_and_rows(batch.fun, batch.arranged, batch.has_aux)[0]
+    of_turn = lambda index: values(batch.of_turn(index))
+    return _in_order(lax.map(of_turn, jnp.arange(batch.turns)))
 
 
 def merged(batch: InTurns, roster: Roster, merging: Merging) -> Found:

@@ -94,18 +94,29 @@ class Microbatches(NamedTuple):
 
     def block(self, index: Any) -> Block:
         """Computes the rows of one microbatch."""
-        num_rows = self.arranged.num_rows
-        taken = self.indices[index]
-        there = taken < num_rows
-        safe = jnp.where(there, taken, 0)
-        count, size = self.indices.shape
-        if count * size == num_rows:
-            value, rows = self._of_own(self.arranged.turn(jnp.asarray(index), count))
-        else:
-            value, rows = self._value_and_rows(safe)
+        there, safe = self._taken(index)
+        value, rows = self._computed(index)
         weights = jnp.where(there, self.weights[safe], 0)
         scaled = self._scaled(as_stack(rows, self.params), safe, weights)
         return Block(index, *scaled[:3], value, scaled[3])
+
+    def values(self) -> Any:
+        """What the function returns for each row; a compiled program has no more."""
+        numbers = jnp.arange(self.indices.shape[0])
+        return self.in_order(lax.map(lambda index: self._computed(index)[0], numbers))
+
+    def _taken(self, index: Any) -> tuple[Array, Array]:
+        """Which rows of one microbatch are there, and where any of them is."""
+        taken = self.indices[index]
+        there = taken < self.arranged.num_rows
+        return there, jnp.where(there, taken, 0)
+
+    def _computed(self, index: Any) -> tuple[Any, Any]:
+        """Values and gradients of one microbatch."""
+        count, size = self.indices.shape
+        if count * size == self.arranged.num_rows:
+            return self._of_own(self.arranged.turn(jnp.asarray(index), count))
+        return self._value_and_rows(self._taken(index)[1])
 
     def row(self, index: Array) -> list[Array]:
         """Gradients of one row, floating leaves in its own dtypes."""

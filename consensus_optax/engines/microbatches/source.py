@@ -16,7 +16,6 @@ from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.coordinates import ALL
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
 from consensus_optax._rules.roster import AllRows
-from consensus_optax._running.again import Told, combined_on_trust, itself
 from consensus_optax._running.memory import (
     Memory,
     over_leaves,
@@ -36,6 +35,7 @@ from consensus_optax.engines.microbatches.batches import Block, Microbatches, Wh
 from consensus_optax.engines.microbatches.combining import combined, given, kept_of
 from consensus_optax.engines.microbatches.pairs import gramians
 from consensus_optax.engines.microbatches.reading import rows_read, update_read
+from consensus_optax.engines.on_trust import Told, combined_on_trust, itself
 
 
 class _Merged(NamedTuple):
@@ -158,7 +158,10 @@ class Computed(NamedTuple):
         weigh: Callable[[Computed], Array],
         own: Callable[[Array], Array] = itself,
     ) -> tuple[list[Array], Computed]:
-        """One pass; two where that finds a row that cannot count, or losses matter."""
+        """One pass; two where that finds a row that cannot count.
+
+        Where losses matter a forward pass comes ahead.
+        """
         micro = self.microbatches
 
         def combine(sound: Array, weights: Array) -> tuple[list[Array], Told]:
@@ -166,8 +169,8 @@ class Computed(NamedTuple):
             update, _, kept = combined(micro, given(micro, weights))
             return update, self._told(kept)
 
-        varying = micro.arranged.varying
-        return combined_on_trust(self, weigh, own, combine, self._knowing, varying)
+        rest = self._knowing, micro.values, micro.arranged.varying
+        return combined_on_trust(self, weigh, own, combine, *rest)
 
     def combine_apart(
         self,
