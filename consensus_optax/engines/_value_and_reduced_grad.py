@@ -184,6 +184,8 @@ def value_and_reduced_grad(
         _check.state(state, "reduced(params, batch, state=state)")
         arranged = arrange(args).gathered()
         params = arrays_of(arranged.differentiated(args))
+        if weights is not None:  # once, for an error before anything is traced
+            checked_weights(weights, arranged.num_rows, decision_dtype(params))
         words = dict(extra or {})
         _check.known_words(words, WORDS)
         words = with_checked_target(words, params)

@@ -101,3 +101,17 @@ def test_microbatches_give_what_one_device_gives(kind, place, size):
     for name, update in outs[0][1].items():
         spec = tuple(PLACES[place].get(name, P()))
         assert tuple(update.sharding.spec)[: len(spec)] == spec
+
+
+@pytest.mark.parametrize(
+    "way", [{}, {"hold_rows": False}, {"microbatch_size": 4}], ids=str
+)
+def test_what_is_no_weight_is_an_error_where_nothing_is_traced(way):
+    """Also along explicit axes, where passes run in a mesh of their own."""
+    put = lambda x, *spec: jax.device_put(x, NamedSharding(MESH, P(*spec)))
+    w, x = put(jnp.ones(WIDTH)), put(jnp.ones((ROWS, WIDTH)), "data")
+    loss, rule = lambda w, x: jnp.mean((x @ w) ** 2), co.mean()
+    run = co.value_and_reduced_grad(loss, rule, **way)
+    weights = put(jnp.ones(ROWS).at[3].set(-1))
+    with jax.set_mesh(MESH), pytest.raises(ValueError, match="`weights` must be"):
+        run(w, x, weights=weights, state=rule.init(w))
