@@ -102,7 +102,7 @@ def test_preferences(name):
 @pytest.mark.parametrize("name", PREFERRED)
 def test_preferences_are_checked(name):
     factory, _ = PREFERRED[name]
-    for wrong in ([1.0, -1.0], [], [[1.0]], "high", [np.nan, 1.0], 2.0):
+    for wrong in ([1.0, -1.0], [], [[1.0]], "high", [np.nan, 1.0], 2.0, [0.0, 0.0]):
         with pytest.raises(
             ValueError, match="`preference` must be a vector of numbers"
         ):

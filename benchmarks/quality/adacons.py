@@ -217,7 +217,5 @@ QUESTIONS = (
     ),
     question("adacons_cnn_large", PICTURES, ((8, 64), (32, 16)), LARGER, large=True),
     question("adacons_text", TEXT, ((8, 1), (8, 4), (32, 1)), FEWER),
-    question(
-        "adacons_text_large", TEXT, ((8, 16), (8, 64), (32, 16)), FEWER, large=True
-    ),
+    question("adacons_text_large", TEXT, ((8, 16),), LARGER, large=True),
 )

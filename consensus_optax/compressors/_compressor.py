@@ -27,9 +27,12 @@ class Compressor(NamedTuple):
         a message can make it of the same seed, so what is drawn is not sent.
       key: random key that keys of messages are folded from; None: nothing is drawn.
       contraction: shape to the delta of :math:`E \|x - C(x)\|^2 \le (1 - \delta)
-        \|x\|^2`, which error feedback needs; None where there is none.
+        \|x\|^2`, which error feedback needs; 0 for a shape of which there is none,
+        None where there is none of any.
       variance: shape to the omega of :math:`E C(x) = x, E \|x - C(x)\|^2 \le \omega
         \|x\|^2`; None where C is biased.
+      largest: the c < 1 of :math:`\|x - C(x)\|_\infty \le c \|x\|_\infty` on every
+        array, which serves error feedback as well; None where there is none.
       is_sparse: whether entries are left out, which are zeros to who gets the rest.
       factor: optional (rows, keys) to products: for codes whose message is factors,
         what is made of a leaf of rows, never multiplied out.
@@ -50,6 +53,7 @@ class Compressor(NamedTuple):
     key: Any = None
     contraction: Callable[[Shape], float] | None = None
     variance: Callable[[Shape], float] | None = None
+    largest: float | None = None
     is_sparse: bool = False
     factor: Callable[[Array | Factored, Any], Array | Factored] | None = None
     text: str = "Compressor(...)"

@@ -32,10 +32,12 @@ def stochastic_quantization(
     FedJAX's ``uniform_stochastic_quantize`` has them; of a number c, from -c to c, as
     Flower's ``quantize`` has them, with what is beyond clipped.
 
-    Guarantees: unbiased to 2^-23 of a level, but for what a number clips, with variance
-    omega = min(d / (4 s^2), sqrt(d) / s), or d / (2 (2^b - 1)^2) of a range. Where
-    that is below 1, a contraction with delta = 1 - omega. Both grow with d:
-    ``co.compressors.bucketed`` cuts an array into pieces with a scale each.
+    Guarantees: unbiased to s 2^-22 of a level, but for what a number clips, with
+    variance omega = min(d / (4 s^2), sqrt(d) / s), or d / (2 (2^b - 1)^2) of a range.
+    Where that is below 1, a contraction with delta = 1 - omega. Both grow with d:
+    ``co.compressors.bucketed`` cuts an array into pieces with a scale each. Whatever d
+    is, no entry is off by more than m / s, or (max - min) / (2^b - 1): so errors fed
+    back stay bounded, but for ``"norm"``, and for 2 bits of ``"max"``.
     Edge cases: an array of zeros stays zero, and so does every zero, of a range alone
     it may not. Entries of the largest magnitude are exact, except for ``"norm"``.
 
@@ -111,12 +113,14 @@ def stochastic_quantization(
         return min(size / (4 * half**2), math.sqrt(size) / half)
 
     bounded = signed or of_range
+    off = {"max": 1 / half, "range": 2 / top}.get(str(scale), 1.0)  # of the largest
     return Compressor(
         compress,
         decompress,
         key,
         contraction=(lambda shape: max(0.0, 1 - variance(shape))) if bounded else None,
         variance=variance if bounded else None,
+        largest=off if off < 1 else None,
         text=f"stochastic_quantization({bits}, ..., scale={scale!r})",
     )
 

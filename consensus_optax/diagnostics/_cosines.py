@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rows.verbs import decision_dtype
 from consensus_optax._typing import Array
 from consensus_optax.diagnostics._gramian import present
 from consensus_optax.weightings._pairs import cosines, off_diagonal
@@ -38,7 +38,7 @@ def conflicting_share(gramian: Array, weights: Array | None = None) -> Array:
     """
     gramian, weights = present(gramian, weights)
     pairs = off_diagonal(weights > 0)
-    return _share(pairs & (gramian < 0), pairs, gramian.dtype)
+    return _share(pairs & (gramian < 0), pairs, gramian)
 
 
 def cosine_quantiles(
@@ -71,12 +71,13 @@ def cosine_quantiles(
     cosine, pairs = _pairs(gramian, weights)
     ascending = jnp.sort(jnp.where(pairs, cosine, 2), axis=None)
     # Every pair stands there twice, next to itself; one of the two is read.
-    last = jnp.maximum(pairs.sum() // 2 - 1, 0).astype(cosine.dtype)
-    position = jnp.asarray(quantiles, cosine.dtype) * last
+    wide = decision_dtype(cosine)  # narrow ones do not count far
+    last = jnp.maximum(pairs.sum() // 2 - 1, 0).astype(wide)
+    position = jnp.asarray(quantiles, wide) * last
     lower = jnp.floor(position)
     at = lambda index: ascending[2 * index.astype(jnp.int32)]
     low, high = at(lower), at(jnp.minimum(lower + 1, last))
-    between = low + (position - lower) * (high - low)
+    between = low + (position - lower).astype(cosine.dtype) * (high - low)
     return jnp.where(pairs.any(), between, 0)
 
 
@@ -111,7 +112,7 @@ def share_within(
         _check.fail("max_distances", "a sequence of numbers", max_distances)
     cosine, pairs = _pairs(gramian, weights)
     within = [pairs & (1 - cosine <= limit) for limit in max_distances]
-    return jnp.stack([_share(near, pairs, cosine.dtype) for near in within])
+    return jnp.stack([_share(near, pairs, cosine) for near in within])
 
 
 def _pairs(gramian: Array, weights: Array | None) -> tuple[Array, Array]:
@@ -121,6 +122,8 @@ def _pairs(gramian: Array, weights: Array | None) -> tuple[Array, Array]:
     return cosine, off_diagonal((weights > 0) & moving)
 
 
-def _share(chosen: Array, among: Array, dtype: Any) -> Array:
-    """Share of the pairs among others; 0 of none."""
-    return chosen.sum().astype(dtype) / jnp.maximum(among.sum(), 1).astype(dtype)
+def _share(chosen: Array, among: Array, like: Array) -> Array:
+    """Share of the pairs among others, in the dtype of an array; 0 of none."""
+    wide = decision_dtype(like)
+    share = chosen.sum().astype(wide) / jnp.maximum(among.sum(), 1).astype(wide)
+    return share.astype(like.dtype)

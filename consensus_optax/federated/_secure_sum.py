@@ -110,7 +110,8 @@ def secure_sum(
             "`mean`, `clipped_sum`, `private_sum` or a fold that adds, or let the "
             "server see the rows."
         )
-    code = fixed_point(bound)
+    _check.static_number("bound", bound, 1e-30, 1e30)
+    code = fixed_point(float(bound) * _ROOM)
     if threshold is not None:
         _check.count("threshold", threshold)
 
@@ -238,17 +239,22 @@ class Summed(NamedTuple):
     def _total(self, parts: list[Array]) -> list[Array]:
         """The sum of what the clients have of each, by way of their messages."""
         roster = self.seen.roster
-        limits = roster.shares * self.code.bound * (1 - 1e-5)  # shares may sum to more
+        limits = roster.shares * (self.code.bound / _ROOM)
         cut, numbers = jnp.zeros((), jnp.int32), list[Array]()
         for part in parts:
             limit, there = _column(limits, part), _column(roster.present, part)
             part = jnp.where(there, part, 0)
-            cut += jnp.sum(jnp.abs(part) > limit, dtype=jnp.int32)
+            beyond = jnp.abs(part) > limit * (1 + 1e-5)  # by more than by rounding
+            cut += jnp.sum(beyond, dtype=jnp.int32)
             numbers.append(self.code.encode(jnp.clip(part, -limit, limit)))
         self.clamped.append(cut)
         sent = masked(self.key, numbers, threshold=self.threshold)
         total, _ = unmasked(sent, roster.present, threshold=self.threshold)
         return [self.code.decode(x, roster.weights.dtype) for x in total]
+
+
+# What the code holds beyond the bound, for rounded shares may sum to more than 1.
+_ROOM = 1 + 2e-5
 
 
 def _column(of_rows: Array, like: Any) -> Array:

@@ -18,6 +18,7 @@ from consensus_optax.row_transforms._compression import (
     compressed_leaf,
     row_keys,
 )
+from consensus_optax.row_transforms._row_memory import checked_clients
 
 
 class CompressedState(NamedTuple):
@@ -51,7 +52,8 @@ def compressed(
     would be another loss; what was float64 has float32's range. Of biased compressors
     something is lost for good: :func:`error_feedback` keeps it.
 
-    ``clients`` of ``update``: (B,) integers that are folded in rather than row numbers.
+    ``clients`` of ``update``: (B,) integers that are folded in rather than row numbers,
+    on a mesh, too, where they are told apart by that alone.
 
     Args:
       compressor: one of ``co.compressors``.
@@ -63,7 +65,8 @@ def compressed(
       ``optax.chain``.
 
     Raises:
-      ValueError: ``compressor`` is none; when traced, ``axis_name`` is needed.
+      ValueError: ``compressor`` is none; when traced, ``axis_name`` is needed, or
+        ``clients`` are not an integer for every row.
 
     Cost: the compressor's, of every row. Outer products are multiplied out, except by
     ``low_rank``, whose rows are outer products.
@@ -94,8 +97,10 @@ def compressed(
         step = jnp.asarray(optax.safe_increment(state.step))
         if not leaves:
             return updates, CompressedState(step)
-        axes, num_rows = checked_axes(compressor, axis_name), leaves[0].shape[0]
-        keys = row_keys(compressor, state.step, axes, num_rows, clients, num_rows)
+        num_rows = leaves[0].shape[0]
+        whose = checked_clients(clients, num_rows)
+        axes = checked_axes(compressor, axis_name) if whose is None else ()
+        keys = row_keys(compressor, state.step, axes, num_rows, whose)
         finite = finite_rows(leaves, dtype)
         flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
         new: list[Any] = []

@@ -48,10 +48,13 @@ def row_keys(
     clients: Array | None = None,
     num_clients: int = 0,
 ) -> Array | None:
-    """A key for every row, by its number among the rows, or the clients, of all."""
+    """A key for every row, by its number among the rows of all, or by its client's.
+
+    Clients of ``num_clients`` are those of each device apart; else numbers of all.
+    """
     index = jnp.arange(num_rows, dtype=jnp.int32)
     if clients is not None:
-        index, num_rows = clients.astype(jnp.int32), num_clients
+        index, num_rows = clients, num_clients
     if axes:
         index = lax.axis_index(axes) * num_rows + index
     return keys_of_rows(compressor, step, index)

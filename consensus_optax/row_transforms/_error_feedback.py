@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import as_rows
+from consensus_optax._rows.trees import arrays_of, leaf_name
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, AxisName, Count, Tree
 from consensus_optax.compressors._compressor import Compressor, checked_compressor
@@ -18,7 +20,11 @@ from consensus_optax.row_transforms._compression import (
     compressed_leaf,
     row_keys,
 )
-from consensus_optax.row_transforms._row_memory import no_memory_yet, remembered
+from consensus_optax.row_transforms._row_memory import (
+    checked_clients,
+    no_memory_yet,
+    remembered,
+)
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -46,13 +52,15 @@ def error_feedback(
 
     For rows that are the same worker or client in every step, as those of
     :func:`row_momentum`. With :func:`mean` after it SGD converges at the rate of SGD,
-    whatever contraction C is. The learning rate comes after the reducer, so e is in
-    units of gradients: with a rate that changes from step to step, divide rows by the
-    next rate ahead of it.
+    whatever contraction C is, of every leaf. The learning rate comes after the reducer,
+    so e is in units of gradients: with a rate that changes from step to step, divide
+    rows by the next rate ahead of it.
 
     Guarantees: all rows that went out, and e, add up to all rows that came in, to
     rounding; in the mean :math:`E \|e\|^2 \le 4 (1 - \delta) / \delta^2 \max \|g\|^2`
-    for a contraction with delta. Rows do not mix, and draw as :func:`compressed` says.
+    for a contraction with delta, and :math:`\|e\|_\infty \le c / (1 - c) \max
+    \|g\|_\infty` for one by c of the largest entry. Rows do not mix, and draw as
+    :func:`compressed` says.
     Edge cases: e starts at zero. A row of weight 0, of no client, or with a non-finite
     entry leaves its e as it is, bit for bit; the latter goes out as nan for the reducer
     to exclude and count, and so does a row whose sum with e overflows.
@@ -63,7 +71,8 @@ def error_feedback(
 
     Args:
       compressor: a contraction: any of ``co.compressors`` but ``random_k`` with
-        ``rescale``, and levels of a fixed range.
+        ``rescale``, and levels of a fixed range; and, of leaves that are large for
+        their bits, levels of the norm, or 2 bits of the largest entry.
       num_rows: rows, or clients, that have an e: so many copies of the parameters.
       axis_name: as for :func:`compressed`; the state is then this device's.
 
@@ -73,7 +82,8 @@ def error_feedback(
 
     Raises:
       ValueError: ``compressor`` is none, or no contraction; ``num_rows`` is no count;
-        when traced, as :func:`row_momentum` and :func:`compressed` do.
+        in ``init``, it is none of a leaf; when traced, as :func:`row_momentum` and
+        :func:`compressed` do.
 
     Cost: the compressor's, and ``num_rows`` arrays like the parameters kept; outer
     products are multiplied out.
@@ -99,6 +109,7 @@ def error_feedback(
     _check.count("num_rows", num_rows)
 
     def init(params: Tree) -> ErrorFeedbackState:
+        _check_contracts(compressor, params)
         start = jnp.zeros((), jnp.int32)
         return ErrorFeedbackState(start, no_memory_yet(num_rows, params))
 
@@ -108,7 +119,7 @@ def error_feedback(
         params: Tree | None = None,
         *,
         weights: Array | None = None,
-        clients: Array | None = None,
+        clients: Any = None,
         **extra: Any,
     ) -> tuple[Tree, ErrorFeedbackState]:
         del extra
@@ -117,6 +128,7 @@ def error_feedback(
             as_rows(updates, params),
         )
         given = leaves[0].shape[0] if leaves else 0
+        clients = checked_clients(clients, given) if leaves else None
 
         def turn(leaf: Leaf, old: Array, number: int) -> tuple[Leaf, Array]:
             num_kept = old.shape[0] if clients is None else num_rows
@@ -132,3 +144,18 @@ def error_feedback(
         return rows, ErrorFeedbackState(step, error)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_contracts(compressor: Compressor, params: Tree) -> None:
+    """Raises where nothing bounds what is left over of a leaf."""
+    delta = compressor.contraction
+    if compressor.largest is not None or delta is None:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays_of(params)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not delta(leaf.shape) > 0:
+            raise ValueError(
+                "`compressor` must be a contraction of every leaf, or errors grow "
+                f"without bound; {compressor} is none of {leaf_name(path)}, "
+                f"{leaf.shape}. Cut it into smaller pieces by "
+                "`co.compressors.bucketed`, or take more bits."
+            )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import cleared, finite_rows, spoiled
 from consensus_optax._rows.outer_product import is_outer_product
@@ -35,7 +36,7 @@ def remembered(
     memory: Tree,
     params: Tree | None,
     weights: Array | None,
-    clients: Array | None,
+    clients: Any,
     can_overflow: bool = False,
 ) -> tuple[Tree, Tree]:
     """Rows that go out, and the memory after them.
@@ -63,6 +64,7 @@ def remembered(
         x for x, yes in zip(zip(flat, olds, strict=True), moving, strict=True) if yes
     ]
     num_rows, num_kept = leaves[0].shape[0], pairs[0][1].shape[0]
+    clients = checked_clients(clients, num_rows)
     _check_counts(num_rows, num_kept, clients)
     finite = finite_rows(leaves, dtype)
     moves = finite & (checked_weights(weights, num_rows, dtype) > 0)
@@ -96,21 +98,36 @@ def put(
     if clients is None:
         return jnp.where(moves.reshape(-1, *[1] * (new.ndim - 1)), new, old)
     nobody = kept.shape[0]
-    same = (clients[:, None] == clients[None, :]) & moves[None, :]
-    first = jnp.argmax(same, 1) == jnp.arange(clients.shape[0])
-    places = jnp.where(moves & first & (clients >= 0), clients, nobody)
+    places = jnp.where(are_put(moves, clients, nobody), clients, nobody)
     return kept.at[places].set(new.astype(kept.dtype), mode="drop")
 
 
+def are_put(moves: Array, clients: Array, num_kept: int) -> Array:
+    """Whose entry :func:`put` takes, (B,) bool: of each client's rows the first."""
+    same = (clients[:, None] == clients[None, :]) & moves[None, :]
+    first = jnp.argmax(same, 1) == jnp.arange(clients.shape[0])
+    return moves & first & (clients >= 0) & (clients < num_kept)
+
+
+def checked_clients(clients: Any, num_rows: int) -> Array | None:
+    """Whose rows they are, (B,) int32, or None.
+
+    Raises:
+      ValueError: there is not one for every row, or they are no integers.
+    """
+    if clients is None:
+        return None
+    wanted = f"an array ({num_rows},) of integers, one for every row"
+    given = _check.array("clients", clients, wanted, ".")
+    if given.shape != (num_rows,) or not jnp.issubdtype(given.dtype, jnp.integer):
+        found = f"{given.dtype} {given.shape}"
+        raise ValueError(f"`clients` must be {wanted}; got {found}.")
+    return given.astype(jnp.int32)
+
+
 def _check_counts(num_rows: int, num_kept: int, clients: Array | None) -> None:
-    """Raises unless there is one memory for every row, or one client."""
-    if clients is not None:
-        if jnp.shape(clients) != (num_rows,):
-            raise ValueError(
-                f"`clients` must have shape ({num_rows},), one for every row; got "
-                f"{jnp.shape(clients)}."
-            )
-    elif num_rows != num_kept:
+    """Raises unless there is one memory for every row, or whose they are is known."""
+    if clients is None and num_rows != num_kept:
         raise ValueError(
             f"`num_rows` must be the number of rows of the stack; got {num_kept}, but "
             f"the rows are {num_rows}. Pad with rows of weight 0, or say whose rows "

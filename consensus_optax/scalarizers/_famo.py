@@ -91,7 +91,9 @@ def famo(
         """How far losses are above the ideal ones."""
         if ideal is not None:
             losses = losses - of_each("ideal", ideal, losses)
-        return jnp.maximum(losses, 0) + _EPS
+        return (
+            jnp.where(losses <= 0, 0, losses) + _EPS
+        )  # no half of a gradient at a tie
 
     def scalar(losses: Array, state: FamoState) -> Array:
         losses = as_losses(losses)

@@ -14,7 +14,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import checked_weights
 from consensus_optax._rows.trees import arrays_of
-from consensus_optax.row_transforms._row_memory import put, taken
+from consensus_optax.row_transforms._row_memory import are_put, put, taken
 
 
 class Cohort(NamedTuple):
@@ -256,9 +256,13 @@ def written(
     control = state.control
     if control is not None:
         count = state.last_seen.shape[0]
+        assert cohort.clients is not None  # or nothing would be kept
+        are = are_put(
+            moves, cohort.clients, count
+        )  # else it is not their mean any more
 
         def add(total: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-            there = moves.reshape(-1, *[1] * (new.ndim - 1))
+            there = are.reshape(-1, *[1] * (new.ndim - 1))
             return total + jnp.where(there, new - old, 0).sum(0) / count
 
         control = jax.tree.map(add, control, new.controls, own.controls)

@@ -136,7 +136,7 @@ def federated_round(
         return Rows(
             trained.loss,
             rows,
-            counts if told else weights,
+            counts,
             jnp.where(moves, counts, 0),
             written(fit, own, new, cohort, moves) if memory else fit.clients,
             {"clients": cohort.clients} if told else {},

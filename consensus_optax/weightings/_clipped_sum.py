@@ -43,8 +43,9 @@ def clipped_sum(
     alone.
     Edge cases: a row with an inf or a nan counts as zero and is counted
     (``num_nonfinite``), and so does and is one whose squared norm overflows. C = 0:
-    zero. No row: zero, not ready. Parameters narrower than float32 get a rounded sum,
-    which the bound does not cover: :func:`private_sum` adds noise before.
+    zero. No row: zero, not ready. Parameters, or a ``wire_dtype``, narrower than
+    float32 get a rounded sum, which the bound does not cover: :func:`private_sum` adds
+    noise before.
 
     ``weights``: a row is multiplied by its weight before it is clipped, so that no
     weight makes it longer than C; 0 and 1 say which rows are there.

@@ -40,8 +40,8 @@ def gauss_newton(damping: Threshold, momentum: Threshold = 0.0) -> Reducer:
     ``residual`` is that of the linear system that is solved, relative to its right
     side b: the update is off by at most norm(b) residual / (2 sqrt(lambda)).
     Edge cases: a row whose residual is not finite counts as absent. Where the system
-    is singular to rounding (lambda 0, dependent rows) nothing is agreed on: zero, not
-    ready.
+    is singular to rounding (lambda 0, dependent rows), so that more than a hundredth of
+    b is left, nothing is agreed on: zero, not ready.
 
     ``weights``: sample counts: a row of weight 2 is two equal rows.
 

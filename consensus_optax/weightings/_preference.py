@@ -22,8 +22,9 @@ def check(preference: Preference | None, name: str = "preference") -> None:
         return
     vector = np.asarray(preference)
     sound = vector.ndim == 1 and vector.size > 0 and vector.dtype.kind in "fiu"
-    if not (sound and np.all(np.isfinite(vector)) and vector.min() >= 0):
-        _check.fail(name, "a vector of numbers >= 0, one a row", preference)
+    sound = sound and np.all(np.isfinite(vector)) and vector.min() >= 0
+    if not sound or vector.max() == 0:
+        _check.fail(name, "a vector of numbers >= 0, not all 0, one a row", preference)
 
 
 def relative_weights(roster: Roster) -> Array:

@@ -45,6 +45,20 @@ def test_equal_the_loops(weights):
     )
 
 
+def test_of_many_narrow_pairs_none_is_beyond_them():
+    """More pairs than bfloat16 can count: 2016."""
+    rows = np.random.default_rng(0).normal(size=(64, 3000))
+    narrow = gramian(rows).astype(jnp.bfloat16)
+    wide = narrow.astype(jnp.float32)
+    found = cosine_quantiles(narrow, QUANTILES)
+    assert found.dtype == jnp.bfloat16
+    # an entry is rounded, and so is what is between two
+    np.testing.assert_allclose(
+        np.float32(found), cosine_quantiles(wide, QUANTILES), atol=2.0**-8
+    )
+    assert share_within(narrow, (0.5, 1.5)).tolist() == [0, 1]  # all are near 1
+
+
 def test_zero_rows_have_no_direction():
     rows = np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 1e-3]])
     assert cosine_quantiles(gramian(rows), (0.5,)).tolist() == pytest.approx([-1])

@@ -87,6 +87,26 @@ def test_dropped_and_broken_clients_are_recovered_from():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "bound"), [(co.sign_vote("vote"), 5.0), (co.mean(), 1.0)], ids=str
+)
+def test_what_is_just_at_the_bound_is_not_cut(rule, bound):
+    """All rows at their largest, and weights whose shares are rounded."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (5, 1000))
+    signs[:, :10] = 1
+    rows, params = jnp.asarray(signs, jnp.float32), jnp.zeros(1000)
+    for weights in (None, jnp.array([0.7, 0.9, 1.1, 1.3, 1.0])):
+        secure = federated.secure_sum(rule, bound=bound, key=KEY)
+        given = {"params": params, "weights": weights}
+        found, state = secure.update(rows, secure.init(params), **given)
+        assert int(state.num_clamped) == 0
+        wanted, _ = rule.update(rows, rule.init(params), **given)
+        # the code's error for each of five, and rounding of parts and of the sum
+        atol = bound * (5 * 2.0**-30 + 8 * 2.0**-24)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
+@pytest.mark.slow
 def test_no_part_is_longer_than_it_was_and_none_beyond_its_share():
     """Truncation towards zero keeps what clipping has made sure of."""
     secure = federated.secure_sum(co.mean(), bound=1.0, key=KEY)

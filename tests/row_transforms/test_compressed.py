@@ -90,6 +90,22 @@ def test_devices_draw_as_one_device_does(name, check_vma):
         assert len({row.tobytes() for row in found[leaf]}) == 8
 
 
+@in_ci
+def test_clients_draw_by_their_number_wherever_they_are():
+    """Of all devices: no two alike, and each as on one device."""
+    rule = co.compressed(RANDOM["random_k"], axis_name="data")
+    rows, params = jnp.ones((8, 16)), jnp.zeros(16)
+    clients = jnp.array([0, 1, 2, 9, 5, 6, 7, 8])
+    run = lambda rows, clients: rule.update(
+        rows, rule.init(params), params, clients=clients
+    )[0]
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": (P("data"), P("data")), "out_specs": P("data")}
+    found = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(rows, clients)
+    np.testing.assert_array_equal(found, run(rows, clients))
+    assert len({row.tobytes() for row in np.asarray(found)}) == 8
+
+
 def test_inside_shard_map_the_axis_is_asked_for():
     rule, params = co.compressed(RANDOM["int4"]), jnp.zeros(3)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))

@@ -52,6 +52,38 @@ def test_what_came_in_has_gone_out_or_is_kept(name, dtype):
         assert np.all(np.asarray(errors) <= 4 * (1 - delta) / delta**2 * largest + 1e-6)
 
 
+@in_ci
+@pytest.mark.parametrize("scale", ["max", "range"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_errors_stay_bounded_where_no_share_of_the_length_is_known(bits, scale):
+    """Of 4096 entries, of which a few are large: by the largest entry alone."""
+    code = compressors.stochastic_quantization(bits, KEY, scale=scale)
+    params, rng = jnp.zeros(4096), np.random.default_rng(0)
+    rule = co.error_feedback(code, 1)
+    assert not code.contraction(params.shape)
+    if code.largest is None:
+        with pytest.raises(ValueError, match="contraction of every leaf"):
+            rule.init(params)
+        return
+    rows = jnp.asarray(rng.normal(size=(1, 4096)) ** 3, jnp.float32)
+    step = lambda state, _: rule.update(rows, state, params)[::-1]
+    run = lambda state: jax.lax.scan(step, state, length=200)[0].error
+    most = code.largest / (1 - code.largest) * float(jnp.abs(rows).max())
+    assert float(jnp.abs(jax.jit(run)(rule.init(params))).max()) <= most * (1 + 1e-5)
+
+
+def test_what_is_no_contraction_of_a_leaf_is_refused():
+    """It diverges: by 10 to the 6 in 200 steps, of one and the same row."""
+    norm = compressors.stochastic_quantization(4, KEY, scale="norm")
+    params = {"small": jnp.zeros(4), "w": jnp.zeros((64, 64)), "n": jnp.int32(0)}
+    with pytest.raises(ValueError, match=r"contraction of every leaf.*'w'.*bucketed"):
+        co.error_feedback(norm, 1).init(params)
+    pieces = compressors.bucketed(norm, size=512)
+    with pytest.raises(ValueError, match=r"none of .*'w'.*\(64, 64\)"):
+        co.error_feedback(pieces, 1).init(params)
+    co.error_feedback(compressors.bucketed(norm, size=32), 1).init(params)
+
+
 def descend(rule, gradient, start, rate, num_steps):
     """The last iterate and the largest one on the way."""
     optimizer = optax.chain(rule, co.mean(), optax.sgd(rate))
@@ -136,7 +168,7 @@ def test_a_sum_that_overflows_is_not_remembered():
 def test_clients_are_remembered_by_their_number():
     """Those of a round as if all were there and the others of weight 0."""
     rng = np.random.default_rng(2)
-    params, code = jnp.zeros(8), compressors.stochastic_quantization(2, KEY)
+    params, code = jnp.zeros(8), compressors.stochastic_quantization(4, KEY)
     rule = co.error_feedback(code, 7)
     every, state = rule.init(params), rule.init(params)
     for chosen in ([3, 0, 5], [5, 6, 3], [1, 3, 7]):  # there is no 7
@@ -207,6 +239,27 @@ def test_bad_arguments():
     ):
         rule.update(jnp.ones((2, 2)), rule.init(params), params)
     with pytest.raises(
-        ValueError, match=r"`clients` must have shape \(2,\).*got \(3,\)"
+        ValueError, match=r"`clients` must be .*\(2,\) of integers.*got int32 \(3,\)"
     ):
         rule.update(jnp.ones((2, 2)), rule.init(params), params, clients=jnp.arange(3))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        co.error_feedback(compressors.top_k(0.5), 2),
+        co.compressed(compressors.random_k(0.5, KEY)),
+        co.row_momentum(0.9, 2),
+    ],
+    ids=["error feedback", "compressed", "momentum"],
+)
+def test_clients_are_integers_for_every_row(rule):
+    params, rows = jnp.zeros(2), jnp.ones((2, 2))
+    run = lambda clients: rule.update(rows, rule.init(params), params, clients=clients)
+    for wrong in ([0.0, 1.0], jnp.ones(2), jnp.arange(3), "ab", True):
+        with pytest.raises(
+            ValueError, match=r"`clients` must be an array \(2,\) of int"
+        ):
+            run(wrong)
+    listed, given = run([1, 0])[0], run(jnp.array([1, 0]))[0]
+    np.testing.assert_array_equal(listed, given)

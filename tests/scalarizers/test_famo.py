@@ -114,6 +114,8 @@ def test_a_loss_below_its_bound_has_a_finite_value_and_no_gradient():
     assert np.isfinite(value)
     assert np.isfinite(grad).all()
     assert grad[1] == 0
+    at_the_bound = jax.grad(scalarizer.scalar)(jnp.array([0.0, 2]), scalarizer.init(2))
+    assert at_the_bound[0] == 0
 
 
 def test_what_update_needs():

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import consensus_optax as co
-from consensus_optax import compressors, training
+from consensus_optax import compressors, federated, training
 from tests._selected import cases, in_ci
 
 CLIENTS, STEPS, RATE = 16, 3, 0.1
@@ -112,6 +112,45 @@ def test_control_variates_mend_the_clients_drift():
         fit, _ = jax.jit(run)(start)
         off.append(float(jnp.abs(fit.params - best).max()))
     assert off[1] < 1e-4 < 1e-2 < off[0]
+
+
+@in_ci
+@pytest.mark.parametrize(
+    "select", [federated.sample_clients, federated.sample_by_count]
+)
+def test_the_server_s_variate_stays_the_mean_of_theirs(select):
+    """Also where a client is drawn more than once, of which one row is kept."""
+    server = optax.chain(co.mean(), optax.sgd(1.0))
+    memory = training.client_memory(4, control_variates=True)
+    simple = lambda x, t: 0.5 * jnp.mean((x - t) ** 2)
+    step = training.federated_round(simple, server, optax.sgd(RATE), memory=memory)
+    batch_at = training.client_batches(
+        KEY,
+        jnp.arange(4.0)[:, None],
+        jnp.ones(4, jnp.int32),
+        functools.partial(training.draw_examples, batch_size=1),
+        num_sampled=3,
+        num_steps=STEPS,
+        select=select,
+        as_cohort=True,
+    )
+    run = lambda fit: training.train(step, fit, batch_at, 100)[0]
+    fit = jax.jit(run)(training.start(jnp.zeros(()), server, memory))
+    mean = fit.clients.controls.mean()
+    # a hundred sums of numbers of a few units
+    np.testing.assert_allclose(fit.clients.control, mean, atol=100 * 4 * 2.0**-23)
+
+
+def test_whoever_has_not_done_all_is_absent_whoever_it_is():
+    server = optax.chain(co.mean(), optax.sgd(1.0))
+    simple = lambda x, t: 0.5 * jnp.sum((x - t) ** 2)
+    step = training.federated_round(simple, server, optax.sgd(1.0))
+    batches = jnp.array([[2.0, 2.0], [10.0, 10.0]])
+    fit = training.start(jnp.zeros(()), server)
+    fit, seen = step(fit, training.Cohort(None, batches, jnp.array([2, 1])), None)
+    assert float(fit.params) == 2.0
+    assert int(optax.tree.get(fit.opt_state, "num_present")) == 1
+    assert float(seen["loss"]) == 2.0
 
 
 @in_ci

@@ -162,6 +162,27 @@ def test_a_singular_system_is_no_consensus():
     assert bool(state.consensus_ready) == bool(flat(update).any())
 
 
+def test_of_dependent_rows_the_best_fit_or_nothing():
+    """One row more than parameters; of every second stack all equations agree."""
+    rng, params, rule = np.random.default_rng(0), jnp.zeros(3), co.gauss_newton(0.0)
+    update = jax.jit(lambda r, v: rule.update(r, rule.init(params), params, values=v))
+    ready = []
+    for number in range(60):
+        rows, values = rng.normal(size=(4, 3)), rng.normal(size=4)
+        values = rows @ rng.normal(size=3) if number % 2 else values
+        given = jnp.asarray(rows, jnp.float32), jnp.asarray(values, jnp.float32)
+        got, state = update(*given)
+        best = np.linalg.lstsq(np.float64(given[0]), np.float64(given[1]))[0]
+        ready.append(bool(state.consensus_ready))
+        if ready[-1]:  # off by what the residual allows, of rows that are not parallel
+            assert np.linalg.norm(got - best) <= 0.1 * np.linalg.norm(best)
+            assert float(state.rule_state.residual) <= 0.01
+        else:
+            assert not np.any(got)
+    assert not any(ready[::2])
+    assert any(ready[1::2])
+
+
 def test_bad_rows_and_residuals_are_absent():
     rows, values = draw(5)
     cast = lambda x: jnp.asarray(x, jnp.float32)

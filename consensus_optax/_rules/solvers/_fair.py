@@ -1,4 +1,4 @@
-"""Fair division of a step among rows: a scaling of a Gramian [B, B] by Newton's method.
+"""Fair division of a step among rows: a scaling of a Gramian [B, B], along a path.
 
 What the folder says of its problems holds here too.
 """
@@ -20,21 +20,38 @@ from consensus_optax._rules.solvers._solution import (
     rounding,
     solution,
 )
-from consensus_optax._typing import Array, Gramian, Number, PerRow
+from consensus_optax._typing import Array, Flag, Gramian, Number, PerRow
+
+# How far from the path a step may end: logarithms of the products of gains and powers,
+# and both sides of the equation. Beyond it, a shorter step; a shorter one than the
+# last, and the path is lost.
+_OFF_PRODUCTS, _OFF, _SHORTEST = 0.2, 0.04, 1e-5
 
 
 class _Iterate(NamedTuple):
-    """Weights v > 0 and gains s > 0, which end as s = Cv."""
+    """Where the path is.
+
+    Attributes:
+      step: how many have been tried.
+      v: logarithms of the weights.
+      s: logarithms of the gains, which are Cv in the end.
+      place: of the path, from 0 to 1; below, before its start.
+      stride: the next step's.
+      residual: of the equation there.
+      alive: whether there is a step to take.
+    """
 
     step: Array
     v: Array
     s: Array
-    residual: Array
-    alive: Array
+    place: Number
+    stride: Number
+    residual: Number
+    alive: Flag
 
 
 def fair_division(
-    gramian: Gramian, counts: PerRow, alpha: Number, max_steps: int = 60
+    gramian: Gramian, counts: PerRow, alpha: Number, max_steps: int = 80
 ) -> Solution:
     r"""Weights v > 0 with (Gv)_i = (c_i / v_i)^(1 / alpha) for every row of count c_i.
 
@@ -45,8 +62,11 @@ def fair_division(
 
     (with a logarithm at alpha = 1), which is convex. Newton's method on weights and
     gains together: s = Cv and log s + log v / alpha given, with C the cosines between
-    the rows, since lengths only rescale v. About 10 steps, each with one Cholesky
-    factor.
+    the rows, since lengths only rescale v. It ends from anywhere for alpha = 1, where
+    lengths do not matter; from there the solutions of alphas up or down to the one
+    asked for are followed, two Newton steps each, so far apart as they allow. Weights
+    and gains are held as logarithms: a row that gains twice the others has 2^-alpha of
+    their weight.
 
     Where the rows cancel there is no solution and v grows without bound: the residual
     is then small all the same, and :func:`cancels` tells.
@@ -55,7 +75,9 @@ def fair_division(
       gramian: (B, B).
       counts: (B,) positive, 0 for absent rows.
       alpha: () positive.
-      max_steps: bound on the number of steps; the loop ends at convergence.
+      max_steps: bound on the number of steps, each with two Cholesky factors; the loop
+        ends at convergence: about 4 steps, 10 to 30 where alpha is far from 1 and rows
+        differ in length by powers of ten.
 
     Returns:
       Weights (B,), 0 for absent and for zero rows. The residual compares both sides of
@@ -66,46 +88,83 @@ def fair_division(
     active = (counts > 0) & (lengths > 0)
     matrix = jnp.where(active[:, None] & active[None, :], matrix, 0)
     matrix += jnp.diag(1 - matrix.diagonal())  # rows apart have the answer 1
-    power = 1 / alpha
-    safe = lambda x: jnp.where(active, x, 1)
-    target = power * jnp.log(safe(counts)) + (power - 1) * jnp.log(safe(lengths))
-    middle = ratio(target.sum(), jnp.sum(active).astype(target.dtype))
-    target = jnp.where(active, target - middle, 0)
-    shift = rounding(matrix)
+    num_active = jnp.sum(active).astype(matrix.dtype)
+
+    def logarithms(x: Array) -> tuple[Array, Number]:
+        """About their middle, and that."""
+        logs = jnp.log(jnp.where(active, x, 1))
+        middle = ratio(logs.sum(), num_active)
+        return jnp.where(active, logs - middle, 0), middle
+
+    (of_counts, count), (of_lengths, length) = map(logarithms, (counts, lengths))
+    target = lambda power: power * of_counts + (power - 1) * of_lengths
+    stable = matrix + rounding(matrix) * jnp.eye(len(matrix), dtype=matrix.dtype)
     eps = jnp.finfo(gramian.dtype).eps
 
-    def violation(v: Array) -> Array:
-        wanted = jnp.exp(target - power * jnp.log(v))
-        gap = jnp.abs(product(matrix, v) - wanted)
-        reach = jnp.sum(jnp.abs(matrix) * v[None, :], 1)  # no second matrix is held
+    def violation(v: Array, power: Number) -> Number:
+        weights, wanted = jnp.exp(v), jnp.exp(target(power) - power * v)
+        gap = jnp.abs(product(matrix, weights) - wanted)
+        reach = jnp.sum(jnp.abs(matrix) * weights[None, :], 1)
         return jnp.max(gap / (reach + wanted))
 
-    def longest(values: Array, moves: Array) -> Array:
-        falling = moves < 0
-        bound = -0.9 * values / jnp.where(falling, moves, -1)
-        return jnp.minimum(jnp.min(jnp.where(falling, bound, 1)), 1)
+    def newton(v: Array, s: Array, power: Number) -> tuple[Array, Array]:
+        weights, gains = jnp.exp(v), jnp.exp(s)
+        missing = target(power) - s - power * v
+        real = product(matrix, weights)
+        side = gains - real + gains * missing
+        # (C + diag(power gains / weights)) change = side, in the scale of its diagonal
+        root = jnp.exp(jnp.clip((v - s - jnp.log(power)) / 2, -40, 40))
+        system = root[:, None] * stable * root[None, :] + jnp.eye(len(v), dtype=v.dtype)
+        change = root * cho_solve((factor_of(system), True), root * side)
+        # of both equations the one that the smaller of the two is not lost in
+        by_gain = (product(matrix, change) + real - gains) / gains
+        by_weight = change / weights
+        dv = jnp.where(root < 1, (missing - by_gain) / power, by_weight)
+        ds = jnp.where(root < 1, by_gain, missing - power * by_weight)
+        return v + _up(dv), s + _up(ds)
+
+    def power_at(place: Number) -> Number:
+        return jnp.exp(-place * jnp.log(alpha))
 
     def step(it: _Iterate) -> _Iterate:
-        v, s = it.v, it.s
-        missing = target - jnp.log(s) - power * jnp.log(v)
-        system = matrix + jnp.diag(power * s / v + shift)
-        side = s - product(matrix, v) + s * missing
-        dv = cho_solve((factor_of(system), True), side)
-        ds = s * (missing - power * dv / v)
-        stride = jnp.minimum(longest(v, dv), longest(s, ds))
-        new_v, new_s = v + stride * dv, s + stride * ds
-        alive = jnp.all(jnp.isfinite(new_v)) & jnp.all(jnp.isfinite(new_s))
-        alive &= jnp.all(new_v > 0) & jnp.all(new_s > 0)
-        v, s = jnp.where(alive, new_v, v), jnp.where(alive, new_s, s)
-        return _Iterate(it.step + 1, v, s, violation(v), alive)
+        before, ended = it.place < 0, it.place >= 1
+        ahead = jnp.where(before, 0, jnp.minimum(it.place + it.stride, 1))
+        power = power_at(ahead)
+        v, s = newton(*newton(it.v, it.s, power), power)
+        residual = violation(v, power)
+        off = jnp.max(jnp.abs(target(power) - s - power * v))
+        near = (residual < _OFF) & (off < _OFF_PRODUCTS)
+        taken = jnp.where(ended, residual < it.residual, near)
+        taken = jnp.where(before, jnp.isfinite(residual), taken)
+        pick = lambda new, old: jnp.where(taken, new, old)
+        stride = jnp.where(taken, 2, 0.25) * it.stride
+        place = jnp.where(before & ~near, it.place, ahead)
+        return _Iterate(
+            it.step + 1,
+            pick(v, it.v),
+            pick(s, it.s),
+            pick(place, it.place),
+            jnp.minimum(jnp.where(ended, it.stride, stride), 1),
+            pick(residual, it.residual),
+            jnp.where(ended, taken, stride > _SHORTEST),
+        )
 
-    def unfinished(it: _Iterate) -> Array:
-        return (it.step < max_steps) & it.alive & ~(it.residual <= 2 * eps)
+    def unfinished(it: _Iterate) -> Flag:
+        done = (it.place >= 1) & (it.residual <= 2 * eps)
+        return (it.step < max_steps) & it.alive & ~done
 
-    v = jnp.exp(target / (1 + power))
-    residual = violation(v)
-    start = _Iterate(jnp.int32(0), v, v, residual, jnp.isfinite(residual))
+    power = 1 / alpha
+    one = jnp.ones((), matrix.dtype)
+    begin = of_counts / 2  # the answer for rows at right angles
+    start = _Iterate(jnp.int32(0), begin, begin, -one, one, one, one > 0)
     end = lax.while_loop(unfinished, step, start)
-    scale = jnp.exp(middle / (1 + power))
-    weights = jnp.where(active, end.v * scale / safe(lengths), 0)
-    return solution(weights, end.residual)
+    scale = jnp.exp((power * count + (power - 1) * length) / (1 + power))
+    weights = jnp.where(
+        active, jnp.exp(end.v) * scale / jnp.where(active, lengths, 1), 0
+    )
+    return solution(weights, violation(end.v, power))
+
+
+def _up(change: Array) -> Array:
+    """Of a logarithm: what grows does by as much itself, what falls stays above 0."""
+    return jnp.where(change > 0, jnp.log1p(jnp.maximum(change, 0)), change)

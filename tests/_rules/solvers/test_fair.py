@@ -36,6 +36,29 @@ def test_random_gramians(b, alpha):
         assert worst_equation(gramian, counts, alpha, v) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("alpha", "far"),
+    [(0.01, 1), (0.1, 4), (0.3, 4), (1, 6), (5, 4), (10, 2), (100, 2), (1000, 1)],
+)
+def test_far_alphas_of_rows_of_far_lengths(alpha, far):
+    """Independent rows, whose lengths differ 10^far-fold: a weight may be 10^-1000."""
+    b, rng = 8, np.random.default_rng(3)
+    lengths = 10 ** np.linspace(-far / 2, far / 2, b)
+    rows = np.stack([rng.normal(size=(b, 20)) for _ in range(40)])
+    rows *= np.stack([rng.permutation(lengths) for _ in rows])[..., None]
+    gramians = np.einsum("nip,njp->nij", rows, rows).astype(np.float32)
+    weights, state = divided(gramians, jnp.ones(b), jnp.float32(alpha))
+    assert state.converged.all()
+    for gramian, v in zip(np.float64(gramians), np.float64(weights), strict=True):
+        some = v > 1e-30  # of the others nothing adds to a gain
+        wanted, reach = (1 / v[some]) ** (1 / alpha), (np.abs(gramian) @ v)[some]
+        off = np.abs((gramian @ v)[some] - wanted) / (reach + wanted)
+        assert off.max() <= 2e-5  # as the residual, and of a Gramian's rounding
+        assert np.all(
+            gramian @ v > -4 * np.finfo(np.float32).eps * (np.abs(gramian) @ v)
+        )
+
+
 @pytest.mark.parametrize("alpha", [1.0, 2.0])
 def test_ill_conditioned_gramians_have_a_solution_or_cancel(alpha):
     gramians = stacks(ILL_CONDITIONED, 10, 35, seed=1)
