@@ -67,7 +67,12 @@ CROSS_CUTTING = {
     *["test_benchmarks_compression", "test_benchmarks_unlike_and_late"],
     *["test_benchmarks_client_memory", "test_benchmarks_uses", "test_benchmarks_kept"],
     *["test_contract", "test_contract_optax", "test_contract_flax"],
-    *["test_contract_leaves", "test_sources", "test_sources_of_sums"],
+    *[
+        "test_contract_leaves",
+        "test_sources",
+        "test_sources_of_sums",
+        "test_derivatives",
+    ],
     *["test_multi_objective_stationary", "test_multi_objective_memory"],
     *["test_robustness", "test_robust_values", "test_multi_objective_values"],
     *["test_pitfalls", "test_precision"],

@@ -53,6 +53,30 @@ def cleared(leaf: Any, there: Array) -> Any:
     return _or(leaf, there, 0) if _moves(leaf) else leaf
 
 
+def guarded(leaf: Any, there: Array) -> Any:
+    """The leaf itself; to whoever takes derivatives, cleared.
+
+    What is made of rows that are not there is thrown away, but of a product of such a
+    row the derivative by the others is 0 times what it holds: nan, where that is nan.
+    """
+    if is_outer_product(leaf):
+        own = lambda x: x if x.shape[0] != there.shape[0] else _guarded(x, there)
+        return with_held(leaf, list(map(own, leaf.held)))  # what all share stays so
+    return _guarded(leaf, there)
+
+
+@jax.custom_jvp
+def _guarded(rows: Array, there: Array) -> Array:
+    del there
+    return rows
+
+
+@_guarded.defjvp
+def _guarded_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    rows, there = primals
+    return _or(rows, there, 0), _or(tangents[0], there, 0)
+
+
 def spoiled(leaf: Any, sound: Array) -> Any:
     """A leaf whose other rows are nan, so that a reducer excludes and counts them.
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import dtypes
+from jax import dtypes, lax
 
 from consensus_optax._rows import verbs
-from consensus_optax._rows.finite import cleared, finite_rows
+from consensus_optax._rows.finite import cleared, finite_rows, guarded
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.seal import MISSING
+from consensus_optax._rows.sums import with_held
 from consensus_optax._rows.trees import arrays_of, leaf_name, pair, shapes_of
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._typing import Array, Tree
@@ -153,6 +154,26 @@ def check_seal(path: str, leaf: Leaf) -> None:
         )
 
 
+def unknown(rows: Tree) -> Tree:
+    """Rows that are constants of the program that is traced, as it does not know them.
+
+    XLA would take (c s)^2 of a constant c for c^2 s^2, which is no float where the
+    scale s of rows is there to make one of it.
+    """
+    if not isinstance(jnp.zeros(()), jax.core.Tracer):
+        return rows
+
+    def hidden(x: Any) -> Any:
+        known = isinstance(x, jax.Array | np.ndarray)
+        known = known and not isinstance(x, jax.core.Tracer)
+        return lax.optimization_barrier(x) if known else x
+
+    hide = lambda x: (
+        with_held(x, list(map(hidden, x.held))) if is_outer_product(x) else hidden(x)
+    )
+    return jax.tree.map(hide, rows, is_leaf=is_outer_product)
+
+
 def check_reduced(updates: Tree, like: Tree, every: bool = False) -> None:
     """Raises unless updates have their parameters' shapes, for what follows a reducer.
 
@@ -211,14 +232,14 @@ def present_weights(
 
 
 def without_nans(stack: Stack, weights: Array) -> Stack:
-    """Under ``jax_debug_nans`` the stack with zeros for rows of weight 0.
+    """The stack with zeros for rows of weight 0, where what these hold does harm.
 
-    What is made of such rows is thrown away, but eagerly JAX stops at the first nan
-    among it. Else, and where compiled, that costs nothing, and clearing a pass.
+    What is made of such rows is thrown away. But under ``jax_debug_nans`` JAX stops,
+    eagerly, at the first nan among it, and derivatives multiply it by zeros. Else that
+    costs nothing, and clearing a pass.
     """
-    if not jax.debug_nans.value:
-        return stack
-    return stack._replace(leaves=[cleared(x, weights > 0) for x in stack.leaves])
+    clear = cleared if jax.debug_nans.value else guarded
+    return stack._replace(leaves=[clear(x, weights > 0) for x in stack.leaves])
 
 
 def checked_weights(weights: Any, num_rows: int, dtype: Any) -> Array:

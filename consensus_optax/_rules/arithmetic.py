@@ -15,6 +15,16 @@ def positive_or_one(x: Array) -> Array:
     return jnp.where(x > 0, x, 1)
 
 
+def root(x: Array) -> Array:
+    """The square root, 0 of what is below 0, with a derivative of 0 there.
+
+    The length of a row of zeros has none, but rules divide by none such: infinity times
+    the 0 that they multiply it by would be nan.
+    """
+    none = x <= 0
+    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, x)))
+
+
 def with_all_digits() -> AbstractContextManager[object]:
     """Where rules decide: products in float32, which GPUs and TPUs round otherwise.
 

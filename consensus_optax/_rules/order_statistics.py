@@ -129,20 +129,28 @@ def smallest_reaching(
 ) -> list[Array]:
     """The smallest entries with at least so much weight at or below them.
 
-    Bit by bit from the highest: is the weight below the candidate still too little?
-
     Args:
       rows: (B, P), finite.
       weights: (B,), 0 = absent.
       masses: numbers above 0 and not above the sum of weights.
 
     Returns:
-      One (P,) for each mass.
+      One (P,) for each mass, whose derivative is that of the entry it is, or the mean
+      one of several that are equal.
+    """
+    needed = jnp.stack([jnp.asarray(m).astype(rows.dtype) for m in masses])[:, None]
+    return list(_reaching(rows, weights, needed))
+
+
+@jax.custom_jvp
+def _reaching(rows: Array, weights: Array, needed: Array) -> Array:
+    """The same, (K, P) of (K, 1), bit by bit from the highest: is it still too little?
+
+    A number that is put together from bits has no derivative of its own.
     """
     bits = rows.dtype.itemsize * 8
     integer = jnp.dtype(f"int{bits}")
     top = jnp.array(1, integer) << (bits - 1)  # the sign bit, so the least integer
-    needed = jnp.stack([jnp.asarray(m).astype(rows.dtype) for m in masses])[:, None]
 
     def ordered(x: Array) -> Array:
         """Integers in the order of the floats they are the bits of, and back."""
@@ -161,10 +169,20 @@ def smallest_reaching(
         below = lax.fori_loop(0, rows.shape[0], add, nothing)
         return jnp.where(below < needed, candidate, answer)
 
-    start = jnp.full((len(masses), rows.shape[1]), top, integer)
+    start = jnp.full((len(needed), rows.shape[1]), top, integer)
     start = varying_like(start, rows, weights)
     found = ordered(lax.fori_loop(0, bits, step, start))
-    return list(lax.bitcast_convert_type(found, rows.dtype))
+    return lax.bitcast_convert_type(found, rows.dtype)
+
+
+@_reaching.defjvp
+def _reaching_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Along rows; of weights and masses it is constant but where it jumps."""
+    rows, weights, _ = primals
+    found = _reaching(*primals)
+    there = (rows[None] == found[:, None]) & (weights > 0)[None, :, None]  # (K, B, P)
+    moved = jnp.where(there, tangents[0][None], 0).sum(1)
+    return found, moved / jnp.maximum(there.sum(1), 1).astype(rows.dtype)
 
 
 def total(observe: Callable[[Any, Array], Any], rows: Array) -> Any:

@@ -215,7 +215,8 @@ def _products(asked: Asked, leaf: AnyLeaf, roster: Roster, old: Array | None) ->
         return verbs.over_layers(of_layer, leaf, *olds)
     if asked.scale is not None:
         leaf = verbs.times(leaf, asked.scale)
-        old = None if old is None else old * asked.scale
+        # which the program may know to be 0, as at the first step: see `unknown`
+        old = None if old is None else lax.optimization_barrier(old) * asked.scale
     if asked.reads.lengths:
         return jnp.where(present, squared_lengths(asked, leaf, dtype), 0)
     if asked.reads == Reads.TOWARD:

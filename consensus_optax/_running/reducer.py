@@ -14,6 +14,7 @@ from consensus_optax._rows.stack import (
     as_stack,
     check_like,
     present_weights,
+    unknown,
     without_nans,
 )
 from consensus_optax._rows.trees import arrays_of, floating_leaves
@@ -159,7 +160,7 @@ def reducer(rule: Rule) -> Reducer:
     ) -> tuple[Tree, ReducerState]:
         _check.state(state, "update(rows, state, params)")
         _check.known_words(extra, WORDS)
-        stack = as_stack(updates, params)
+        stack = as_stack(unknown(updates), params)
         if not stack.leaves:  # say, one label of optax.partition without parameters
             count = jnp.asarray(optax.safe_increment(state.step))
             return stack.rebuild([]), state._replace(step=count)

@@ -13,7 +13,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.explicit import freed, spec_of
 from consensus_optax._rows.finite import cleared, finite_rows, spoiled
 from consensus_optax._rows.outer_product import is_outer_product
-from consensus_optax._rows.stack import as_rows, checked_weights
+from consensus_optax._rows.stack import as_rows, checked_weights, unknown
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._rows.verbs import Leaf
 from consensus_optax._rules.kinds import Probing, Remembering, Roster, Scaling
@@ -70,6 +70,7 @@ def row_transform(step: Ours) -> RowTransform:
         **extra: Any,
     ) -> tuple[Tree, RowTransformState]:
         after = jnp.asarray(optax.safe_increment(state.step))
+        updates = unknown(updates)
         rows, dtype = as_rows(updates, params)
         if not rows:
             return updates, state._replace(step=after)

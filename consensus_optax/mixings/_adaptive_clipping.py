@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.distances import rows_and_bad
 from consensus_optax._rules.kinds import Roster, Scaling
 from consensus_optax._running.named import named
@@ -59,7 +60,7 @@ def adaptive_clipping(num_byzantine: int) -> Scaling:
     def factors(squared_norms: PerRow, roster: Roster) -> PerRow:
         n, bad = rows_and_bad(roster.present, num_byzantine)
         clipped = 2 * bad * (n - bad) // jnp.maximum(n, 1)
-        norms = jnp.sqrt(squared_norms)
+        norms = root(squared_norms)
         ascending = jnp.sort(jnp.where(roster.present, norms, jnp.inf))
         limit = ascending[jnp.clip(n - 1 - clipped, 0, norms.shape[0] - 1)]
         longer = norms > limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Scaling
 from consensus_optax._running.named import named
 from consensus_optax._running.row_transform import RowTransform, row_transform
@@ -53,7 +54,7 @@ def clip_examples(max_norm: Threshold) -> RowTransform:
     _check.interval("max_norm", max_norm, 0)
 
     def factors(squared_norms: PerRow, roster: Roster) -> PerRow:
-        norms = jnp.sqrt(squared_norms)
+        norms = root(squared_norms)
         limit = _check.value_at(max_norm, roster.step, norms.dtype)
         longer = norms > limit
         return jnp.where(longer, limit / jnp.where(longer, norms, 1), 1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import positive_or_one, root
 from consensus_optax._rules.kinds import Roster, Scaling
 from consensus_optax._running.named import named
 from consensus_optax._running.row_transform import RowTransform, row_transform
@@ -42,6 +40,6 @@ def normalize_examples() -> RowTransform:
 
     def factors(squared_norms: PerRow, roster: Roster) -> PerRow:
         del roster
-        return 1 / positive_or_one(jnp.sqrt(squared_norms))
+        return 1 / positive_or_one(root(squared_norms))
 
     return row_transform(Scaling(factors, degree=-1))

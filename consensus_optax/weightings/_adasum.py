@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -58,7 +59,7 @@ def adasum() -> Reducer:
     def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         order = jnp.argsort(~roster.present, stable=True)  # the absent ones last
         there = roster.present[order].astype(gramian.dtype)
-        lengths = there * jnp.sqrt(gramian.diagonal()[order])
+        lengths = there * root(gramian.diagonal()[order])
         nodes = _Nodes(gramian[order][:, order], lengths, there)
         rows = 1
         while nodes.products.shape[0] > 1:

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, ratio
 from consensus_optax._running.named import named
@@ -80,7 +81,7 @@ def aligned_mtl(preference: Preference | None = None, scale: str = "min") -> Red
             above = 0 if scale == "min" else (rank - 1) // 2
             sigma = values[jnp.clip(size - rank + above, 0, size - 1)]
         wanted = _preference.weighted(preference, roster)
-        stretch = jnp.sqrt(ratio(sigma, values))
+        stretch = root(ratio(sigma, values))
         weights = given.apply(stretch, wanted)
         largest = jnp.max(jnp.where(kept, stretch, 0)) * jnp.sum(wanted)
         rounding = 8 * jnp.finfo(weights.dtype).eps * largest

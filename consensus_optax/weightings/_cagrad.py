@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.distances import shares_of
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import (
@@ -58,6 +59,7 @@ def cagrad(
     that cancel, also some of them alone (a Pareto-stationary point): zero, not ready,
     unless c is so near 1 that a step across the others is left; with ``clip`` only
     where the mean is zero, or corrected away.
+    Derivatives of the update take its weights as constants.
     ``weights``: sample counts of the mean: a row of weight 2 is two equal rows.
 
     Args:
@@ -100,7 +102,7 @@ def cagrad(
         with_mean = product(gramian, mean)  # <g_i, mean>, (B,)
         mean_square = jnp.maximum(product(mean, with_mean), 0)
         relative = _check.value_at(c, roster.step, gramian.dtype)
-        radius = relative * jnp.sqrt(mean_square)
+        radius = relative * root(mean_square)
         moving = roster.present & (gramian.diagonal() > 0)
         worst, new_state = over_simplex(gramian, moving, with_mean, radius)
         cancel = cancels(gramian, worst)  # so no step has a gain for every row
@@ -128,6 +130,6 @@ def _shortfall(
     No lambda says less than the best step gives, and the best step gives every row what
     the best lambda says: so this judges the step itself.
     """
-    lengths = jnp.sqrt(jnp.maximum(gramian.diagonal(), 0))
+    lengths = root(gramian.diagonal())
     size = lengths * product(jnp.abs(weights), lengths)
     return jnp.max(ratio(missing, jnp.abs(least) + size), initial=0)

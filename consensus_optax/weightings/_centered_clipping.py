@@ -10,6 +10,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -99,7 +100,7 @@ def centered_clipping(max_distance: Threshold, iterations: int = 1) -> Reducer:
             v, _ = carry
             product = products @ v
             squares = v @ product - 2 * product + products.diagonal()
-            length = jnp.sqrt(jnp.maximum(squares, 0))
+            length = root(squares)
             longer = length > limit
             pull = shares * jnp.where(longer, limit / jnp.where(longer, length, 1), 1)
             return v + pull - pull.sum() * v, jnp.where(longer, shares, 0).sum()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows.rounding import of_one_more
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._typing import Count, Marked, Number, PerRow, Threshold, Tree
 
@@ -99,7 +100,7 @@ class Clipping(NamedTuple):
                 "or float64 parameters."
             )
         limit = max_norm * (1 - lost) / math.sqrt(roster.num_leaves)
-        norms = roster.weights * jnp.sqrt(squares)
+        norms = roster.weights * root(squares)
         if self.method == "automatic":
             stability = _check.value_at(self.stability, roster.step, dtype)
             scales = limit / (norms + stability)

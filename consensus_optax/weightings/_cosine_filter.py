@@ -10,7 +10,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import positive_or_one, root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -116,7 +116,7 @@ def cosine_filter(
     ) -> tuple[PerRow, CosineFilterState]:
         del state
         first = jnp.argmax(roster.present)
-        norms = jnp.sqrt(gramian.diagonal())
+        norms = root(gramian.diagonal())
         divisors = positive_or_one(norms)
         index = jnp.arange(norms.shape[0])
         able = roster.present & (norms > 0) & (index != first)
@@ -130,7 +130,7 @@ def cosine_filter(
             # what is carried is vectors, of which both sums are taken together.
             here = index == m
             square = (running.coefficients * running.products).sum()
-            length = jnp.sqrt(jnp.maximum(square, 0))
+            length = root(square)
             product = jnp.where(here, running.products, 0).sum()
             examined = able[m] & (length > 0)
             cosine = product / positive_or_one(length)

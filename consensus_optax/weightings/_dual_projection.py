@@ -42,6 +42,7 @@ def dual_projection(
     wherever :math:`\epsilon` leaves less than half of the projection
     (:math:`\langle J^T p, u\rangle > 2 \|u\|^2`, which are equal but for it), lest an
     optimizer take the rest for a direction. A zero row constrains nothing.
+    Derivatives of the update take its weights as constants.
     ``weights``: sample counts: a row of weight 2 is two equal rows, up to
     :math:`\epsilon`.
 

@@ -41,6 +41,7 @@ def fairgrad(alpha: Threshold = 2.0) -> Reducer:
     across them. Of alphas from 0.1 to 5, and rows whose lengths differ 1e4-fold, it
     converges; of 0.01 or 1000 where they differ 10-fold. A zero row has no gain to
     divide: weight 0.
+    Derivatives of the update take its weights as constants.
     ``weights``: sample counts, relative to the mean weight: a row of weight 2 is two
     equal rows, up to the length.
 

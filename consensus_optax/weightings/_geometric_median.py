@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import positive_or_one, root
 from consensus_optax._rules.distances import num_present, shares_of, squared_distances
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
@@ -111,7 +111,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         # rows tie, since a distance has two ends: all that tie name their near half
         inner = reach <= least * _TIE
         near = jnp.where(inner[:, None], squares <= least * _TIE, False).sum(0)
-        radius = jnp.sqrt(least)
+        radius = root(least)
         radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 1)
         smoothing = _check.value_at(nu, roster.step, products.dtype)
         gramian = products / radius / radius  # rows in units of r
@@ -130,7 +130,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
             local = jnp.where(z[near] > 0.5, local, gramian)
             product = local @ z
             distances = z @ product - 2 * product + local.diagonal()
-            length = jnp.sqrt(jnp.maximum(distances, 0))
+            length = root(distances)
             return roster.shares / jnp.maximum(length, smoothing)
 
         def step(_: Array, z: Array) -> Array:
@@ -143,7 +143,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         pull = pulls(z)
         gradient = pull - pull.sum() * z
         squared = gradient @ (gramian @ gradient)
-        residual = jnp.sqrt(jnp.maximum(squared, 0)).astype(jnp.float32)
+        residual = root(squared).astype(jnp.float32)
         return z, GeometricMedianState(residual, residual <= _CONVERGED)
 
     return reducer(Weighting(weigh, init, reads=Reads.AFFINE, degree=0))

@@ -9,6 +9,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, product, ratio
 from consensus_optax._running.named import named
@@ -105,7 +106,7 @@ def grad_vac(key: Array, num_rows: int, decay: Threshold = 0.99) -> Reducer:
         indices = jnp.arange(num_rows)
         order = random_orders(key, roster, indices)
         squares = gramian.diagonal()
-        lengths = jnp.sqrt(squares)
+        lengths = root(squares)
         least = _GONE * jnp.finfo(gramian.dtype).eps * squares
         beta = _check.value_at(decay, roster.step, gramian.dtype)
 
@@ -114,13 +115,13 @@ def grad_vac(key: Array, num_rows: int, decay: Threshold = 0.99) -> Reducer:
             others = order[:, k]  # (B,)
             left = (rotation.weights * rotation.products).sum(1)  # squared length of h
             known = (others != indices) & (left > least) & (lengths[others] > 0)
-            length = jnp.sqrt(jnp.where(known, left, 0))
+            length = root(jnp.where(known, left, 0))
             inner = rotation.products[indices, others]
             cosine = jnp.clip(ratio(ratio(inner, length), lengths[others]), -1, 1)
             usual = target[indices, others]
             goal = jnp.clip(usual, -_MOST, _MOST)
-            sine = jnp.sqrt(1 - goal**2)
-            turn = goal * jnp.sqrt(1 - cosine**2) - cosine * sine
+            sine = root(1 - goal**2)
+            turn = goal * root(1 - cosine**2) - cosine * sine
             added = ratio(length, lengths[others]) * turn / sine
             added = jnp.where(known & (cosine < goal), added, 0)
             usual = jnp.where(known, beta * usual + (1 - beta) * cosine, usual)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import cancels, ratio
 from consensus_optax._running.named import named
@@ -60,7 +61,7 @@ def imtl_g() -> Reducer:
 
     def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         unit = ratio(gramian, jnp.trace(gramian))
-        lengths = jnp.sqrt(jnp.maximum(unit.diagonal(), 0))
+        lengths = root(unit.diagonal())
         given = spectrum(unit, roster)
         v = jnp.where(lengths > 0, given.pseudo_inverse(lengths), 0)
         total = v.sum()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -90,7 +91,7 @@ def l2_filter(
         del state
         counted = roster.weights
         if reference == "mean":
-            distance = jnp.sqrt(products.diagonal())
+            distance = root(products.diagonal())
         else:
             pairwise = distances(products)
             middle = medoid(pairwise, roster)

@@ -38,6 +38,7 @@ def mgda() -> Reducer:
     Edge cases: one row, or all equal: that row. A zero row, or rows that cancel (u is
     shorter than 7e-4 of the rows it is made of in float32, 1e-4 in float64): zero, not
     ready, lest an optimizer take rounding for a direction; residual 0.
+    Derivatives of the update take its weights as constants.
     ``weights``: 0 = absent; other values do not matter.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import (
     SolverState,
@@ -45,6 +46,7 @@ def nash_mtl(max_norm: Threshold | None = 1.0) -> Reducer:
     Edge cases: rows that cancel, also some of them alone, have no solution: zero, not
     ready (where the sum is shorter than 7e-4 of its terms, 1e-4 in float64). A zero
     row has nothing to bargain for: weight 0. One row: its direction.
+    Derivatives of the update take its weights as constants.
     ``weights``: sample counts, relative to the mean weight: a row of weight 2 is two
     equal rows, up to the length.
 
@@ -84,7 +86,7 @@ def nash_mtl(max_norm: Threshold | None = 1.0) -> Reducer:
         if max_norm is not None:
             square = product(weights, product(gramian, weights))
             longest = _check.value_at(max_norm, roster.step, gramian.dtype)
-            weights *= jnp.minimum(1, ratio(longest, jnp.sqrt(jnp.maximum(square, 0))))
+            weights *= jnp.minimum(1, ratio(longest, root(square)))
         return weights, solved.state
 
     return reducer(Weighting(weigh, unsolved, degree=-1))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -44,7 +45,7 @@ def normalized_mean() -> Reducer:
     """
 
     def weigh(squared_norms: PerRow, roster: Roster, state: Any) -> tuple[PerRow, Any]:
-        norms = jnp.sqrt(squared_norms)
+        norms = root(squared_norms)
         moving = norms > 0
         return jnp.where(moving, roster.shares / jnp.where(moving, norms, 1), 0), state
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rules import solvers
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.distances import first_of_least, squared_distances
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
@@ -23,7 +24,7 @@ def cosines(gramian: Array) -> tuple[Array, Array]:
 def distances(products: Array) -> Array:
     """Distances of all pairs, (B, B), from products of rows less any one point."""
     everybody = jnp.ones(products.shape[0], bool)  # finite, so that weight 0 is enough
-    return jnp.sqrt(squared_distances(products, everybody))
+    return root(squared_distances(products, everybody))
 
 
 def medoid(pairwise: Array, roster: Roster) -> Array:

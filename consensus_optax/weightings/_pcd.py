@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import (
     cancels,
@@ -73,6 +74,7 @@ def pcd(
     Edge cases: the row that has priority is zero or absent, or what is left of it
     cancels: zero, not ready. Zero rows ask for nothing. An absent row asks for nothing
     and its average stays.
+    Derivatives of the update take its weights as constants.
     ``weights``: which rows are there.
 
     Args:
@@ -129,7 +131,7 @@ def pcd(
         mass = average(state.mass, jnp.ones_like(squares))
 
         directions, lengths = cosines(gramian)
-        usual = jnp.sqrt(ratio(squares, mass))
+        usual = root(ratio(squares, mass))
         sizes = ratio(lengths, usual)  # of the normalized rows
         others = (lengths > 0) & (jnp.arange(num_rows) != index)
         asked = jnp.where(others, value(tau) * sizes, 0)
@@ -151,7 +153,7 @@ def pcd(
 
         first = jnp.arange(num_rows) == index
         weights = ratio(jnp.where(first, sizes, multipliers), lengths)
-        length = jnp.sqrt(jnp.maximum(product(weights, product(gramian, weights)), 0))
+        length = root(product(weights, product(gramian, weights)))
         weights = weights * ratio(lengths[index], length)
         nothing = cancels(gramian, weights) | (lengths[index] == 0)
         return jnp.where(nothing, 0, weights), PcdState(squares, mass, *solved)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import positive_or_one, root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -81,7 +81,7 @@ def previous_update_filter(
 
     def weigh(gramian: Bordered, roster: Roster, state: Any) -> tuple[PerWeight, Any]:
         del state
-        norms = jnp.sqrt(gramian.diagonal())  # (B + 1,): the last update comes last
+        norms = root(gramian.diagonal())  # (B + 1,): the last update comes last
         scale = norms[:-1] * norms[-1]
         examined = roster.present & (scale > 0)
         cosine = gramian[-1, :-1] / positive_or_one(scale)

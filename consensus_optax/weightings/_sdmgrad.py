@@ -7,6 +7,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.distances import shares_of
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._rules.solvers import product, ratio
@@ -103,7 +104,7 @@ def sdmgrad(
         cross, present = of_batches(gramian, roster, num_tasks, num_batches)
         start, mass = among_present(state, present)
         toward = shares_of(_preference.of_tasks(preference, present, start.dtype))
-        lengths = jnp.sqrt(jnp.maximum(cross.diagonal(), 0))
+        lengths = root(cross.diagonal())
         mean = ratio(lengths.sum(), present.sum().astype(lengths.dtype))
         cross = ratio(ratio(cross, mean), mean)
         c, alpha, mu = value(pull), value(learning_rate), value(momentum)

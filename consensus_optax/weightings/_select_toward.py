@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import positive_or_one, root
 from consensus_optax._rules.distances import num_present
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
@@ -98,7 +98,7 @@ def select_toward(
 
     def weigh(products: Toward, roster: Roster, state: Any) -> tuple[PerWeight, Any]:
         del state
-        norms, inner = jnp.sqrt(products[0]), products[1, :-1]
+        norms, inner = root(products[0]), products[1, :-1]
         scale = norms[:-1] * norms[-1]
         cosine = inner / positive_or_one(scale)
         value = _check.value_at(min_cosine, roster.step, cosine.dtype)

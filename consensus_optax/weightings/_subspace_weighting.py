@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -146,7 +147,7 @@ def subspace_weighting(
     ) -> tuple[PerRow, SubspaceState]:
         if num_rows is not None:
             _check.rows_expected(num_rows, roster.weights.shape[0])
-        norms = jnp.sqrt(gramian.diagonal())
+        norms = root(gramian.diagonal())
         coefficients = (gramian @ roster.shares) / (norms + _EPS)
         if averaged:
             coefficients, state = average(coefficients, roster, state)

@@ -82,6 +82,7 @@ def trust_region_weighting(radius: Threshold, region: str = "ball") -> Reducer:
     squared length are left out. Negative curvature: a step to the boundary; a direction
     of negative curvature in which the mean has no component is not taken. All rows
     zero: zero, not ready.
+    Derivatives of the update take its weights as constants.
     Guarantees of the simplex: the model's decrease is at least that of
     :math:`\Delta \bar g`; the order of the rows is irrelevant where there is one
     minimum. If H has no negative eigenvalue, it is the minimum over the simplex. With

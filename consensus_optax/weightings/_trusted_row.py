@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import positive_or_one, root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -61,7 +61,7 @@ def trusted_row(index: int = 0) -> Reducer:
     def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size = roster.weights.shape[0]
         _check.row_index("index", index, size)
-        norms = jnp.sqrt(gramian.diagonal())
+        norms = root(gramian.diagonal())
         trusted = norms[index]
         known = (norms > 0) & (trusted > 0) & (jnp.arange(size) != index)
         lengths = jnp.where(known, norms, 1)

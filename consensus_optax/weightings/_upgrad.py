@@ -49,6 +49,7 @@ def upgrad(
     (:math:`\sum_i p_i \langle g_i, u_i\rangle > 2 \sum_i \|u_i\|^2`, which are equal
     but for it), lest an optimizer take the rest for a direction. A zero row constrains
     nothing and adds nothing.
+    Derivatives of the update take its weights as constants.
     ``weights``: sample counts: a row of weight 2 is two equal rows, up to
     :math:`\epsilon`.
 

@@ -47,6 +47,34 @@ def cases():
             yield pytest.param(row, marks=marks, id=f"{row}{index}")
 
 
+@pytest.mark.parametrize("power", [-74, 74])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        co.normalized_mean(),
+        co.chain(co.normalize_examples(), co.mean()),
+        co.previous_update_filter(1.0),
+        co.cosine_filter(1.2),
+    ],
+    ids=repr,
+)
+def test_of_rows_that_the_program_knows(rule, power):
+    """Constants, and a state of zeros: XLA would square them apart from their scale."""
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+    for given in (rows * 2.0**power, rows * 2.0**power @ jnp.ones((3, 1))):
+        like = jnp.zeros(given.shape[1:])
+        run = lambda rows, like=like: rule.update(rows, rule.init(like), like)
+        wanted, state = rule.update(given, rule.init(like), like)  # nothing is compiled
+        for found, new in (
+            jax.jit(lambda given=given, run=run: run(given))(),
+            jax.jit(run)(given),
+        ):
+            assert bool(new.consensus_ready) == bool(state.consensus_ready)
+            # sums of few terms, in another order
+            atol = 16 * np.finfo(np.float32).eps * float(jnp.abs(wanted).max())
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("row", [*cases()])
 def test_rows_of_any_size_decide_alike(row):
     reducer = row.make(num_rows=ROWS)

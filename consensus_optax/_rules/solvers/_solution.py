@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import positive_or_one, root
 from consensus_optax._typing import Array, Flag, Gramian, Number, PerRow, Tree
 
 product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -66,7 +66,7 @@ def ratio(x: Array, y: Array) -> Array:
 
 def cosines(gramian: Gramian) -> tuple[Gramian, PerRow]:
     """The Gramian of the rows' directions, 0 for zero rows, and the rows' lengths."""
-    lengths = jnp.sqrt(jnp.maximum(gramian.diagonal(), 0))
+    lengths = root(gramian.diagonal())
     return ratio(ratio(gramian, lengths[:, None]), lengths[None, :]), lengths
 
 
@@ -89,7 +89,7 @@ def cancels(gramian: Gramian, weights: PerRow) -> Flag:
     The length of their sum is compared with the sum of their lengths: 1e-4 of it in
     float64, 7e-4 in float32, below which its square is rounding.
     """
-    lengths = jnp.sqrt(jnp.maximum(gramian.diagonal(), 0))
+    lengths = root(gramian.diagonal())
     terms = jnp.abs(weights) * lengths
     shares = ratio(weights, terms.sum())
     square = product(shares, product(gramian, shares))

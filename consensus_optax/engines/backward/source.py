@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from consensus_optax._gradients.claims import Claim
 from consensus_optax._gradients.per_example import value_and_rows
-from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import as_stack
 from consensus_optax._rows.trees import shapes_of
 from consensus_optax._rules.kinds import Columns, Fold, Reads, Roster, Scaling
+from consensus_optax._running.again import at_most_twice
 from consensus_optax._running.memory import Memory, over_leaves
 from consensus_optax._running.source import Asked, Look, Seen, rescaled_in_a_loop
 from consensus_optax._typing import Array, Tree
@@ -190,19 +188,17 @@ class Backward(NamedTuple):
         if self.known:
             return self._made(make, merges)[0], self
 
-        def again(carry: Any) -> Any:
-            _, weights, _ = carry
+        def look(weights: Array) -> tuple[list[Any], Told]:
             made, found = self.among(weights)._made(make, merges)
-            told = self._sound(found)
-            settled = jnp.all((weights > 0) == (told[0] > 0))
-            return settled, told[0], (made, told)
+            return made, self._sound(found)
+
+        def asks(weights: Array, found: Any) -> tuple[Array, Array]:
+            sound = found[1][0]
+            return sound, jnp.any((weights > 0) != (sound > 0))
 
         given = jnp.maximum(self.seen.roster.weights, 0)
-        shapes = jax.eval_shape(lambda: again((None, given, None)))[2]
-        start = jnp.zeros((), bool), given, zeros_as(shapes)
-        goes_on = lambda carry: ~carry[0]
-        start = self.batch.arranged.varying(start)
-        _, _, (made, told) = lax.while_loop(goes_on, again, start)
+        varying = self.batch.arranged.varying
+        _, (made, told) = at_most_twice(look, asks, given, varying)
         return made, self._told(*told)
 
     def among(self, weights: Array) -> Backward:
