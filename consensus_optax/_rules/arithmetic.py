@@ -15,14 +15,21 @@ def positive_or_one(x: Array) -> Array:
     return jnp.where(x > 0, x, 1)
 
 
+@jax.custom_jvp
 def root(x: Array) -> Array:
-    """The square root, 0 of what is below 0, with a derivative of 0 there.
+    """The square root, 0 of what is not above 0, with a derivative of 0 there.
 
     The length of a row of zeros has none, but rules divide by none such: infinity times
     the 0 that they multiply it by would be nan.
     """
-    none = x <= 0
-    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, x)))
+    return jnp.sqrt(jnp.maximum(x, 0))
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (moved,) = primals, tangents
+    found = root(x)
+    return found, jnp.where(x > 0, moved / (2 * jnp.where(x > 0, found, 1)), 0)
 
 
 def with_all_digits() -> AbstractContextManager[object]:

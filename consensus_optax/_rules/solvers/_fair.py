@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
+from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.solvers._solution import (
     Solution,
     cosines,
@@ -88,6 +89,7 @@ def fair_division(
     active = (counts > 0) & (lengths > 0)
     matrix = jnp.where(active[:, None] & active[None, :], matrix, 0)
     matrix += jnp.diag(1 - matrix.diagonal())  # rows apart have the answer 1
+    shift = rounding(matrix)
     num_active = jnp.sum(active).astype(matrix.dtype)
 
     def logarithms(x: Array) -> tuple[Array, Number]:
@@ -98,7 +100,6 @@ def fair_division(
 
     (of_counts, count), (of_lengths, length) = map(logarithms, (counts, lengths))
     target = lambda power: power * of_counts + (power - 1) * of_lengths
-    stable = matrix + rounding(matrix) * jnp.eye(len(matrix), dtype=matrix.dtype)
     eps = jnp.finfo(gramian.dtype).eps
 
     def violation(v: Array, power: Number) -> Number:
@@ -110,17 +111,16 @@ def fair_division(
     def newton(v: Array, s: Array, power: Number) -> tuple[Array, Array]:
         weights, gains = jnp.exp(v), jnp.exp(s)
         missing = target(power) - s - power * v
-        real = product(matrix, weights)
-        side = gains - real + gains * missing
+        side = gains - product(matrix, weights) + gains * missing
         # (C + diag(power gains / weights)) change = side, in the scale of its diagonal
         root = jnp.exp(jnp.clip((v - s - jnp.log(power)) / 2, -40, 40))
-        system = root[:, None] * stable * root[None, :] + jnp.eye(len(v), dtype=v.dtype)
-        change = root * cho_solve((factor_of(system), True), root * side)
-        # of both equations the one that the smaller of the two is not lost in
-        by_gain = (product(matrix, change) + real - gains) / gains
-        by_weight = change / weights
-        dv = jnp.where(root < 1, (missing - by_gain) / power, by_weight)
-        ds = jnp.where(root < 1, by_gain, missing - power * by_weight)
+        system = root[:, None] * matrix * root[None, :]
+        system += jnp.diag(1 + shift * root**2)
+        # the same twice, of which one is a float: root^2 power gains = weights
+        change = cho_solve((factor_of(system), True), root * side)
+        of_small, of_large = change / (root * gains * power), change * root / weights
+        dv = jnp.where(root < 1, of_small, of_large)
+        ds = missing - power * dv
         return v + _up(dv), s + _up(ds)
 
     def power_at(place: Number) -> Number:
@@ -130,7 +130,8 @@ def fair_division(
         before, ended = it.place < 0, it.place >= 1
         ahead = jnp.where(before, 0, jnp.minimum(it.place + it.stride, 1))
         power = power_at(ahead)
-        v, s = newton(*newton(it.v, it.s, power), power)
+        twice = lambda _, at: newton(*at, power)  # one after the other: one system
+        v, s = lax.fori_loop(0, 2, twice, (it.v, it.s))
         residual = violation(v, power)
         off = jnp.max(jnp.abs(target(power) - s - power * v))
         near = (residual < _OFF) & (off < _OFF_PRODUCTS)
@@ -157,6 +158,7 @@ def fair_division(
     one = jnp.ones((), matrix.dtype)
     begin = of_counts / 2  # the answer for rows at right angles
     start = _Iterate(jnp.int32(0), begin, begin, -one, one, one, one > 0)
+    start = varying_like(start, gramian, counts, alpha)
     end = lax.while_loop(unfinished, step, start)
     scale = jnp.exp((power * count + (power - 1) * length) / (1 + power))
     weights = jnp.where(
