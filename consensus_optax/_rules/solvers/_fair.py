@@ -130,7 +130,7 @@ def fair_division(
         before, ended = it.place < 0, it.place >= 1
         ahead = jnp.where(before, 0, jnp.minimum(it.place + it.stride, 1))
         power = power_at(ahead)
-        twice = lambda _, at: newton(*at, power)  # one after the other: one system
+        twice = lambda _, at: newton(at[0], at[1], power)  # holds one system
         v, s = lax.fori_loop(0, 2, twice, (it.v, it.s))
         residual = violation(v, power)
         off = jnp.max(jnp.abs(target(power) - s - power * v))
