@@ -19,6 +19,9 @@ INSTALLED := $(VENV)/.installed-
 # Programs compiled for tests, of this machine, for a week: a second run takes less.
 COMPILED := $(CURDIR)/$(VENV)/compiled-$(shell uname -n)
 
+# Tests run on all processors, of which each takes some GiB.
+WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 8 ? 8 : n)))
+
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .PHONY: help demo test lint format types doctest notebooks docs dist bench fuzz mutants clean
@@ -41,7 +44,7 @@ test mutants: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
 test: $(INSTALLED)test
 	@mkdir -p $(COMPILED) && find $(COMPILED) -type f -mtime +7 -delete
-	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope tests $(ARGS)
 
 lint: $(INSTALLED)dev
 	$(BIN)/ruff check .

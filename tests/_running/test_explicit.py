@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from consensus_optax.diagnostics._gramian import gramian
 from tests._models import array, assert_close, square
-from tests.zoo import OF_EACH_KIND
+from tests.zoo import EVERY_FACTORY
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def test_update_is_that_of_one_device_and_lies_as_the_parameters(make):
 
 
 @pytest.mark.whole_zoo
-@pytest.mark.parametrize("row", OF_EACH_KIND)
+@pytest.mark.parametrize("row", EVERY_FACTORY)
 def test_every_rule_is_that_of_one_device(row):
     assert_as_on_one_device(row.make(8), 1e-4)  # solvers go on from rounded products
 
