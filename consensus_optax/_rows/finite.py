@@ -53,28 +53,32 @@ def cleared(leaf: Any, there: Array) -> Any:
     return _or(leaf, there, 0) if _moves(leaf) else leaf
 
 
-def guarded(leaf: Any, there: Array) -> Any:
-    """The leaf itself; to whoever takes derivatives, cleared.
+def guarded(leaves: Sequence[Any], there: Array) -> list[Any]:
+    """The leaves themselves; to whoever takes derivatives, cleared.
 
     What is made of rows that are not there is thrown away, but of a product of such a
     row the derivative by the others is 0 times what it holds: nan, where that is nan.
     """
-    if is_outer_product(leaf):
-        own = lambda x: x if x.shape[0] != there.shape[0] else _guarded(x, there)
-        return with_held(leaf, list(map(own, leaf.held)))  # what all share stays so
-    return _guarded(leaf, there)
+    held = [x.held if is_outer_product(x) else [x] for x in leaves]
+    own = lambda x: x.shape[0] == there.shape[0]  # what all rows share stays so
+    kept = iter(_guarded([x for each in held for x in each if own(x)], there))
+    new = [[next(kept) if own(x) else x for x in each] for each in held]
+    return [
+        with_held(leaf, each) if is_outer_product(leaf) else each[0]
+        for leaf, each in zip(leaves, new, strict=True)
+    ]
 
 
 @jax.custom_jvp
-def _guarded(rows: Array, there: Array) -> Array:
+def _guarded(arrays: list[Array], there: Array) -> list[Array]:
     del there
-    return rows
+    return arrays
 
 
 @_guarded.defjvp
-def _guarded_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    rows, there = primals
-    return _or(rows, there, 0), _or(tangents[0], there, 0)
+def _guarded_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
+    clear = lambda arrays: [_or(x, primals[1], 0) for x in arrays]
+    return clear(primals[0]), clear(tangents[0])
 
 
 def spoiled(leaf: Any, sound: Array) -> Any:

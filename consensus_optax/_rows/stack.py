@@ -238,8 +238,10 @@ def without_nans(stack: Stack, weights: Array) -> Stack:
     eagerly, at the first nan among it, and derivatives multiply it by zeros. Else that
     costs nothing, and clearing a pass.
     """
-    clear = cleared if jax.debug_nans.value else guarded
-    return stack._replace(leaves=[clear(x, weights > 0) for x in stack.leaves])
+    if jax.debug_nans.value:
+        clear = [cleared(leaf, weights > 0) for leaf in stack.leaves]
+        return stack._replace(leaves=clear)
+    return stack._replace(leaves=guarded(stack.leaves, weights > 0))
 
 
 def checked_weights(weights: Any, num_rows: int, dtype: Any) -> Array:
