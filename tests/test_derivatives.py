@@ -4,10 +4,13 @@ Finite wherever the update is, whatever a row holds that does not count; a row o
 0 is no row; and by differences, for rules that do what they do smoothly.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import consensus_optax as co
 from tests.zoo import FACTORIES
@@ -131,3 +134,53 @@ def test_they_do_not_hang_on_how_rows_are_made(rule, way):
     # a sum of six rows of seven terms each
     atol = 64 * np.finfo(np.float32).eps * np.abs(wanted).max()
     np.testing.assert_allclose(got, wanted, rtol=0, atol=atol)
+
+
+CLIPPED = co.chain(co.clip_examples(0.1), co.mean())
+WORDS = jax.random.randint(jax.random.key(3), (8, 32), 0, 50)
+
+
+def of_words(params, words, place=None):
+    """A look-up and a product, of which rows are factored."""
+    hidden = params["table"].at[words].get(out_sharding=place)
+    return jnp.mean(jnp.tanh(hidden @ params["kernel"]) ** 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [None, AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [co.mean(), co.cosine_filter(1.5), CLIPPED, co.median(), co.geometric_median()],
+    ids=repr,
+)
+def test_of_factored_rows_they_are_those_of_arrays(rule, kind):
+    """Indices of a look-up have none; one row is away; on a mesh of either kind."""
+    draw = lambda number, *shape: jax.random.normal(jax.random.key(number), shape) / 3
+    params = {"table": draw(0, 50, 40), "kernel": draw(1, 40, 40)}
+    weights = jnp.ones(8).at[2].set(0)
+
+    def after(params, words, materialize):
+        explicit = kind == AxisType.Explicit and not materialize
+        loss = functools.partial(of_words, place=PartitionSpec() if explicit else None)
+        rows = co.per_example_grad(loss, materialize=materialize)(params, words)
+        factored = [isinstance(x, co.OuterProduct) for x in rows.values()]
+        assert materialize or any(factored)
+        given = {"weights": weights}
+        update, _ = rule.update(rows, rule.init(params), params, **given)
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(update))
+
+    by = lambda *given: jax.jit(jax.grad(after), static_argnums=2)(*given)
+    wanted = by(params, WORDS, True)
+    if kind is None:
+        got = by(params, WORDS, False)
+    else:
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+        put = lambda x, *spec: jax.device_put(
+            x, NamedSharding(mesh, PartitionSpec(*spec))
+        )
+        with jax.set_mesh(mesh):
+            got = by(put(params), put(WORDS, "data"), False)
+    for name, leaf in wanted.items():
+        # sums of 8 rows of 32 terms in another order, twice
+        atol = 512 * np.finfo(np.float32).eps * np.abs(leaf).max()
+        np.testing.assert_allclose(jax.device_get(got[name]), leaf, rtol=0, atol=atol)

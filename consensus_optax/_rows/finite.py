@@ -60,7 +60,8 @@ def guarded(leaves: Sequence[Any], there: Array) -> list[Any]:
     row the derivative by the others is 0 times what it holds: nan, where that is nan.
     """
     held = [x.held if is_outer_product(x) else [x] for x in leaves]
-    own = lambda x: x.shape[0] == there.shape[0]  # what all rows share stays so
+    # what all rows share stays so, and indices have no derivative
+    own = lambda x: x.shape[0] == there.shape[0] and _moves(x)
     kept = iter(_guarded([x for each in held for x in each if own(x)], there))
     new = [[next(kept) if own(x) else x for x in each] for each in held]
     return [
