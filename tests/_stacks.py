@@ -55,6 +55,15 @@ def matrix(leaves, batch_ndim=0):
     return np.concatenate([x.reshape(*x.shape[:batch_ndim], -1) for x in flat], axis=-1)
 
 
+def one_by_one(function):
+    """Of arguments with an axis of stacks: one program, one stack after another.
+
+    To trace a function for all of them at once (`jax.vmap`) takes longer than to run it
+    for each, and conditions become choices, which they are not where rules are used.
+    """
+    return lambda *stacks: jax.lax.map(lambda stack: function(*stack), stacks)
+
+
 def params(dtype=jnp.float32):
     """Parameters of these shapes."""
     return tree(np.linspace(-1, 1, P), dtype)

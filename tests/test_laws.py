@@ -16,6 +16,7 @@ from tests._stacks import (
     P,
     Stack,
     matrix,
+    one_by_one,
     params,
     tree,
 )
@@ -51,7 +52,7 @@ def runner(row, dtype=jnp.float32, compiled=None, **options):
     def update(rows, weights):
         return reducer.update(rows, state, parameters, weights=weights)
 
-    program = jax.jit(jax.vmap(update), compiler_options=compiled)
+    program = jax.jit(one_by_one(update), compiler_options=compiled)
 
     def run(rows, weights):
         updates, new = program(tree(rows, dtype), jnp.asarray(weights, dtype))

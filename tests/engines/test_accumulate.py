@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import consensus_optax as co
 from consensus_optax._rules.kinds import Fold
 from tests._laws import close
-from tests._stacks import ALL, NAMES, B, matrix, params, tree
+from tests._stacks import ALL, NAMES, B, matrix, one_by_one, params, tree
 from tests._stacks import P as P_ALL
 from tests.zoo import FACTORIES
 
@@ -42,7 +42,7 @@ def both_ways(reducer):
         )
         return updates, state, wanted
 
-    return jax.jit(jax.vmap(run))
+    return jax.jit(one_by_one(run))
 
 
 WHOLE = [(), pytest.mark.whole_zoo]

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 import consensus_optax as co
 from consensus_optax.engines.mesh.factors import Factors, as_travelling
-from tests._stacks import matrix
+from tests._stacks import matrix, one_by_one
 from tests.engines.test_sharded import KINDS as RULES_BY_NAME
 from tests.engines.test_sharded import assert_same, in_memory, mesh_of, on_mesh
 from tests.engines.test_sources import stepper
@@ -123,17 +123,17 @@ def outcomes(row, devices, check_vma=True):
     start = reducer.init(params())
     if devices:
         reducer = co.sharded(reducer, "data")
-    program = jax.vmap(stepper(reducer, given), (0, 0, None))
+    program = one_by_one(functools.partial(stepper(reducer, given), start=start))
     if devices:
         by_row = PartitionSpec(None, None, "data")
         program = jax.shard_map(
             program,
             mesh=mesh_of(devices),
-            in_specs=(by_row, PartitionSpec(None, "data"), PartitionSpec()),
+            in_specs=(by_row, PartitionSpec(None, "data")),
             out_specs=PartitionSpec(),
             check_vma=check_vma,
         )
-    update, seen = jax.jit(program)(rows, weights, start)
+    update, seen = jax.jit(program)(rows, weights)
     return matrix(update, batch_ndim=2), [np.asarray(x) for x in seen]
 
 

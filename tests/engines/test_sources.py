@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import consensus_optax as co
-from tests._stacks import P, matrix, params, tree
+from tests._stacks import P, matrix, one_by_one, params, tree
 from tests.engines.test_sharded import mesh_of
 from tests.zoo import ASKING, KINDS, ZOO
 from tests.zoo.multi_objective import MULTI_OBJECTIVE
@@ -179,22 +179,25 @@ def outcomes(row, source, dtype=np.float32):
 
 
 def in_steps(reducer, source, rows, weights, stepper):
-    """What a stepper makes of rows (S, STEPS, ROWS, P) that come from a source."""
+    """What a stepper makes of rows (S, STEPS, ROWS, P) that come from a source.
+
+    Those in float64 at once, as of many seeds.
+    """
     update_of, devices = SOURCES[source] if source else (given_rows, None)
     start, dtype = reducer.init(params(rows.dtype)), rows.dtype
     if devices:
         reducer = co.sharded(reducer, "data")
-    steps = stepper(reducer, update_of)
-    program = jax.vmap(steps, (0, 0, None))
+    over = jax.vmap if dtype == np.float64 else one_by_one
+    program = over(functools.partial(stepper(reducer, update_of), start=start))
     if devices:
         by_row = PartitionSpec(None, None, "data")
         program = jax.shard_map(
             program,
             mesh=mesh_of(devices),
-            in_specs=(by_row, PartitionSpec(None, "data"), PartitionSpec()),
+            in_specs=(by_row, PartitionSpec(None, "data")),
             out_specs=PartitionSpec(),
         )
-    return jax.jit(program)(tree(rows, dtype), jnp.asarray(weights), start)
+    return jax.jit(program)(tree(rows, dtype), jnp.asarray(weights))
 
 
 @functools.cache
