@@ -1,5 +1,7 @@
 """Every reducer of the zoo on every stack: values, laws, and rows that cannot count."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,16 +28,27 @@ LEAVES = np.cumsum(SIZES)[:-1]
 
 
 def rows():
-    """Of every factory one now; CI asks for its other options as well."""
+    """Of every factory one now; CI asks for its other options as well.
+
+    And for one of each as users compile it, which takes six times as long.
+    """
     for each in ZOO:
         marks = () if each in FACTORIES else pytest.mark.whole_zoo
-        yield pytest.param(each, id=str(each), marks=marks)
+        yield pytest.param((each, None), id=str(each), marks=marks)
+        if each in FACTORIES:
+            asked, name = (each, AS_USERS_DO), f"{each} as users do"
+            yield pytest.param(asked, id=name, marks=pytest.mark.whole_zoo)
 
 
 @pytest.fixture(scope="module", params=[*rows()])
-def row(request):
-    """Row by row, so that what is compiled for one serves all its tests."""
+def asked(request):
+    """One after another, so that what is compiled for one serves all its tests."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def row(asked):
+    return asked[0]
 
 
 def compared(row, updates):
@@ -63,16 +76,10 @@ def runner(row, dtype=jnp.float32, compiled=None, **options):
     return run
 
 
-IN_BOTH_WAYS = [
-    pytest.param(None, id="in a hurry"),
-    pytest.param(AS_USERS_DO, id="as users do", marks=pytest.mark.whole_zoo),
-]
-
-
-@pytest.fixture(scope="module", params=IN_BOTH_WAYS)
-def run(row, request):
-    """What is compiled as users do takes six times as long, for CI."""
-    return runner(row, compiled=request.param)
+@pytest.fixture(scope="module")
+def run(asked):
+    row, compiled = asked
+    return runner(row, compiled=compiled)
 
 
 def expected(row, stacks):
@@ -89,12 +96,18 @@ def test_equals_the_published_loops_in_float32(row, run):
     close(run(*ALL).update, expected(row, STACKS.values()), row.tolerance)
 
 
+@functools.cache
+def four_alone(place):
+    """Four rows of every stack, with none beside them, in float64."""
+    with jax.enable_x64(True):
+        alone = runner(ZOO[place], jnp.float64, num_rows=4)
+        return alone(ALL.rows[:, :4], ALL.weights[:, :4])
+
+
 @pytest.mark.whole_zoo  # two programs more for every rule
 def test_unpadded_rows_equal_the_published_loops_in_float64(row, run):
     """Four rows alone in float64; in float32 among two rows of nan and weight 0."""
-    with jax.enable_x64(True):
-        alone = runner(row, jnp.float64, num_rows=4)
-        unpadded = alone(ALL.rows[:, :4], ALL.weights[:, :4])
+    unpadded = four_alone(ZOO.index(row))
     four = [Stack(s.rows[:4], s.weights[:4]) for s in STACKS.values()]
     close(unpadded.update, expected(row, four), 1e-12)
     places = [0, 2, 3, 5]
