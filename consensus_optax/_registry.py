@@ -212,7 +212,10 @@ def _argument(node: ast.expr, build: Callable[[ast.expr], Any]) -> Any:
     """A literal, a random key, or what ``build`` makes of a call."""
     match node:
         case ast.Call(ast.Name("key"), [ast.Constant(int() as seed)], []):
-            return jax.random.key(seed)
+            try:
+                return jax.random.key(seed)
+            except OverflowError:
+                raise ValueError(f"{seed} is too large for a random key") from None
         case ast.Call():
             return build(node)
     try:

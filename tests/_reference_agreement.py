@@ -169,8 +169,10 @@ def neighbor_filter(tau):
         }
         best, score = None, (0, -math.inf)
         for i in moving:
-            votes = sum(weights[j] for j in near[i])
-            closeness = sum(weights[j] * cosine(rows[i], rows[j]) for j in near[i])
+            votes = sum(weights[j] for j in [i, *near[i]])
+            closeness = sum(
+                weights[j] * cosine(rows[i], rows[j]) for j in [i, *near[i]]
+            )
             better = votes > score[0] * (1 + 1e-9)
             tied = votes >= score[0] * (1 - 1e-9) and closeness > score[1] + 1e-9
             if near[i] and (better or tied):

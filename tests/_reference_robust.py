@@ -205,36 +205,30 @@ def comparative_elimination(num_byzantine):
     return rule
 
 
-def divide_and_conquer(num_byzantine, filter_fraction=1.0):
-    """All coordinates, one iteration; the singular vector by NumPy."""
-
-    def rule(rows, weights):
-        n, center = len(rows), mean(rows, [1.0] * len(rows))
-        far = np.array([[x - m for x, m in zip(g, center, strict=True)] for g in rows])
-        if np.abs(far).max() <= 1e-12 * np.abs(np.array(rows)).max():
-            return mean(rows, weights)
-        direction = np.linalg.svd(far)[2][0]
-        scores = [dot(x, direction) ** 2 for x in far.tolist()]
-        dropped = math.ceil(filter_fraction * majority(num_byzantine, n) - 1e-6)
-        return kept(rows, weights, shares_of_smallest(scores, max(n - dropped, 1)))
-
-    return rule
-
-
 def geometric_median(rows, weights, nu=1e-4, iterations=64):
     distances = [[math.sqrt(squared_distance(g, h)) for h in rows] for g in rows]
-    half = len(rows) // 2
-    radius = min(sorted(line)[half] for line in distances)
+    reaches = [_majority(line, weights) for line in distances]
+    radius = min(reaches)
     tie = radius * (1 + 5e-5)
-    inner = [line for line in distances if sorted(line)[half] <= tie]
-    smoothing = nu * (radius if radius > 0 else 1.0)
+    pairs = zip(distances, reaches, strict=True)
+    inner = [line for line, reach in pairs if reach <= tie]
     near = [float(sum(line[i] <= tie for line in inner)) for i in range(len(rows))]
     z = kept(rows, weights, near)
+    if radius == 0:
+        return z
+    smoothing = nu * radius
     for _ in range(iterations):
         far = [math.sqrt(squared_distance(z, g)) for g in rows]
         pulls = [w / max(smoothing, d) for w, d in zip(weights, far, strict=True)]
         z = mean(rows, pulls)
     return z
+
+
+def _majority(line, weights):
+    """The least distance within which more than half of the weight lies."""
+    order = np.argsort(line)
+    mass = np.cumsum(np.array(weights)[order])
+    return line[order[np.argmax(mass > mass[-1] / 2 * (1 + 1e-6))]]
 
 
 def centered_clipping(max_distance, iterations=1):

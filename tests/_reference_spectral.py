@@ -5,10 +5,11 @@ eigenvectors NumPy's; what ours adds is as in tests/_reference_robust.py.
 """
 
 import itertools
+import math
 
 import numpy as np
 
-from tests._reference import mean
+from tests._reference import dot, mean
 from tests._reference_robust import kept, majority, shares_of_smallest, squared_distance
 
 
@@ -75,5 +76,21 @@ def monna(num_byzantine, index=0):
         far = [squared_distance(rows[index], g) for g in rows]
         count = len(rows) - majority(num_byzantine, len(rows))
         return kept(rows, weights, shares_of_smallest(far, count))
+
+    return rule
+
+
+def divide_and_conquer(num_byzantine, filter_fraction=1.0):
+    """All coordinates, one iteration; the singular vector by NumPy."""
+
+    def rule(rows, weights):
+        n, center = len(rows), mean(rows, [1.0] * len(rows))
+        far = np.array([[x - m for x, m in zip(g, center, strict=True)] for g in rows])
+        if np.abs(far).max() <= 1e-12 * np.abs(np.array(rows)).max():
+            return mean(rows, weights)
+        direction = np.linalg.svd(far)[2][0]
+        scores = [dot(x, direction) ** 2 for x in far.tolist()]
+        dropped = math.ceil(filter_fraction * majority(num_byzantine, n) - 1e-6)
+        return kept(rows, weights, shares_of_smallest(scores, max(n - dropped, 1)))
 
     return rule

@@ -11,7 +11,34 @@ import pytest
 import consensus_optax as co
 from consensus_optax import _check
 
+KEY = "must be one random key, as `jax.random.key(0)` makes it; got"
 GRAMMAR = [
+    (lambda: co.graddrop(0.1, 3), f"`key` {KEY} 3"),
+    (lambda: co.bucketing(2, None), f"`key` {KEY} None"),
+    (lambda: co.pcgrad(jnp.ones(2)), f"`key` {KEY} Array"),
+    (lambda: co.random_weights("seed"), f"`key` {KEY} 'seed'"),
+    (lambda: co.grad_vac(0.5, 3), f"`key` {KEY} 0.5"),
+    (lambda: co.compressors.natural(1), f"`key` {KEY} 1"),
+    (lambda: co.magma(optax.sgd(1.0), 2), f"`key` {KEY} 2"),
+    (
+        lambda: co.magma(3, jax.random.key(0)),
+        "transformation, such as `optax.adam(1e-3)`; got 3",
+    ),
+    (lambda: co.cautious(co.mean), "`optimizer` must be an optax transformation"),
+    (lambda: co.partition({"a": 1}, "a"), "`transforms['a']` must be an optax"),
+    (lambda: co.partition(optax.sgd(1.0), "a"), "`transforms` must be a dict of"),
+    (
+        lambda: co.cautious(optax.sgd(1.0), rescale="no"),
+        "`rescale` must be True or False, known when traced; got 'no'",
+    ),
+    (
+        lambda: co.proximal(lambda step: 1.0),
+        "`mu` must be a number in [0, inf]; got <function",
+    ),
+    (
+        lambda: co.scalarizers.dwa(2, temperature=lambda step: 1.0),
+        "`temperature` must be a number in (0, inf]; got <function",
+    ),
     (lambda: co.sign_consensus(0.3), "`quorum` must be in (0.5, 1]; got 0.3"),
     (lambda: co.sign_consensus(0.5), "`quorum` must be in (0.5, 1]; got 0.5"),
     (

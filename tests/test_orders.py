@@ -74,10 +74,15 @@ def no_step_without_consensus():
 def different_rules():
     sgd = lambda reducer: optax.chain(reducer, optax.sgd(1.0))
     labels = {"a": "mean", "b": "median"}
-    tx = optax.partition({"mean": sgd(co.mean()), "median": sgd(co.median())}, labels)
-    updates = first_update(tx)
+    named = ({"mean": sgd(co.mean()), "median": sgd(co.median())},)
+    updates = first_update(optax.partition(*named, labels))
+    by_path = lambda tree: jax.tree.map_with_path(lambda p, _: labels[p[0].key], tree)
+    for given in (labels, by_path):
+        assert_close(updates, first_update(co.partition(*named, given)))
     assert has_parameter_shapes(updates)
     np.testing.assert_allclose(updates["a"], -gradient()["a"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="pytree structure error"):
+        first_update(optax.partition(*named, by_path))
     only = optax.masked(co.mean(), {"a": True, "b": False})
     assert first_update(only)["b"].shape == (4, 12)
     with pytest.raises(ValueError, match=r"`\['b'\]` is \(4, 12\).*reducer missing"):

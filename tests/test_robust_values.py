@@ -34,7 +34,7 @@ SMALL_PAIRS = {
         co.comparative_elimination(0),
         robust.comparative_elimination(0),
     ),
-    "divide and conquer": (co.divide_and_conquer(0), robust.divide_and_conquer(0)),
+    "divide and conquer": (co.divide_and_conquer(0), spectral.divide_and_conquer(0)),
     "geometric median": (co.geometric_median(), robust.geometric_median),
     "centered clipping": (co.centered_clipping(2.0), robust.centered_clipping(2.0)),
     "trusted row": (co.trusted_row(1), robust.trusted_row(1)),
@@ -62,7 +62,7 @@ LARGE_PAIRS = {
     ),
     "divide and conquer": (
         co.divide_and_conquer(2, 1.5),
-        robust.divide_and_conquer(2, 1.5),
+        spectral.divide_and_conquer(2, 1.5),
     ),
     "geometric median": (co.geometric_median(), robust.geometric_median),
     "centered clipping": (

@@ -59,7 +59,7 @@ from consensus_optax._gradients.moves import (
 from consensus_optax._gradients.names import known_as
 from consensus_optax._gradients.products import first_lines, look_up, product
 from consensus_optax._gradients.scans import lift, rewrite
-from consensus_optax._gradients.sources import CUTS, MOVES, SCALINGS
+from consensus_optax._gradients.sources import CUTS, MOVES, SCALINGS, pads_zeros
 from consensus_optax._gradients.untyped import untyped
 from consensus_optax._rows.explicit import explicit_again
 from consensus_optax._rows.layers import placed
@@ -271,6 +271,8 @@ def keep(eqn: Any, scope: Scope) -> list[Any] | None:
         return scaled(eqn, values) or (weighed(eqn, scope) if name == "mul" else None)
     if name == "reduce_sum":
         return summed_up(eqn, values[0])
+    if name == "pad" and not pads_zeros(eqn):
+        return None
     if name == "pad" and not (is_kept(values[0]) or isinstance(values[0], Reduced)):
         return first_lines(eqn, scope.number(eqn.invars[0]))
     if name in CUTS:

@@ -108,8 +108,7 @@ def example_keys(key: Array, batch: Any, axis_name: AxisName | None = None) -> A
       >>> bool(jnp.allclose(rows.mean(0), jax.grad(loss)(jnp.ones(3), batch)))
       True
     """
-    if not is_array(key) or not _is_single(key):
-        _check.fail("key", "one random key", key)
+    _check.key("key", key)
     return _folded(key, example_numbers(batch, axis_name))
 
 

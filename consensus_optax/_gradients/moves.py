@@ -59,12 +59,13 @@ def total_with_shared(eqn: Any, scope: Scope) -> list[Any] | None:
 def scaled(eqn: Any, values: Sequence[Any]) -> list[Any] | None:
     """A sign change, or a product or quotient with numbers that one factor can take.
 
-    One of ``values`` is kept; the other is one number, or one for every row, or for
-    every place of one axis.
+    One of ``values`` is kept, and not what divides; the other is one number, or one for
+    every row, or for every place of one axis.
     """
-    leaf = next((value for value in values if is_kept(value)), None)
-    if leaf is None or (eqn.primitive.name == "div" and not is_kept(values[0])):
+    kept = [value for value in values if is_kept(value)]
+    if len(kept) != 1 or (eqn.primitive.name == "div" and not is_kept(values[0])):
         return None
+    (leaf,) = kept
     rows = leaf.leaf if isinstance(leaf, LayersFirst) else leaf
     numbers = next((value for value in values if value is not leaf), -1.0)
     numbers = jnp.asarray(numbers, rows.dtype)

@@ -24,14 +24,18 @@ def sources(eqn: Any) -> Sequence[Any]:
     if name in ("add_any", "concatenate"):
         return operands
     if name == "pad":
-        edge = operands[1]
-        zero = isinstance(edge, core.Literal) and edge.val == 0
-        return operands[:1] if zero else ()
+        return operands[:1] if pads_zeros(eqn) else ()
     if name in ("mul", "div"):
         pairs = zip(operands, reversed(operands), strict=True)
         found = [x for x, y in pairs if _scales(y, x)]
         return found if name == "mul" else [x for x in found if x is operands[0]]
     return operands[:1] if name in (*MOVES, *CUTS, "copy", "neg") else ()
+
+
+def pads_zeros(eqn: Any) -> bool:
+    """Whether what a pad puts around an array is known to be zero."""
+    edge = eqn.invars[1]
+    return isinstance(edge, core.Literal) and edge.val == 0
 
 
 def _scales(var: Any, rows: Any) -> bool:

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 from consensus_optax._typing import Array
 
+# Three rows of five are a quorum of 0.6, and equal rows have a cosine of 1, however
+# these round: shares and cosines meet a threshold that they miss by less than this.
+SLACK = 1e-6
+
 
 def positive_or_one(x: Array) -> Array:
     """X where it is positive, else 1: what a sum that may be empty is divided by."""

@@ -69,16 +69,19 @@ def allowed(n: Any, num_byzantine: int, each: int = 2, spare: int = 1) -> Any:
     return jnp.clip(most, 0, num_byzantine)
 
 
-def among_smallest(scores: PerRow, count: Count | int, present: Marked) -> PerRow:
+def among_smallest(
+    scores: PerRow, count: Count | int, present: Marked, same: float = 0.0
+) -> PerRow:
     """How far each row belongs to the ``count`` of least score, in [0, 1], (B,).
 
     1 or 0, except that rows whose scores tie for the last places share these, so that
-    the order of the rows cannot matter. Scores are not negative.
+    the order of the rows cannot matter. Scores are not negative; what they differ by
+    besides is rounding, up to ``same``.
     """
     ranked = jnp.sort(jnp.where(present, scores, jnp.inf))
     last = ranked[jnp.clip(count - 1, 0, scores.shape[0] - 1)]
-    inside = present & (scores < last * (1 - SAME))
-    tied = present & ~inside & (scores <= last * (1 + SAME))
+    inside = present & (scores < last * (1 - SAME) - same)
+    tied = present & ~inside & (scores <= last * (1 + SAME) + same)
     places = count - num_present(inside)
     share = places.astype(scores.dtype) / jnp.maximum(num_present(tied), 1).astype(
         scores.dtype

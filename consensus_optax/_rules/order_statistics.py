@@ -159,7 +159,7 @@ def _reaching(rows: Array, weights: Array, needed: Array) -> Array:
     keys = ordered(lax.bitcast_convert_type(rows + 0.0, integer))  # -0 becomes 0
 
     def step(index: Array, answer: Array) -> Array:
-        bit = jnp.array(1, integer) << (bits - 1 - index).astype(integer)
+        bit = jnp.array(1, integer) << jnp.asarray(bits - 1 - index, integer)
         candidate = answer ^ bit  # the sign bit is set at first: clearing it goes up
 
         def add(i: Array, below: Array) -> Array:

@@ -14,6 +14,9 @@ from consensus_optax._typing import Count, Marked, Number, Order, PerRow, Tree
 # Keywords of ``update`` that rules of this library read, besides the weights.
 WORDS = ("weights", "values", "span_hessian", "target")
 
+# Another one, of whoever hands round what no bound and no noise protects.
+UNPROTECTED = "control_variates"
+
 
 class AllRows(NamedTuple):
     """What is known of all rows where a rule is told about some of them.

@@ -82,7 +82,7 @@ def _check_apart(rule: Weighting) -> None:
 
 def _check_composed(rule: Any) -> None:
     """Checks what rows are given to that other rows have chosen, or changed."""
-    if _is_noised(rule):
+    if is_noised(rule):
         raise ValueError(
             "`rule` must add no noise: here each row decides what becomes of others, "
             "which no bound on what one row adds knows of. Clip rows and add noise by "
@@ -91,10 +91,10 @@ def _check_composed(rule: Any) -> None:
     check_rule("rule", rule)
 
 
-def _is_noised(rule: Any) -> bool:
+def is_noised(rule: Any) -> bool:
     """Whether noise is added, perhaps to rows that something is done to first."""
     return isinstance(rule, Noised) or (
-        isinstance(rule, After) and _is_noised(rule.rule)
+        isinstance(rule, After) and is_noised(rule.rule)
     )
 
 

@@ -25,6 +25,7 @@ from consensus_optax._rules.kinds import (
     Rule,
     Weighting,
 )
+from consensus_optax._rules.roster import UNPROTECTED
 from consensus_optax._running.source import Source
 from consensus_optax._running.states import (
     AfterState,
@@ -128,6 +129,12 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
         case Noised():
             update, found, source = combine(rule.rule, source, state, exact=True)
             roster = source.seen.roster
+            if UNPROTECTED in roster.extra:
+                raise ValueError(
+                    "`memory` must keep no control variates where the server's rule is "
+                    "a private sum: their mean is handed to every client without a "
+                    "bound or noise. Train without `control_variates`."
+                )
             with with_all_digits():
                 update = rule.add(update, roster, state)
             outcome = _combined(update, found, source)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from consensus_optax._rules.arithmetic import SLACK
 from consensus_optax._rules.kinds import Columns
 from consensus_optax._rules.order_statistics import (
     if_all,
@@ -36,7 +37,7 @@ def median() -> Reducer:
     the rows.
     ``weights``: sample counts. A row of weight 2 is two equal rows: the middle is where
     half of the weight lies on either side; the mean of two entries where a half is
-    reached exactly.
+    reached exactly (to a millionth of it).
 
     Returns:
       A :class:`Reducer`.
@@ -65,7 +66,9 @@ def middle(rows: Array, weights: Array) -> Array:
 
     def by_weight() -> list[Array]:
         half = weights.sum() / 2
-        return smallest_reaching(rows, weights, [half, jnp.nextafter(half, jnp.inf)])
+        return smallest_reaching(
+            rows, weights, [half * (1 - SLACK), half * (1 + SLACK)]
+        )
 
     equal = weights == jnp.where(weights[0] > 0, weights[0], -1)
     return halfway(*if_all(equal, rows, middle_ranks(rows.shape[0]), by_weight))

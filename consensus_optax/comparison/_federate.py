@@ -233,6 +233,9 @@ def _program(
 
         def poisoned(number: jax.Array) -> tuple[Any, jax.Array]:
             cohort, weights = batch_at(number)
+            # The last attack: who has no data, and so does not count, comes first.
+            order = jnp.argsort(weights > 0, stable=True)
+            cohort, weights = jax.tree.map(lambda leaf: leaf[order], (cohort, weights))
             weights = (weights > 0).astype(jnp.float32)
             given = cohort.batches, weights, jax.random.fold_in(absence, number)
             batches, weights = lax.switch(which, [*map(spoiled, faced)], *given)

@@ -67,18 +67,22 @@ def named_attacks() -> dict[str, Callable[..., NamedAttack]]:
 
     def sign_flip(scale: float = 1.0) -> NamedAttack:
         """Each attacker's own gradient, turned round."""
+        _check.static_number("scale", scale)
         return _fixed(attacks.sign_flip, scale=scale, own=True)
 
     def ipm(epsilon: float = 10.0) -> NamedAttack:
         """Inner-product manipulation: minus epsilon times the honest mean."""
+        _check.static_number("epsilon", epsilon)
         return _fixed(attacks.inner_product_manipulation, epsilon=epsilon)
 
     def alie(z: float = 1.5) -> NamedAttack:
         """A little is enough: z deviations off the honest mean."""
+        _check.static_number("z", z)
         return _fixed(attacks.a_little_is_enough, num_deviations=z)
 
     def gaussian(scale: float = 1.0) -> NamedAttack:
         """Normal noise."""
+        _check.static_number("scale", scale)
         return _fixed(attacks.gaussian, scale=scale)
 
     def mimic() -> NamedAttack:

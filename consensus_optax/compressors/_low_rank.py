@@ -78,6 +78,7 @@ def low_rank(rank: int, key: Array, *, num_iterations: int = 1) -> Compressor:
       >>> thin.left.shape, round(float(thin.materialize()[0, 0, 0]), 4)
       ((2, 1, 8), 1.0)
     """
+    _check.key("key", key)
     _check.count("rank", rank)
     _check.count("num_iterations", num_iterations)
 

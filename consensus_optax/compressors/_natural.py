@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax import _check
 from consensus_optax._typing import Array
 from consensus_optax.compressors._compressor import Compressor, Shape, flat32
 
@@ -50,6 +51,7 @@ def natural(key: Array) -> Compressor:
       >>> code.decompress(message, (3,), key)[:2].tolist()
       [0.0, -4.0]
     """
+    _check.key("key", key)
 
     def compress(array: Array, key: Any) -> Any:
         flat = flat32(array)

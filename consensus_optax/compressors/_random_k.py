@@ -58,6 +58,7 @@ def random_k(fraction: float, key: Array, *, rescale: bool = True) -> Compressor
       >>> sorted(code.decompress(message, (4,), key).tolist())
       [0.0, 0.0, 0.0, 4.0]
     """
+    _check.key("key", key)
     _check.static_number("fraction", fraction, 0, 1, open_low=True)
     _check.flag("rescale", rescale)
 

@@ -68,6 +68,7 @@ def stochastic_quantization(
       >>> message["levels"].shape, code.decompress(message, (3,), key).tolist()
       ((2,), [7.0, -7.0, 0.0])
     """
+    _check.key("key", key)
     _check.one_of_counts("bits", bits, (8, 4, 2))
     signed, of_range = scale in ("max", "norm"), scale == "range"
     if isinstance(scale, str):

@@ -14,8 +14,7 @@ from consensus_optax._gradients.arguments import positions
 from consensus_optax._gradients.examples import ForgottenAxis
 from consensus_optax._gradients.per_example import per_example_grad
 from consensus_optax._typing import Tree
-
-_RANDOM = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator")
+from consensus_optax.diagnostics._drawn import draws_alike
 
 
 class Looked(NamedTuple):
@@ -39,12 +38,11 @@ def looked_at(fun: Callable[..., Any], call: tuple[Any, ...], options: Any) -> L
         numbers = positions("argnums", argnums, len(call))
         own = numbers if isinstance(argnums, Sequence) else numbers[0]
         rows, doubts = _rows_and_doubts(fun, call, options)
-        whole = None
+        whole, traced = None, as_traced(call, options)
         if options.get("keep_batch_dim", True):
-            whole = jax.grad(fun, own, has_aux)(*call)
+            whole = jax.grad(fun, own, has_aux)(*traced)
             whole = whole[0] if has_aux else whole
-        traced = as_traced(call, options)
-        random = _draws(fun, traced)
+        random = draws_alike(fun, traced, options)
         repeated, _ = _rows_and_doubts(fun, _equal_examples(call, options), options)
     except (TypeError, ValueError) as error:
         return Looked([f"The rows cannot be computed. {error}"], [], None)
@@ -85,14 +83,17 @@ def differentiated(call: tuple[Any, ...], options: Any) -> Tree:
     return tuple(several) if isinstance(argnums, Sequence) else several[0]
 
 
-def _draws(fun: Callable[..., Any], call: tuple[Any, ...]) -> bool:
-    """Whether random numbers are drawn, whichever way the key comes in."""
-    program = str(jax.make_jaxpr(lambda: fun(*call))())
-    return any(name in program for name in _RANDOM)
-
-
 def as_traced(call: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
-    """The arguments that the loss sees: of one example, where it sees no batch axis."""
+    """The arguments that the loss sees: of one example, where it sees no batch axis.
+
+    And one key, where each row has its own.
+    """
+    if options.get("prng_argnum") is not None:
+        (place,) = positions("prng_argnum", options["prng_argnum"], len(call))
+        keys = call[place]
+        typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+        one = keys if keys.ndim == (0 if typed else 1) else keys[0]
+        call = (*call[:place], one, *call[place + 1 :])
     if options.get("keep_batch_dim", True):
         return call
     return _mapped(lambda x: jnp.asarray(x)[0], call, options)

@@ -81,10 +81,17 @@ def _walked(
                 return True, []
             waiting += [eqn.invars[i] for i in inside]
         elif name in _LINEAR and _is_linear(name, eqn, moving):
-            waiting += moving
+            by = [tasks_of(x, known) for x in _multiplied_by(name, eqn, moving)]
+            if not any(_BATCH in tasks for tasks in by):  # else each row has its own
+                waiting += moving
         elif _BATCH not in tasks:
             return True, []
     return False, behind
+
+
+def _multiplied_by(name: str, eqn: Any, moving: list[Any]) -> list[Any]:
+    """What a linear operation multiplies or divides by."""
+    return [x for x in eqn.invars if x not in moving] if name in ("mul", "div") else []
 
 
 def _is_linear(name: str, eqn: Any, moving: list[Any]) -> bool:

@@ -202,9 +202,13 @@ def accumulate(
 
 
 def _column(name: str, given: Any, stack: Stack) -> Array:
-    """One number for every row, nan where none is given."""
+    """One number for every row; where none is given no finite one.
+
+    A nan, but where JAX stops at the first.
+    """
     if given is None:
-        return jnp.full(stack.num_rows, jnp.nan, stack.dtype)
+        none = jnp.inf if jax.debug_nans.value else jnp.nan
+        return jnp.full(stack.num_rows, none, stack.dtype)
     column = jnp.asarray(given)
     if column.shape != (stack.num_rows,):
         raise ValueError(

@@ -21,6 +21,7 @@ from consensus_optax._rules.kinds import (
     Scaling,
     Weighting,
 )
+from consensus_optax._running.checked import is_noised
 from consensus_optax._running.memory import Memory
 from consensus_optax._running.reducer import (
     Aggregator,
@@ -69,8 +70,9 @@ def secure_sum(
     has sent and then is gone (weight 0, or an entry that is not finite) is recovered
     from: the sum is that of the others. No client's part is longer than it was, so
     sensitivities hold. Each step has masks of its own, by ``fold_in(key, step)``.
-    Edge cases: fewer than ``threshold`` are there: zero, not ready, also with noise. An
-    entry beyond the bound times the client's share of the weights is cut off there, and
+    Edge cases: fewer than ``threshold`` are there: zero, not ready; of ``private_sum``
+    noise alone, as where nobody is there, or an update would tell who is. An entry
+    beyond the bound times the client's share of the weights is cut off there, and
     counted, so that the sum is never beyond the bound.
 
     Args:
@@ -79,7 +81,8 @@ def secure_sum(
         number of clients times C / d for a clipped sum; the sum of weights for votes.
       key: random key.
       threshold: t, how many have to be there to the end; None for two thirds of the
-        rows and one.
+        rows and one. Padding is a row: with places for more than are drawn, as of
+        :func:`sample_poisson`, say how many.
 
     Returns:
       An aggregator, in the place of the rule. Rows are multiplied out.
@@ -111,6 +114,7 @@ def secure_sum(
             "server see the rows."
         )
     _check.static_number("bound", bound, 1e-30, 1e30)
+    _check.key("key", key)
     code = fixed_point(float(bound) * _ROOM)
     if threshold is not None:
         _check.count("threshold", threshold)
@@ -137,9 +141,11 @@ def secure_sum(
         clamped: list[Array] = []
         source = Summed(Memory(stack.leaves, seen), code, own, least, clamped)
         outcome, _ = run(rule.rule, source, state.rule.rule_state)
-        enough = seen.roster.present.sum() >= least
-        kept = [jnp.where(enough, leaf, 0) for leaf in outcome.update]
-        outcome = outcome._replace(update=kept, ready=outcome.ready & enough)
+        # A sum is zero then. To say so in the place of noise tells how many are there.
+        if not is_noised(rule.rule):
+            enough = seen.roster.present.sum() >= least
+            kept = [jnp.where(enough, leaf, 0) for leaf in outcome.update]
+            outcome = outcome._replace(update=kept, ready=outcome.ready & enough)
         reduced, new = finished(stack, outcome, seen, state.rule)
         total = sum(clamped, jnp.zeros((), jnp.int32))
         return stack.rebuild(reduced), SecureSumState(total, new)

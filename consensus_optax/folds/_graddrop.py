@@ -64,6 +64,7 @@ def graddrop(leak: Threshold, key: Array) -> Reducer:
       (3.0, True, -3.0)
     """
     _check.interval("leak", leak, 0, 1)
+    _check.key("key", key)
 
     def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
         step_key = jax.random.fold_in(key, roster.step)

@@ -22,8 +22,11 @@ def mean_and_variance(
     One row has no variance to speak of: 0.
     """
     mass, mean, squares = moments
-    q = jnp.sum(roster.shares**2)
+    shares = roster.shares
+    q = jnp.sum(shares**2)
+    # 1 - q, of which nothing would be left beside one share of nearly all.
+    apart = 2 * jnp.sum(shares[1:] * jnp.cumsum(shares[:-1]))
     several = jnp.sum(roster.present) > 1
     spread = squares / positive_or_one(mass)
-    variance = jnp.where(several, spread / jnp.where(several, 1 - q, 1), 0)
+    variance = jnp.where(several, spread / positive_or_one(apart), 0)
     return jnp.where(mass > 0, mean, 0), variance, q * variance

@@ -11,14 +11,12 @@ from consensus_optax._rows.statistics import (
     MOMENTS,
     WEIGHTED_SIGN,
 )
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import SLACK, positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 from consensus_optax.folds._moments import mean_and_variance
-
-_SLACK = 1e-6  # an agreement of 0.6 is not above a threshold of 0.6, however it rounds
 
 
 @named
@@ -98,7 +96,7 @@ def sand_mask(
             mask = jnp.tanh(sharpness * excess / jnp.where(varied, variance, 1))
             mask = jnp.where(varied, mask, 1)
             means.append(mean)
-            masks.append(jnp.where(excess > _SLACK, mask, 0))
+            masks.append(jnp.where(excess > SLACK, mask, 0))
         if rescale:
             masks = _normalized(masks, roster)
         return [mean * mask for mean, mask in zip(means, masks, strict=True)]

@@ -18,14 +18,13 @@ from consensus_optax._rows.statistics import (
     WEIGHTED_SIGN,
     WEIGHTED_SUM,
 )
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import SLACK, positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Array, Threshold
 
 _MAGNITUDES = ("min", "mean", "agreeing_mean", "geometric")
-_SLACK = 1e-6  # 3 of 5 rows are a quorum of 0.6, whatever 0.6 * 5 rounds to
 
 
 @named
@@ -108,9 +107,7 @@ def sign_consensus(
     def agreed(sign_sum: Array, nonzero: Array, roster: Roster) -> Array:
         """Where a quorum shares a sign, which is then that of the sum of signs."""
         total = roster.weights.sum()
-        needed = (
-            _check.value_at(quorum, roster.step, total.dtype) * total * (1 - _SLACK)
-        )
+        needed = _check.value_at(quorum, roster.step, total.dtype) * total * (1 - SLACK)
         return (nonzero + jnp.abs(sign_sum)) / 2 >= needed
 
     def moved(

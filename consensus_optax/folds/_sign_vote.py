@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows.statistics import WEIGHTED_MAGNITUDE, WEIGHTED_SIGN
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import SLACK, positive_or_one
 from consensus_optax._rules.kinds import Fold, Roster
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -32,9 +32,9 @@ def sign_vote(magnitude: str = "unit") -> Reducer:
         so a row has one vote however large it is; entries are at most 1;
       - ``"mean"``: scaling all rows scales the update.
 
-    Edge cases: a tie, or only zeros: 0. A zero entry abstains. With ``"unit"`` and
-    ``"vote"`` the update's size says nothing: a learning rate for SGD does not carry
-    over.
+    Edge cases: a tie (to a millionth of the weight), or only zeros: 0. A zero entry
+    abstains. With ``"unit"`` and ``"vote"`` the update's size says nothing: a learning
+    rate for SGD does not carry over.
 
     ``weights``: votes.
 
@@ -69,9 +69,12 @@ def sign_vote(magnitude: str = "unit") -> Reducer:
     def resolve(merged: list[list[Array]], roster: Roster) -> list[Array]:
         total = roster.weights.sum()
         total = positive_or_one(total)
+        # Votes of 0.1, 0.2 and 0.3 against 0.6 are a tie, in whatever order they round.
+        won = lambda vote: jnp.where(jnp.abs(vote) > SLACK * total, vote, 0)
+        votes = [won(vote) for vote in merged[0]]
         if magnitude == "vote":
-            return [vote / total for vote in merged[0]]
-        signs = [jnp.sign(vote) for vote in merged[0]]
+            return [vote / total for vote in votes]
+        signs = [jnp.sign(vote) for vote in votes]
         if magnitude == "unit":
             return [sign.astype(jnp.int8) for sign in signs]  # what travels on a mesh
         sizes = [size / total for size in merged[1]]

@@ -56,6 +56,7 @@ def bucketing(bucket_size: int, key: Array) -> Mixing:
       [3.0]
     """
     _check.count("bucket_size", bucket_size)
+    _check.key("key", key)
 
     def mix(products: None, roster: Roster) -> tuple[RowMap, PerNewRow]:
         del products

@@ -67,7 +67,7 @@ def dwa(steps_per_epoch: int, temperature: float = 2.0) -> Scalarizer:
       2.0
     """
     _check.count("steps_per_epoch", steps_per_epoch)
-    _check.interval("temperature", temperature, 0, open_low=True)
+    _check.interval("temperature", temperature, 0, open_low=True, schedule=False)
 
     def init(num_losses: int) -> DwaState:
         _check.count("num_losses", num_losses)

@@ -58,7 +58,7 @@ def smooth_tchebycheff(
       [0.25, 0.25]
     """
     losses = as_losses(losses)
-    _check.interval("mu", mu, 0, open_low=True)
+    _check.interval("mu", mu, 0, open_low=True, schedule=False)
     even = jnp.full(losses.shape, 1 / losses.size)
     weights = of_each("preference", even if preference is None else preference, losses)
     best = of_each("ideal", jnp.zeros(losses.shape) if ideal is None else ideal, losses)

@@ -18,12 +18,23 @@ def flip_labels(
     Returns:
       The noisy labels, a new array.
 
+    Raises:
+      ValueError: an argument is out of range, or no class.
+
     Examples:
       >>> clean = np.zeros(10, int)
       >>> noisy = flip_labels(clean, 0.4, num_classes=3)
       >>> int((noisy != clean).sum()), bool((noisy < 3).all())
       (4, True)
     """
+    labels = np.asarray(labels)
+    whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    if not whole or (labels < 0).any() or (labels >= num_classes).any():
+        raise ValueError(
+            f"`labels` must be integers in [0, num_classes), {num_classes=}, of shape "
+            f"(N,); got {labels.dtype} of shape {labels.shape}"
+            + (f" in [{labels.min()}, {labels.max()}]" if labels.size else "")
+        )
     if not 0 <= share <= 1:
         raise ValueError(f"`share` must be in [0, 1]; got {share}")
     if num_classes < 2:

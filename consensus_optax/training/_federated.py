@@ -11,6 +11,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.finite import spoiled
+from consensus_optax._rules.roster import UNPROTECTED
 from consensus_optax.federated import sample_clients
 from consensus_optax.training._clients import (
     ClientMemory,
@@ -76,6 +77,10 @@ def federated_round(
         ``step`` is the number of the round, to be folded into a random key.
       watch: names of fields of the optimizer's state to report, as in `row_step`.
 
+    Raises:
+      ValueError: when traced, the rule is a ``co.private_sum`` and clients keep control
+        variates, which it does not protect.
+
     Returns:
       ``round(fit, batches, weights)``, a step for `train`. ``batches`` has leaves
       ``(n, num_steps, ...)``: a batch for every local step of every client of the
@@ -132,14 +137,15 @@ def federated_round(
         rows = rows if attack is None else attack(rows, fit.step)
         counts = counts_of(cohort, weights, num_rows, memory)
         moves = (counts > 0) & are_finite(rows, num_rows)
-        told = cohort.clients is not None
+        told = {} if cohort.clients is None else {"clients": cohort.clients}
+        told |= {UNPROTECTED: None} if controlled else {}
         return Rows(
             trained.loss,
             rows,
             counts,
             jnp.where(moves, counts, 0),
             written(fit, own, new, cohort, moves) if memory else fit.clients,
-            {"clients": cohort.clients} if told else {},
+            told,
         )
 
     return step_on_rows(rows_at, optimizer, watch)

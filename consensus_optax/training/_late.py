@@ -11,7 +11,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax.federated import Arrivals, buffer_of
-from consensus_optax.training._clients import Cohort, counts_of
+from consensus_optax.training._clients import Cohort, are_finite, counts_of
 from consensus_optax.training._federated import Draw, local_batches, local_updates
 from consensus_optax.training._loop import Fit, Loss, Metrics, Rows, Step, step_on_rows
 
@@ -80,6 +80,8 @@ def late_round(
     co.skip_if_empty(...))``.
 
     Guarantees: where every call brings K updates of age 0 it is `federated_round`.
+    Ages are of versions that are there: calls that make none, since updates are refused
+    or too few, leave them as they are.
     Edge cases: an update that began more than ``max_age`` versions ago has weight 0, as
     has one that is not finite: neither is one of the K.
 
@@ -91,8 +93,8 @@ def late_round(
       watch: names of fields of the optimizer's state to report, e.g. ``"mean_age"``.
 
     Returns:
-      ``step(fit, (batches, versions), weights)`` on a `LateFit`, for `train`;
-      ``versions`` (n,) int32 is what each client began from, and the rest as for
+      ``step(fit, (batches, ages), weights)`` on a `LateFit`, for `train`; ``ages`` (n,)
+      int32 is how many versions ago each client began, and the rest as for
       `federated_round`. Of a `Cohort` in the place of ``batches`` the optimizer is told
       ``clients``, for ``co.error_feedback`` ahead of the buffer, and who has not done
       all of its steps has not come.
@@ -110,8 +112,8 @@ def late_round(
       >>> server = optax.chain(federated.buffered(co.mean(), 2), optax.sgd(1.0))
       >>> step = late_round(loss, server, optax.sgd(1.0))
       >>> fit = start_late(jnp.zeros(()), server, max_age=2)
-      >>> for number, version in [(4.0, 0), (6.0, 0), (9.0, 0), (9.0, 1)]:
-      ...     batch = jnp.array([[number]]), jnp.array([version])
+      >>> for number, age in [(4.0, 0), (6.0, 0), (9.0, 1), (9.0, 0)]:
+      ...     batch = jnp.array([[number]]), jnp.array([age])
       ...     fit, _ = step(fit, batch, None)
       >>> float(fit.params)  # 5, then two that are to go from 0, and from 5, to 9
       11.5
@@ -121,14 +123,14 @@ def late_round(
     def step(
         fit: LateFit, batch: Any, weights: jax.Array | None
     ) -> tuple[LateFit, Metrics]:
-        batches, versions = batch
+        batches, ages = batch
         cohort = batches if isinstance(batches, Cohort) else Cohort(None, batches)
         num_kept = jax.tree.leaves(fit.past)[0].shape[0]
         version = buffer_of(fit.opt_state).version
-        ages = jnp.maximum(version - versions, 0)
-        began = (version - ages) % num_kept
-        weights = counts_of(cohort, weights, ages.shape[0], None)
-        weights = jnp.where(ages < num_kept, weights, 0)
+        versions = jnp.maximum(version - ages, 0)
+        ages, began = version - versions, versions % num_kept
+        counts = counts_of(cohort, weights, ages.shape[0], None)
+        counts = jnp.where(ages < num_kept, counts, 0)
         told = {} if cohort.clients is None else {"clients": cohort.clients}
 
         def rows_at(now: Fit, batches: Any, weights: jax.Array | None) -> Rows:
@@ -137,11 +139,12 @@ def late_round(
             found = jax.vmap(local)(starts, jax.tree.map(alone, batches))
             losses, rows = jax.tree.map(lambda leaf: leaf[:, 0], found)
             rows = rows if attack is None else attack(rows, now.step)
-            return Rows(losses, rows, weights, weights, extra=told)
+            sound = jnp.where(are_finite(rows, losses.shape[0]), counts, 0)
+            return Rows(losses, rows, weights, sound, extra=told)
 
         take = step_on_rows(rows_at, optimizer, watch, versions=versions)
         now = Fit(fit.params, fit.opt_state, fit.step)
-        now, metrics = take(now, cohort.batches, weights)
+        now, metrics = take(now, cohort.batches, counts)
         place = buffer_of(now.opt_state).version % num_kept
         past = jax.tree.map(lambda x, p: x.at[place].set(p), fit.past, now.params)
         return LateFit(now.params, now.opt_state, now.step, past), metrics
@@ -171,8 +174,9 @@ def late_batches(
       as_cohort: whether to say who they are, for clients that keep something.
 
     Returns:
-      ``batch_at(number)``: ((batches, versions), weights), the latter the counts; a
-      `Cohort` in the place of ``batches``, if asked for.
+      ``batch_at(number)``: ((batches, ages), weights), the latter the counts; a
+      `Cohort` in the place of ``batches``, if asked for. In `arrivals` each call makes
+      a version: an age is of these.
 
     Examples:
       >>> import functools
@@ -182,8 +186,8 @@ def late_batches(
       >>> draw = functools.partial(training.draw_examples, batch_size=3)
       >>> data, counts = jnp.ones((4, 6)), jnp.array([6, 6, 5, 1])
       >>> batch_at = late_batches(jax.random.key(1), data, counts, draw, order)
-      >>> (batches, versions), weights = batch_at(0)
-      >>> batches.shape, versions.tolist(), weights.shape
+      >>> (batches, ages), weights = batch_at(0)
+      >>> batches.shape, ages.tolist(), weights.shape
       ((2, 1, 3), [0, 0], (2,))
     """
     counts = jnp.asarray(counts)
@@ -195,6 +199,6 @@ def late_batches(
         batches = local_batches(drawing, clients, counts, draw, chosen, num_steps)
         weights = counts[chosen].astype(jnp.float32)
         batches = Cohort(chosen, batches) if as_cohort else batches
-        return (batches, arrivals.versions[number]), weights
+        return (batches, number - arrivals.versions[number]), weights
 
     return batch_at

@@ -1,6 +1,6 @@
 """Update transformations: one update in, one out, after a reducer.
 
-``freeze`` goes around reducer and optimizer, and sees to what neither should;
+``freeze`` and ``partition`` go around reducers and optimizers: who sees what;
 ``proximal`` is for the optimizers of clients.
 One method per file. Imports ``_running``, ``_rules``, ``_rows`` and below.
 """
@@ -13,6 +13,7 @@ from consensus_optax.update_transforms._magma import magma
 from consensus_optax.update_transforms._median_of_three_steps import (
     median_of_three_steps,
 )
+from consensus_optax.update_transforms._partition import partition
 from consensus_optax.update_transforms._proximal import proximal
 from consensus_optax.update_transforms._skip_if_empty import skip_if_empty
 from consensus_optax.update_transforms._temporal_and_mask import temporal_and_mask
@@ -24,6 +25,7 @@ __all__ = [
     "guard",
     "magma",
     "median_of_three_steps",
+    "partition",
     "proximal",
     "skip_if_empty",
     "temporal_and_mask",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
 from consensus_optax._rows.trees import arrays_of
 from consensus_optax._typing import Array, Number, Tree
@@ -53,7 +54,8 @@ def cautious(
       A temporal transformation, placed after the reducer in ``optax.chain``.
 
     Raises:
-      ValueError: when traced, rows come in, which no reducer has reduced.
+      ValueError: an argument is none; when traced, rows come in, which no reducer has
+        reduced.
 
     Cost: one pass over the update; no state of the parameters' size.
 
@@ -69,6 +71,8 @@ def cautious(
       >>> print(step, state.kept)
       [-1.9  0. ] 0.5
     """
+    _check.optimizer("optimizer", optimizer)
+    _check.flag("rescale", rescale)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Tree) -> CautiousState:

@@ -10,7 +10,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
-from consensus_optax._rules.arithmetic import positive_or_one
+from consensus_optax._rules.arithmetic import SLACK, positive_or_one
 from consensus_optax._typing import Count, Number, Threshold, Tree
 from consensus_optax.update_transforms._sound import floating, inner_product, memory
 
@@ -108,7 +108,7 @@ def ema_agreement(
         beta = _check.value_at(decay, state.step, cosine.dtype)
         finite = jnp.isfinite(length)
         moving = finite & (length > 0)
-        passes = finite & ((scale == 0) | (1 - cosine <= limit))
+        passes = finite & ((scale == 0) | (1 - cosine <= limit + SLACK))
         gated = [
             jnp.where(passes[i], u, jnp.zeros_like(u)) for i, u in enumerate(incoming)
         ]

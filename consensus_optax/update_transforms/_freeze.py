@@ -90,6 +90,9 @@ def freeze(
                 "Call `update(rows, state, params)`."
             )
         frozen, moving = split(params)
+        target = extra.get("target")
+        if jax.tree.structure(target) == jax.tree.structure(params):
+            extra["target"] = moving(target)
         moved, state = inner.update(moving(updates), state, moving(params), **extra)
         leaves, treedef = jax.tree.flatten(params)
         triples = zip(leaves, treedef.flatten_up_to(moved), frozen, strict=True)

@@ -93,6 +93,8 @@ def magma(
       >>> print(step, state.alignment)  # 1 / (1 + exp(-1 / 2))
       [-0.62245935 -0.        ] [0.62245935]
     """
+    _check.optimizer("optimizer", optimizer)
+    _check.key("key", key)
     _check.interval("survival", survival, 0, 1)
     _check.interval("temperature", temperature, 0, open_low=True)
     _check.interval("momentum", momentum, 0, 1, open_high=True)

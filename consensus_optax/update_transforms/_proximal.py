@@ -58,12 +58,11 @@ def proximal(mu: Threshold) -> optax.GradientTransformationExtraArgs:
       >>> tx.update(jnp.zeros(2), state, jnp.array([1.0, 3.0]))[0].tolist()
       [0.0, 1.0]
     """
-    _check.interval("mu", mu, 0)
-    if callable(mu):
-        _check.fail("mu", "a number or an array: clients have no common step", mu)
+    _check.interval("mu", mu, 0, schedule=False)  # clients have no common step
 
     def init(params: Tree) -> ProximalState:
-        return ProximalState(jax.tree.map(jnp.asarray, params))
+        copies = jax.tree.map(lambda p: jnp.array(p, copy=True), params)  # to donate
+        return ProximalState(copies)
 
     def update(
         updates: Tree, state: Any, params: Tree | None = None, **extra: Any

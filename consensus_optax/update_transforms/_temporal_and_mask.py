@@ -10,10 +10,9 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
+from consensus_optax._rules.arithmetic import SLACK
 from consensus_optax._typing import Array, Count, Number, Threshold, Tree
 from consensus_optax.update_transforms._sound import floating, is_sound, memory, or_zero
-
-_SLACK = 1e-6  # an agreement of 0.6 passes a threshold of 0.6, however it rounds
 
 
 class TemporalAndMaskState(NamedTuple):
@@ -113,7 +112,7 @@ def temporal_and_mask(
             wide = lambda number: number.astype(average.dtype)
             votes = jnp.sign(wide(leaf))
             signs = wide(beta) * average + wide(1 - beta) * votes
-            passes = jnp.abs(signs) >= wide((tau - _SLACK) * mass)
+            passes = jnp.abs(signs) >= wide((tau - SLACK) * mass)
             kept = or_zero(sound, leaf, jnp.where(passes, wide(leaf), 0))
             return kept, jnp.where(sound, signs, average)
 

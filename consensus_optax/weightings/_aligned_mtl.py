@@ -34,7 +34,7 @@ def aligned_mtl(preference: Preference | None = None, scale: str = "min") -> Red
     Guarantees, for linearly independent rows: :math:`\langle u, \hat g_i\rangle =
     \sigma p_i` for the rows :math:`\hat g_i` of that stack, so no one of *them* is
     opposed; the order of the rows is irrelevant; scaling all rows scales it.
-    Edge cases: one row: that row. All equal: that row over the root of their number,
+    Edge cases: one row: that row. All equal: that row,
     with ``"min"``. All zero, or a preferred sum of rows that is: zero, not ready.
     Eigenvalues below 4 B eps of the largest count as 0:
     the least of the others decides the length, so nearly dependent rows give a short

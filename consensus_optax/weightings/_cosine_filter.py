@@ -10,7 +10,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
-from consensus_optax._rules.arithmetic import positive_or_one, root
+from consensus_optax._rules.arithmetic import SLACK, positive_or_one, root
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -178,5 +178,5 @@ def gate(
     """How far a row passes, in [0, 1]: 0 or 1 without a temperature."""
     margin = _check.value_at(max_distance, step, cosine.dtype) - (1 - cosine)
     if temperature is None:
-        return (margin >= 0).astype(cosine.dtype)
+        return (margin >= -SLACK).astype(cosine.dtype)
     return jax.nn.sigmoid(margin / _check.value_at(temperature, step, cosine.dtype))

@@ -8,12 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._rules.distances import among_smallest, rows_and_bad, shares_of
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Gramian, PerRow
+from consensus_optax.weightings._covariance import about_mean, covariance
 
 
 @named
@@ -86,16 +86,13 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
             f"n > ceil(c f), {f=}",
         )
         one = roster.present.astype(products.dtype)
-        means = (products @ one) / jnp.maximum(one.sum(), 1)  # with the plain mean
-        mean = (means @ one) / jnp.maximum(one.sum(), 1)
-        gramian = products - means[:, None] - means[None, :] + mean
-        gramian = jnp.where(one[:, None] * one[None, :] > 0, gramian, 0)
-        trace = jnp.trace(gramian)
-        gramian = gramian / positive_or_one(trace)
-        _, vectors = jnp.linalg.eigh(gramian)  # ascending
-        scores = jnp.where(trace > 0, vectors[:, -1] ** 2, 1)
+        matrix, variance = covariance(about_mean(products, one), one)
+        _, vectors = jnp.linalg.eigh(matrix)  # ascending
+        scores = jnp.where(variance > 0, jnp.abs(vectors[:, -1]), 1)
         dropped = jnp.array(drops, jnp.int32)[bad]
-        kept = among_smallest(scores, jnp.maximum(n - dropped, 1), roster.present)
+        # Entries of a unit vector, of which those about 0 are 0 to its rounding.
+        same = 4 * size**0.5 * jnp.finfo(scores.dtype).eps
+        kept = among_smallest(scores, jnp.maximum(n - dropped, 1), roster.present, same)
         return shares_of(kept * roster.weights), state
 
     return reducer(Weighting(weigh, reads=Reads.AFFINE, degree=0))

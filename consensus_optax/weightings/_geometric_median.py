@@ -10,7 +10,7 @@ from jax import lax
 
 from consensus_optax import _check
 from consensus_optax._rules.arithmetic import positive_or_one, root
-from consensus_optax._rules.distances import num_present, shares_of, squared_distances
+from consensus_optax._rules.distances import shares_of, squared_distances
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -23,6 +23,7 @@ from consensus_optax._typing import (
     Threshold,
     Tree,
 )
+from consensus_optax.weightings._pairs import majority
 
 _TIE = 1 + 1e-4  # squared distances that differ by less are equal
 _CONVERGED = 1e-3
@@ -53,7 +54,8 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
 
     by smoothed Weiszfeld iterations. The iterate is B coefficients, and distances come
     from the Gramian. Two differences from the paper, around the row with the least
-    median distance r to the rows, a radius that no minority can enlarge:
+    distance r within which more than half of the weight lies, a radius that no minority
+    can enlarge:
 
       1. the smoothing is relative to r, so rows of any scale are treated alike;
       2. iterations start at the mean of the half of the rows nearest that row (of the
@@ -65,8 +67,8 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
     minority of weight f cannot take it farther than 2 (n - f) / (n - 2f) times the
     largest distance of an honest row from the honest mean.
     Edge cases: one row, or all equal: that row. No row: zero, not ready.
-    ``weights``: sample counts: a row of weight 2 is two equal rows, as far as r does
-    not matter.
+    More than half of the weight in one place: that row.
+    ``weights``: sample counts: a row of weight 2 is two equal rows.
 
     Args:
       nu: smoothing, as a fraction of r > 0: a number, array or schedule.
@@ -104,10 +106,11 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
     ) -> tuple[PerRow, GeometricMedianState]:
         del state
         squares = squared_distances(products, roster.present)
-        size, n = roster.weights.shape[0], num_present(roster.present)
-        reach = jnp.sort(squares, 1)[:, jnp.minimum(n // 2, size - 1)]
+        size = roster.weights.shape[0]
+        reach = jax.vmap(majority, (0, None))(squares, roster.weights)
         reach = jnp.where(roster.present, reach, jnp.inf)
         least = reach.min()
+        together = least == 0  # more than half of the weight is in one place
         # rows tie, since a distance has two ends: all that tie name their near half
         inner = reach <= least * _TIE
         near = jnp.where(inner[:, None], squares <= least * _TIE, False).sum(0)
@@ -142,8 +145,10 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         z = lax.fori_loop(0, iterations, step, start)
         pull = pulls(z)
         gradient = pull - pull.sum() * z
-        squared = gradient @ (gramian @ gradient)
+        squared = jnp.where(together, 0, gradient @ (gramian @ gradient))
         residual = root(squared).astype(jnp.float32)
-        return z, GeometricMedianState(residual, residual <= _CONVERGED)
+        return jnp.where(together, start, z), GeometricMedianState(
+            residual, residual <= _CONVERGED
+        )
 
     return reducer(Weighting(weigh, init, reads=Reads.AFFINE, degree=0))

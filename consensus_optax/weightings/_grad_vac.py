@@ -92,6 +92,7 @@ def grad_vac(key: Array, num_rows: int, decay: Threshold = 0.99) -> Reducer:
       >>> print(update, state.rule_state.target[0].round(3))
       [0.5 1.5] [ 0.    -0.007]
     """
+    _check.key("key", key)
     _check.count("num_rows", num_rows)
     _check.interval("decay", decay, 0, 1)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import root
+from consensus_optax._rules.arithmetic import SLACK, root
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -100,7 +100,7 @@ def l2_filter(
         median = lower_median(distance, counted)
         limit = _check.value_at(max_distance, roster.step, distance.dtype)
         # Rows at equal distances are accepted together, however these round.
-        limit = limit * median * (1 + 1e-6) if relative else limit
+        limit = limit * median * (1 + SLACK) if relative else limit
         accepted = roster.present & (distance <= limit)
         mass = jnp.where(accepted, roster.weights, 0)
         weights = mass / jnp.where(accepted.any(), mass.sum(), 1)

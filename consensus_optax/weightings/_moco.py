@@ -14,7 +14,7 @@ from consensus_optax.weightings._task_weights import (
     TaskWeightsState,
     among_present,
     moved,
-    on_simplex,
+    stepped,
     uniform,
 )
 
@@ -89,7 +89,7 @@ def moco(
         gamma = _check.value_at(learning_rate, roster.step, gramian.dtype)
         rho = _check.value_at(regularization, roster.step, gramian.dtype)
         slope = product(gramian, weights) + rho * weights
-        weights = on_simplex(weights - gamma * slope, present)
+        weights = stepped(weights, slope, gamma, present)
         return jnp.where(present, weights, 0), moved(state, present, mass, weights)
 
     return reducer(Weighting(weigh, uniform(num_rows)))

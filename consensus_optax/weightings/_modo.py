@@ -13,7 +13,7 @@ from consensus_optax.weightings._task_weights import (
     among_present,
     moved,
     of_batches,
-    on_simplex,
+    stepped,
     to_batches,
     uniform,
 )
@@ -88,7 +88,7 @@ def modo(
         gamma = _check.value_at(learning_rate, roster.step, gramian.dtype)
         rho = _check.value_at(regularization, roster.step, gramian.dtype)
         slope = product(cross, weights) + rho * weights
-        weights = on_simplex(weights - gamma * slope, present)
+        weights = stepped(weights, slope, gamma, present)
         new_state = moved(state, present, mass, weights)
         return to_batches(weights, num_batches), new_state
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import SLACK
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -72,14 +73,15 @@ def neighbor_filter(max_distance: Threshold = 0.97) -> Reducer:
         cosine, moving = cosines(gramian)
         pairs = off_diagonal(moving & roster.present)
         limit = _check.value_at(max_distance, roster.step, cosine.dtype)
-        near = pairs & (1 - cosine <= limit)
-        votes = jnp.where(near, roster.shares[None, :], 0).sum(1)
-        closeness = jnp.where(near, roster.shares[None, :] * cosine, 0).sum(1)
-        most = near.any(1) & (votes >= votes.max() * (1 - 1e-6))
+        near = pairs & (1 - cosine <= limit + SLACK)
+        itself = jnp.eye(near.shape[0], dtype=bool) & near.any(1)[:, None]
+        shares = jnp.where(near | itself, roster.shares[None, :], 0)
+        votes = shares.sum(1)
+        closeness = (shares * jnp.where(itself, 1, cosine)).sum(1)
+        most = near.any(1) & (votes >= votes.max() * (1 - SLACK))
         closeness = jnp.where(most, closeness, -jnp.inf)
-        chosen = jnp.argmax(closeness >= closeness.max() - 1e-6)  # of ties the first
-        group = near[chosen] | (jnp.arange(votes.shape[0]) == chosen)
-        mass = jnp.where(group, roster.weights, 0)
+        chosen = jnp.argmax(closeness >= closeness.max() - SLACK)  # of ties the first
+        mass = jnp.where((near | itself)[chosen], roster.weights, 0)
         weights = jnp.where(most.any(), mass / mass.sum(), 0)
         count = pairs.sum(dtype=cosine.dtype)
         numbers = (

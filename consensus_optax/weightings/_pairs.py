@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rules import solvers
-from consensus_optax._rules.arithmetic import root
+from consensus_optax._rules.arithmetic import SLACK, root
 from consensus_optax._rules.distances import first_of_least, squared_distances
 from consensus_optax._rules.kinds import Roster
 from consensus_optax._typing import Array
@@ -39,10 +39,22 @@ def medoid(pairwise: Array, roster: Roster) -> Array:
 
 def lower_median(values: Array, weights: Array) -> Array:
     """The least value up to which half of the weight lies; 0 without weight."""
+    ranked, mass = _ranked(values, weights)
+    half = mass[-1] / 2 * (1 - SLACK)
+    return jnp.where(mass[-1] > 0, ranked[jnp.argmax(mass >= half)], 0)
+
+
+def majority(values: Array, weights: Array) -> Array:
+    """The least value up to which more than half of the weight lies; inf without."""
+    ranked, mass = _ranked(values, weights)
+    half = mass[-1] / 2 * (1 + SLACK)
+    return jnp.where(mass[-1] > 0, ranked[jnp.argmax(mass > half)], jnp.inf)
+
+
+def _ranked(values: Array, weights: Array) -> tuple[Array, Array]:
+    """Values that have weight, the least first, and what weighs up to each of them."""
     order = jnp.argsort(jnp.where(weights > 0, values, jnp.inf))
-    mass = jnp.cumsum(weights[order])
-    half = mass[-1] / 2 * (1 - 1e-6)
-    return jnp.where(mass[-1] > 0, values[order][jnp.argmax(mass >= half)], 0)
+    return values[order], jnp.cumsum(weights[order])
 
 
 def off_diagonal(present: Array) -> Array:

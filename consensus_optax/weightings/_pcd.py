@@ -62,9 +62,9 @@ def pcd(
       1. multipliers are held back by :math:`\epsilon`: a row whose constraint binds
          with the multiplier :math:`\nu_j` of its direction is short of its gain by
          :math:`\epsilon \nu_j` of its length;
-      2. constraints that cannot all be met are dropped, as there: here they are known
-         by a row that would have less than half of :math:`\tau`, which therefore is 0
-         (not to be opposed can always be met) or well above :math:`\epsilon`;
+      2. constraints that cannot all be met are dropped, as there: here where a mean of
+         the other rows' directions, with shares that are not negative, has a square of
+         :math:`\epsilon` or less (:math:`\tau = 0` can always be met);
       3. nothing is added to :math:`\hat v`.
 
     Guarantees: as long as the row that has priority, and that row itself where it meets
@@ -143,13 +143,18 @@ def pcd(
         # The diagonal of `between` is 1, with what is added 1 + epsilon.
         held = between + epsilon * jnp.eye(num_rows, dtype=gramian.dtype)
         held, offset = held / (1 + epsilon), ratio(spare, unit) / (1 + epsilon)
-        found = jnp.squeeze(nonnegative(held, offset[None, :]), 0)
-        worst = jnp.max(jnp.abs(jnp.minimum(found, product(found, held) + offset)))
+        # The second problem: nothing comes first, and all ask for as much.
+        alone = jnp.where(asked > 0, -1 / (1 + epsilon), 0)
+        problems = jnp.stack([offset, alone])
+        found = nonnegative(held, problems)
+        slopes = product(found, held) + problems
+        worst = jnp.max(jnp.abs(jnp.minimum(found, slopes))[0])
+        found, sums = found[0], found[1].sum()
         solved = solution(found, worst).state
-        multipliers = found * unit
-        gained = product(between, multipliers) + spare + asked
-        missed = jnp.any((asked > 0) & (gained < asked / 2))
-        multipliers = jnp.where(missed | ~others, 0, multipliers)
+        # One over that sum is the least square of any mean of the others' directions,
+        # with what is added for each: epsilon at the most where they leave no way.
+        missed = 2 * epsilon * sums >= 1
+        multipliers = jnp.where(missed | ~others, 0, found * unit)
 
         first = jnp.arange(num_rows) == index
         weights = ratio(jnp.where(first, sizes, multipliers), lengths)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from consensus_optax import _check
 from consensus_optax._rows.varying import varying_like
 from consensus_optax._rules.blocks_of_rows import by_blocks
 from consensus_optax._rules.kinds import Roster, Weighting
@@ -59,6 +60,7 @@ def pcgrad(key: Array) -> Reducer:
       >>> print(rule.update(rows, rule.init(params), params)[0])
       [0.5 1.5]
     """
+    _check.key("key", key)
 
     def weigh(gramian: Gramian, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         size = roster.weights.shape[0]

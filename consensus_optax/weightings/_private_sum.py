@@ -89,6 +89,7 @@ def private_sum(
       ((2,), 0.5)
     """
     _check.interval("noise_multiplier", noise_multiplier, 0)
+    _check.key("key", key)
     adaptive = max_norm if isinstance(max_norm, QuantileNorm) else None
     first = max_norm.initial if isinstance(max_norm, QuantileNorm) else max_norm
     how = Clipping(first, divisor, clipping, stability, per_leaf).checked()

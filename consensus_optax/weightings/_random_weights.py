@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from consensus_optax import _check
 from consensus_optax._rules.distances import shares_of
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
@@ -54,6 +55,7 @@ def random_weights(key: Array) -> Reducer:
       >>> print([round(float(x), 2) for x in update])
       [0.66, 0.34]
     """
+    _check.key("key", key)
 
     def weigh(nothing: None, roster: Roster, state: Any) -> tuple[PerRow, Any]:
         del nothing

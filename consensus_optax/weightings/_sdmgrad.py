@@ -21,7 +21,7 @@ from consensus_optax.weightings._task_weights import (
     among_present,
     moved,
     of_batches,
-    on_simplex,
+    stepped,
     to_batches,
     uniform,
 )
@@ -107,12 +107,13 @@ def sdmgrad(
         lengths = root(cross.diagonal())
         mean = ratio(lengths.sum(), present.sum().astype(lengths.dtype))
         cross = ratio(ratio(cross, mean), mean)
-        c, alpha, mu = value(pull), value(learning_rate), value(momentum)
+        c = jnp.where(toward.sum() > 0, value(pull), 0)  # none there is preferred: none
+        alpha, mu = value(learning_rate), value(momentum)
 
         def descend(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             weights, velocity = carry
             velocity = mu * velocity + product(cross, weights + c * toward)
-            return on_simplex(weights - alpha * velocity, present), velocity
+            return stepped(weights, velocity, alpha, present), velocity
 
         begin = varying_like((start, jnp.zeros_like(start)), gramian, start)
         weights, _ = lax.fori_loop(0, num_iterations, descend, begin)

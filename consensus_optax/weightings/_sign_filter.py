@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rules.arithmetic import SLACK
 from consensus_optax._rules.kinds import Reads, Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
 from consensus_optax._typing import Gramian, Number, PerRow, Threshold, Tree
 from consensus_optax.weightings._pairs import cosines, off_diagonal
-
-_SLACK = 1e-6  # three of five coordinates are a share of 0.6, however it rounds
 
 
 class SignFilterState(NamedTuple):
@@ -91,7 +90,7 @@ def sign_filter(min_agreement: Threshold = 0.5) -> Reducer:
         judged = total > 0
         share = (votes * (1 + cosine) / 2).sum(1) / jnp.where(judged, total, 1)
         least = _check.value_at(min_agreement, roster.step, share.dtype)
-        accepted = judged & (share >= least - _SLACK)
+        accepted = judged & (share >= least - SLACK)
         mass = jnp.where(accepted, roster.weights, 0)
         count = jnp.maximum(judged.sum(dtype=share.dtype), 1)
         numbers = (

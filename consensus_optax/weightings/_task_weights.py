@@ -67,6 +67,16 @@ def on_simplex(point: Array, present: Array) -> Array:
     return jnp.where(present, jnp.maximum(point - level[last], 0), 0)
 
 
+def stepped(weights: Array, slope: Array, rate: Array, present: Array) -> Array:
+    """Weights, (K,), moved against a slope and back to the simplex over those present.
+
+    A number that is taken off all slopes changes nothing; so that the least of them is
+    0, no step, however long, takes all weights to an infinity.
+    """
+    least = jnp.min(slope, where=present, initial=jnp.inf)
+    return on_simplex(weights - rate * jnp.where(present, slope - least, 0), present)
+
+
 def of_batches(
     gramian: Gramian, roster: Roster, num_tasks: int, num_batches: int
 ) -> tuple[Array, Array]:

@@ -119,7 +119,7 @@ def test_a_key_of_the_row_is_that_of_its_only_example():
     ("key", "batch", "says"),
     [
         (jax.random.split(KEY, 2), X, "`key` must be one random key"),
-        (7, X, "`key` must be one random key; got 7"),
+        (7, X, "`key` must be one random key, .* got 7"),
         (KEY, (X, X[:3]), "one number of examples"),
         (KEY, (), "there are no leaves"),
     ],

@@ -70,3 +70,50 @@ def test_windows_that_begin_elsewhere(mode):
         co.materialize(rows), jax.vmap(one, (None, 0))(table, starts % 5), 2e-6
     )  # float32 rounding
     assert co.is_outer_product(rows) == (mode == "clip")
+
+
+@jax.custom_vjp
+def squared_moment(w, s):
+    """Its second argument's gradient is the square of the first's."""
+    del s
+    return w
+
+
+squared_moment.defvjp(lambda w, s: (w, None), lambda _, g: (g, g * g))
+
+
+@jax.custom_vjp
+def of_three(w, v, s):
+    del s
+    return w + v
+
+
+of_three.defvjp(lambda w, v, s: (w + v, None), lambda _, g: (g, 2 * g, g * (2 * g)))
+
+
+@jax.custom_vjp
+def inside(w):
+    """Its gradient is one around that of what it gives."""
+    return w[1:-1]
+
+
+inside.defvjp(
+    lambda w: (w[1:-1], None),
+    lambda _, g: (jnp.pad(g, ((1, 1), (0, 0)), constant_values=1.0),),
+)
+TABLES = {name: array(i, 24, 24) for i, name in enumerate("wvs")}
+OF_THEIR_OWN = {
+    "square": lambda p, x: x @ squared_moment(p["w"], p["s"]),
+    "product": lambda p, x: x @ of_three(p["w"], p["v"], p["s"]),
+    "ones around": lambda p, x: x[..., :22] @ inside(p["w"]),
+}
+
+
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
+def test_what_a_rule_of_ones_own_makes_of_a_gradient(name):
+    """Two factored gradients multiplied, and an edge that is not zero: no factors."""
+    loss = lambda p, x: square(OF_THEIR_OWN[name](p, x))
+    x = array(9, ROWS, 3, 24)
+    found = co.materialize(co.per_example_grad(loss)(TABLES, x))
+    wanted = jax.vmap(jax.grad(loss), (None, 0))(TABLES, x[:, None])
+    jax.tree.map(lambda got, own: assert_close(got, own, 5e-6), found, wanted)

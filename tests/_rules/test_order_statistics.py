@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import consensus_optax as co
 from consensus_optax._rules import order_statistics as statistics
 
 
@@ -92,3 +93,18 @@ def test_sums_over_rows(count, way, monkeypatch):
     got = statistics.total(lambda i, row: (row, row * row), jnp.asarray(rows))
     np.testing.assert_allclose(got[0], rows.sum(0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got[1], (rows * rows).sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: co.trimmed_mean(1), co.median], ids=["trimmed", "median"]
+)
+def test_without_jit_it_is_the_same(make):
+    """Ranks by bits, which an absent row asks for."""
+    rule, params = make(), jnp.zeros(3)
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(7, 3)), jnp.float32)
+    weights = jnp.array([0.0, 1, 1, 2, 1, 1, 1])
+    given = rows, rule.init(params), params
+    wanted = jax.jit(rule.update)(*given, weights=weights)[0]
+    with jax.disable_jit():
+        found = rule.update(*given, weights=weights)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -70,3 +70,21 @@ def test_whatever_the_order_of_arguments():
     options = {"argnums": (2, 1), "batch_argnums": 0, "has_aux": True}
     plain = lambda batch, scale, p: (data(p, batch) * scale, squares(p))
     assert not has_own_term(plain, (BATCH, 2.0, PARAMS), options)
+
+
+OF_THE_DATA = {
+    "times": lambda w, x: jnp.mean(x * jnp.exp(w)[None]),
+    "soft labels": lambda w, x: jnp.mean(jax.nn.softmax(x) @ jax.nn.log_softmax(w)),
+    "divided": lambda w, x: jnp.mean(jnp.exp(w)[None] / (1 + x**2)),
+    "unit length": lambda w, x: jnp.mean(x @ (w / jnp.linalg.norm(w))),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_DATA)
+def test_what_the_data_multiply_is_no_term_of_its_own(name):
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    w = jnp.linspace(0.5, 1.5, 4)
+    loss = OF_THE_DATA[name]
+    assert not has_own_term(loss, (w, x), {})
+    with_penalty = lambda w, x: loss(w, x) + 0.1 * jnp.sum(jnp.exp(w))
+    assert has_own_term(with_penalty, (w, x), {})

@@ -255,3 +255,11 @@ def test_errors_of_update():
     with pytest.raises(ValueError, match=r"must be \(B,\) \+ its parameter's shape"):
         tx.update(PARAMS, state, PARAMS)
     assert repr(tx) == "accumulate(median(), 2)"
+
+
+def test_keywords_that_are_not_given_stop_no_debugger():
+    waits, params = co.accumulate(co.median(), 2), jnp.zeros(2)
+    with jax.debug_nans(True):
+        update, state = waits.update(jnp.ones((3, 2)), waits.init(params), params)
+        update, _ = waits.update(jnp.ones((3, 2)), state, params)
+    assert update.tolist() == [1, 1]

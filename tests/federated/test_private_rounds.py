@@ -106,3 +106,20 @@ def test_under_masks_too():
     other, _ = rounds(optax.chain(secure, optax.sgd(1.0)), batches())
     # twelve parts of a sum, each cut off at 2**-30 of the bound
     np.testing.assert_allclose(one.params, other.params, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["memory", "masks", "buffer"])
+def test_what_goes_around_the_noise_is_an_error(way):
+    """Control variates are means of gradients that nothing bounds."""
+    rule = co.private_sum(1.0, divisor=3, noise_multiplier=1.0, key=jax.random.key(1))
+    if way == "masks":
+        rule = federated.secure_sum(rule, bound=4.0, key=jax.random.key(2))
+    if way == "buffer":
+        rule = federated.buffered(rule, 3)
+    server = optax.chain(rule, optax.sgd(1.0))
+    memory = training.client_memory(3, control_variates=True)
+    step = training.federated_round(loss, server, optax.sgd(0.5), memory=memory)
+    fit = training.start(jnp.zeros(()), server, memory)
+    cohort = training.Cohort(jnp.arange(3), jnp.ones((3, 1, 2)))
+    with pytest.raises(ValueError, match="`memory` must keep no control variates"):
+        step(fit, cohort, jnp.ones(3))

@@ -78,12 +78,22 @@ def test_dropped_and_broken_clients_are_recovered_from():
     wanted, _ = once(co.mean(), broken)
     np.testing.assert_allclose(found["w"], wanted["w"], rtol=1e-5, atol=1e-6)
     assert int(state.rule.num_nonfinite) == 1
-    # too few: nothing, also of noise
+    # too few: nothing
     few = jnp.zeros(10).at[:3].set(1)
-    noisy = federated.secure_sum(PRIVATE, bound=4.0, key=KEY, threshold=4)
-    found, state = once(noisy, weights=few)
+    found, state = once(secure, weights=few)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(found))
     assert not bool(state.rule.consensus_ready)
+
+
+@pytest.mark.slow
+def test_too_few_are_noise_alone_where_there_is_noise():
+    """As where nobody is there: whether one more is there is not to be seen."""
+    noisy = federated.secure_sum(PRIVATE, bound=4.0, key=KEY, threshold=4)
+    found, state = once(noisy, weights=jnp.zeros(10).at[:3].set(1))
+    nobody, _ = once(PRIVATE, weights=jnp.zeros(10))
+    jax.tree.map(np.testing.assert_array_equal, found, nobody)
+    assert np.all(found["w"])
+    assert bool(state.rule.consensus_ready)
 
 
 @pytest.mark.slow

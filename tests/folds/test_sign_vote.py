@@ -1,5 +1,8 @@
 """Majority vote: pinned values, and signSGD with worker momentum."""
 
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -48,3 +51,19 @@ def test_is_sign_sgd_with_majority_vote():
 def test_rejects_another_magnitude():
     with pytest.raises(ValueError, match="`magnitude` must be one of 'unit', 'vote'"):
         co.sign_vote("max")
+
+
+@pytest.mark.parametrize("make", [co.sign_vote, co.median], ids=["vote", "median"])
+@pytest.mark.parametrize("weights", [(0.1, 0.2, 0.3, 0.6), (0.3, 0.5, 0.8, 1.6)])
+def test_ties_of_weights_do_not_hang_on_the_order_they_are_added_in(make, weights):
+    rows = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0], [-1.0, 10.0]])
+    rule, params = make(), jnp.zeros(2)
+
+    def update(rows, weights):
+        return rule.update(rows, rule.init(params), params, weights=weights)[0]
+
+    orders = np.array([*itertools.permutations(range(4))])
+    given = jnp.float32(rows[orders]), jnp.float32(np.array(weights)[orders])
+    found = np.asarray(jax.jit(jax.vmap(update))(*given))
+    assert (found == found[:1]).all()
+    assert found[0].tolist() == ([0, 1] if make is co.sign_vote else [0, 6.5])[:2]

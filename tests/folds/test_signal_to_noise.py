@@ -40,3 +40,15 @@ def test_what_rounding_alone_makes_is_no_noise():
 def test_rejects_another_gate():
     with pytest.raises(ValueError, match="`gate` must be one of 'hard', 'soft'"):
         co.signal_to_noise(1.0, "medium")
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e4, 1e8, 1e15])
+@pytest.mark.parametrize("order", [1, -1])
+def test_weights_that_differ_by_more_than_there_are_digits(ratio, order):
+    """The variance of two rows is w1 w2 d^2 / (1 - w1^2 - w2^2): half of d^2."""
+    weights, rows = np.array([ratio, 1.0])[::order], np.array([[1.0, 1.0], [3.0, 1.0]])
+    shares = weights / weights.sum()
+    mean, noise = shares @ rows, (shares**2).sum() * 2.0
+    update = first_update(co.signal_to_noise(1.0, "soft"), rows, weights)
+    signal = mean[0] ** 2 / noise
+    np.testing.assert_allclose(update, [mean[0] * signal / (signal + 1), 1], rtol=1e-5)

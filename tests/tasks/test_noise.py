@@ -40,3 +40,11 @@ def test_wrong_share(share):
 def test_wrong_number_of_classes():
     with pytest.raises(ValueError, match="`num_classes` must be at least 2; got 1"):
         flip_labels(np.zeros(3, int), 0.5, num_classes=1)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.ones(3), np.array([0, -1]), np.array([0, 3]), np.ones((2, 2), int)]
+)
+def test_labels_are_classes(labels):
+    with pytest.raises(ValueError, match="`labels` must be integers in"):
+        flip_labels(labels, 0.5, num_classes=3)

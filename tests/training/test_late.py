@@ -39,10 +39,11 @@ def by_loop(order, targets, max_age):
     """In NumPy: versions, ages, and updates that are too old."""
     past, v, moment = [0.0], 0.0, 0.0
     waiting = []
-    for clients, versions in zip(order.clients, order.versions, strict=True):
+    calls = zip(order.clients, order.versions, strict=True)
+    for number, (clients, versions) in enumerate(calls):
         for client, version in zip(clients.tolist(), versions.tolist(), strict=True):
             newest = len(past) - 1
-            begun = min(version, newest)
+            begun = max(newest - (number - version), 0)
             if newest - begun > max_age:
                 continue
             x = past[begun]
@@ -90,8 +91,8 @@ def test_without_ages_it_is_a_federated_round():
     plain = optax.chain(co.mean(), optax.sgd(RATE, momentum=0.9))
     step = training.federated_round(loss, plain, optax.sgd(LOCAL))
     other = training.start(jnp.zeros(()), plain)
-    for number in range(3):
-        fit, _ = late(fit, (batches, jnp.full(3, number)), weights)
+    for _ in range(3):
+        fit, _ = late(fit, (batches, jnp.zeros(3, int)), weights)
         other, _ = step(other, batches, weights)
     np.testing.assert_allclose(fit.params, other.params, rtol=1e-6)
 
@@ -116,19 +117,19 @@ def test_what_a_message_loses_is_kept_by_its_client(names):
     kept, past, moment = np.zeros((6, 2)), [np.asarray(start)], np.zeros(2)
     waiting = []
     for number in range(8):
-        (cohort, versions), weights = batch_at(number)
+        (cohort, ages), weights = batch_at(number)
         stops = number == 3
         who = np.asarray(cohort.clients)
         if names == "places":
             cohort = cohort._replace(clients=None)
         cohort = cohort._replace(num_done=jnp.array([0 if stops else 1, 1]))
-        fit, _ = step(fit, (cohort, versions), weights)
+        fit, _ = step(fit, (cohort, ages), weights)
         places = who if names == "clients" else np.arange(2)
         old, seen = kept.copy(), set()
         for row, (client, place) in enumerate(zip(who, places, strict=True)):
             if stops and row == 0:
                 continue
-            begun = min(int(versions[row]), len(past) - 1)
+            begun = max(len(past) - 1 - int(ages[row]), 0)
             due = LOCAL * (past[begun] - targets[client] * scale) + old[place]
             sent = np.where(np.arange(2) == np.abs(due).argmax(), due, 0)
             if place not in seen:  # who comes twice in a call is kept once
@@ -175,3 +176,29 @@ def test_bad_arguments():
         training.start_late(jnp.zeros(()), server(2), max_age=-1)
     with pytest.raises(ValueError, match="must hold one buffer"):
         training.start_late(jnp.zeros(()), optax.sgd(1.0), max_age=1)
+
+
+@pytest.mark.slow
+def test_ages_stay_what_they_are_where_updates_are_refused():
+    """One client sends nan: calls that make no version leave no others younger."""
+    counts = {"num_clients": 10, "concurrency": 8, "num_updates": 2}
+    order = federated.arrivals(jax.random.key(0), **counts, num_versions=40)
+    data = (jnp.arange(10.0)[:, None] * jnp.ones((10, 5))).at[3].set(jnp.nan)
+    chain = server(2)
+    watch = ("mean_age", "consensus_ready")
+    step = training.late_round(loss, chain, optax.sgd(LOCAL), watch=watch)
+    draw = functools.partial(training.draw_examples, batch_size=3)
+    batch_at = training.late_batches(
+        jax.random.key(1), data, jnp.full(10, 5), draw, order
+    )
+    fit = training.start_late(jnp.zeros(()), chain, max_age=20)
+    fit, found = jax.jit(lambda fit: training.train(step, fit, batch_at, 40))(fit)
+    made = np.asarray(found["consensus_ready"]) > 0
+    assert np.isfinite(np.asarray(found["loss"])[made]).all()  # of those that count
+    assert not made.all()
+    ages = np.arange(40)[:, None] - np.asarray(order.versions)
+    # those of calls of which neither update was refused, but where none is old enough
+    whole = made & (np.asarray(order.clients) != 3).all(1)
+    late = np.asarray(found["mean_age"])[whole]
+    assert late[-5:].mean() > 1
+    assert abs(late.mean() - ages[whole].mean()) < 0.75

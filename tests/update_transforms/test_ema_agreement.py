@@ -110,3 +110,11 @@ def test_leaves_without_gradient_pass():
             assert gated["w"].tolist() == wanted
             assert gated["count"] is none
         assert state.suppressed == 1  # of the leaves that have a gradient
+
+
+def test_the_same_direction_passes_the_strictest_threshold():
+    gate, params = co.ema_agreement(max_distance=0.0), jnp.zeros(7)
+    for row in np.random.default_rng(0).normal(size=(20, 7)):
+        row = jnp.asarray(row, jnp.float32)
+        _, state = gate.update(row, gate.init(params), params)
+        assert gate.update(2 * row, state, params)[0].tolist() == (2 * row).tolist()

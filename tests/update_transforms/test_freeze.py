@@ -100,3 +100,13 @@ def test_parameters_are_needed():
     tx = co.freeze(optimizer(), MASK)
     with pytest.raises(ValueError, match="needs `params`"):
         tx.update(ROWS, tx.init(PARAMS))
+
+
+def test_a_target_is_cut_as_rows_are():
+    train = optax.chain(co.select_toward(min_cosine=0.5), optax.sgd(-1.0))
+    optimizer, params = co.freeze(train, [True, False]), [jnp.ones(2), jnp.ones(1)]
+    rows = [jnp.ones((3, 2)), jnp.array([[1.0], [3.0], [-4.0]])]
+    target = [-jnp.ones(2), jnp.ones(1)]
+    state = optimizer.init(params)
+    update, _ = optimizer.update(rows, state, params, target=target)
+    assert [leaf.tolist() for leaf in update] == [[0, 0], [2]]

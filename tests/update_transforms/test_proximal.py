@@ -56,8 +56,20 @@ def test_leaves_and_dtypes():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"`mu` must be in \[0, inf\]; got -1"):
         co.proximal(-1.0)
-    with pytest.raises(ValueError, match="clients have no common step"):
+    with pytest.raises(ValueError, match=r"`mu` must be a number in .*; got <func"):
         co.proximal(lambda step: 1.0)
     tx = co.proximal(1.0)
     with pytest.raises(ValueError, match="`params` must be where the client is now"):
         tx.update(jnp.zeros(2), tx.init(jnp.zeros(2)))
+
+
+def test_all_may_be_donated():
+    tx, params = co.proximal(0.1), jnp.ones(2)
+
+    def step(params, state, rows):
+        update, state = tx.update(rows, state, params)
+        return optax.apply_updates(params, update), state
+
+    run = jax.jit(step, donate_argnums=(0, 1))
+    params, state = run(params, tx.init(params), jnp.ones(2))
+    assert run(params, state, jnp.ones(2))[0].shape == (2,)

@@ -126,3 +126,23 @@ def test_a_row_apart_by_exactly_the_threshold_is_accepted():
     rows = np.float32([[1, 0], [0, 1]])
     assert first_update(co.cosine_filter(1.0), rows)[1].rule_state.accepted == 1
     assert norm(first_update(co.cosine_filter(0.999), rows)[0].tolist()) == 0
+
+
+PARALLEL = {
+    "cosine_filter": lambda: co.cosine_filter(0.0),
+    "neighbor_filter": lambda: co.neighbor_filter(0.0),
+    "select_toward": lambda: co.select_toward(min_cosine=1.0),
+}
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_parallel_rows_pass_the_strictest_threshold_however_they_round(name):
+    rule, params = PARALLEL[name](), jnp.zeros(7)
+
+    def accepted(row):
+        rows = jnp.stack([row, row, 2 * row])
+        return rule.update(rows, rule.init(params), params, target=row)[1].num_accepted
+
+    rows = np.random.default_rng(0).normal(size=(50, 7))
+    found = jax.jit(jax.vmap(accepted))(jnp.asarray(rows, jnp.float32))
+    assert (np.asarray(found) == 3).all()

@@ -41,3 +41,24 @@ def test_too_few_rows_for_what_is_dropped():
         r"filter_fraction=3.0 at least 7 rows are needed; got 6",
     ):
         rule.update(jnp.ones((6, 1)), rule.init(params), params)
+
+
+def of_orders(rule, rows, count=6):
+    params = jnp.zeros(rows.shape[1])
+    update = jax.jit(lambda x: rule.update(x, rule.init(params), params)[0])
+    random = np.random.default_rng(1)
+    orders = [random.permutation(len(rows)) for _ in range(count)]
+    return [np.asarray(update(jnp.asarray(rows[i], jnp.float32))) for i in orders]
+
+
+def test_rows_whose_squares_sum_to_no_number():
+    rows = np.array([[1.6e19], [-1.2e19], [1.0], [2.0], [3.0]])
+    for update in of_orders(co.divide_and_conquer(2), rows):
+        assert update == 2.0
+
+
+def test_rows_that_do_not_stand_out_at_all_share_the_places_that_are_left():
+    """Two rows are all that varies along the widest direction; three are dropped."""
+    rows = np.array([[3, 0], [-3, 0], [0, 0.1], [0, -0.07], [0, 0.2], [0, 0.3], [0, 0]])
+    for update in of_orders(co.divide_and_conquer(3), rows):
+        np.testing.assert_allclose(update, rows[2:].mean(0), atol=1e-6)  # of 0.1

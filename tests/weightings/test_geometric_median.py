@@ -62,3 +62,29 @@ def test_arguments_are_checked():
         co.geometric_median(0.0)
     with pytest.raises(ValueError, match="`iterations` must be at least 1; got 0"):
         co.geometric_median(iterations=0)
+
+
+def update_of(rule, rows, weights=None):
+    rows, params = jnp.asarray(rows, jnp.float32), jnp.zeros(rows.shape[1])
+    return jax.jit(rule.update)(rows, rule.init(params), params, weights=weights)
+
+
+def test_a_minority_of_weight_cannot_enlarge_the_radius():
+    """Two rows of weight 10 are twenty rows; five others are far away."""
+    far = np.array([[1e6], [2.1e6], [3.3e6], [4.6e6], [6e6]])
+    near, rule = np.array([[0.0], [1.0]]), co.geometric_median()
+    weights = jnp.array([10.0, 10, 1, 1, 1, 1, 1])
+    update, _ = update_of(rule, np.concatenate([near, far]), weights)
+    copies, _ = update_of(rule, np.concatenate([np.repeat(near, 10, 0), far]))
+    # Iterations start elsewhere, and end where the smoothing, 1e-4 of r, is felt.
+    np.testing.assert_allclose(update, copies, atol=1e-3)
+    bound = 2 * (25 - 5) / (25 - 10) * 0.5  # of the docstring; the honest mean is 0.5
+    assert abs(update[0] - 0.5) <= bound
+
+
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
+def test_where_most_of_the_weight_is_in_one_place_that_is_it(size):
+    rows = size * np.array([[1.0, 2.0], [3.0, -1.0], [-4.0, 9.0]])
+    update, state = update_of(co.geometric_median(), rows, jnp.array([5.0, 2, 2]))
+    np.testing.assert_allclose(update, rows[0], rtol=1e-6)
+    assert state.rule_state.converged

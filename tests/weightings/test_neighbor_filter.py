@@ -1,5 +1,6 @@
 """Pairwise neighbours: pinned values, outliers anywhere, order."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,3 +44,15 @@ def test_rows_without_neighbours_give_nothing():
     assert not first_update(co.neighbor_filter(0.5), np.eye(3)).any()
     assert not first_update(co.neighbor_filter(2.0), np.zeros((3, 2))).any()
     assert not first_update(co.neighbor_filter(2.0), np.ones((1, 2))).any()
+
+
+def test_a_rows_own_weight_is_a_vote_for_its_group():
+    """As of so many equal rows: 11 against 12, where others alone are 10 against 6."""
+    rows = np.array([[1.0, 0, 0, 0], [1, 0.01, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0.01]])
+    counts = [10, 1, 6, 6]
+    rule, params = co.neighbor_filter(0.5), jnp.zeros(4)
+    given = lambda rows: (jnp.asarray(rows, jnp.float32), rule.init(params), params)
+    update, _ = rule.update(*given(rows), weights=jnp.array(counts, jnp.float32))
+    copies, _ = rule.update(*given(np.repeat(rows, counts, 0)))
+    np.testing.assert_allclose(update, rows[2:].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(copies, update, rtol=1e-6)

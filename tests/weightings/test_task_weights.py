@@ -194,3 +194,35 @@ def test_a_stack_of_another_size_is_an_error():
     rule = co.sdmgrad(2, preference=[1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match=r"`preference` must have .*\(2,\); got \(3,"):
         rule.update(jnp.ones((4, P)), rule.init(jnp.zeros(P)), jnp.zeros(P))
+
+
+STEPPED = {
+    "moco": lambda rate: (co.moco(2, learning_rate=rate), 1),
+    "modo": lambda rate: (co.modo(2, learning_rate=rate), 2),
+    "sdmgrad": lambda rate: (co.sdmgrad(2, learning_rate=rate), 2),
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize("size", [1.0, 1.5e19])
+def test_no_step_is_too_long(name, size):
+    """Steps beyond all numbers lead to a corner of the simplex, and back."""
+    rule, copies = STEPPED[name](10.0)
+    params = jnp.zeros(2)
+    shapes = size * np.array([[1.0, 0.0], [0.0, 0.9]]), np.eye(2), np.eye(2)
+    state = rule.init(params)
+    for rows in shapes:
+        rows = jnp.asarray(np.tile(rows, (copies, 1)), jnp.float32)
+        update, state = rule.update(rows, state, params)
+        weights = state.rule_state.coefficients
+        assert jnp.isfinite(update).all()
+        assert abs(weights.sum() - 1) < 1e-6
+        assert (weights >= 0).all()
+
+
+def test_where_no_preferred_task_is_there_there_is_no_pull():
+    rule, params = co.sdmgrad(2, preference=[1.0, 0.0], pull=1.0), jnp.zeros(2)
+    rows = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    weights = jnp.array([0.0, 1.0, 0.0, 1.0])
+    update, _ = rule.update(rows, rule.init(params), params, weights=weights)
+    np.testing.assert_allclose(update, rows[1])

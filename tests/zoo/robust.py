@@ -107,7 +107,7 @@ ROBUST = [
     ),
     Row(
         co.divide_and_conquer,
-        whole_model(robust.divide_and_conquer(1)),
+        whole_model(spectral.divide_and_conquer(1)),
         OF_POSITION,
         options={"num_byzantine": 1},
         least_rows=3,
