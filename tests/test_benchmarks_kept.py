@@ -125,3 +125,9 @@ def test_tasks_whose_data_are_not_there_are_left_out_or_an_error(monkeypatch, ca
     asked = ["--tasks", "fashion_mnist", "--fashion-mnist", "mine"]
     with pytest.raises(SystemExit, match="--tasks fashion_mnist: mine has no such"):
         made(*asked)
+
+
+def test_all_results_are_those_of_each_table():
+    """What is published in one file is what each script has written."""
+    published = (_harness.RESULTS / "table.md").read_text(encoding="utf-8")
+    assert published == _report.table(_harness.RESULTS)

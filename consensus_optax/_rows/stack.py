@@ -247,8 +247,9 @@ def without_nans(stack: Stack, weights: Array) -> Stack:
 def checked_weights(weights: Any, num_rows: int, dtype: Any) -> Array:
     """Weights in the dtype of decisions, (B,), ones if not given.
 
-    A weight is at least 0, and at most 1e16, so that what is weighted and added stays
-    finite. What is none, say a nan, is -1 where it is traced and cannot be an error.
+    A weight is at least 0, and at most 1e16, so that rows of up to 1e22 stay finite in
+    float32 where they are weighted and added. What is none, say a nan, is -1 where it
+    is traced and cannot be an error.
 
     Raises:
       ValueError: there is not one for every row; what is no weight is not traced.

@@ -1,5 +1,6 @@
 """Contestants of one program are those of programs of their own."""
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -54,3 +55,18 @@ def test_a_program_for_every_server(task, monkeypatch):
     }
     comparison.federate(task, several, **OPTIONS)
     assert calls == [(None, False, 2), (code, False, 2), (code, True, 1)]
+
+
+def test_attackers_are_clients_with_data():
+    """Those without any come last where all are drawn, and do not count."""
+    task = comparison.picture_clients(
+        tasks.digits(), lambda y: tasks.even_split(len(y), 6)
+    )
+    counts = jnp.asarray(task.counts).at[jnp.array([0, 2])].set(0)
+    task = task._replace(counts=counts)
+    made = comparison.named_attacks()
+    several = {name: Contestant(co.mean(), made[name]()) for name in ("none", "ipm")}
+    options = {**OPTIONS, "rounds": 2, "num_sampled": 5, "num_byzantine": 2}
+    found = comparison.federate(task, several, **options).curves
+    losses = [found[name]["test_loss"] for name in several]
+    assert not np.allclose(*losses, rtol=1e-3)
