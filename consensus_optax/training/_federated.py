@@ -77,10 +77,6 @@ def federated_round(
         ``step`` is the number of the round, to be folded into a random key.
       watch: names of fields of the optimizer's state to report, as in `row_step`.
 
-    Raises:
-      ValueError: when traced, the rule is a ``co.private_sum`` and clients keep control
-        variates, which it does not protect.
-
     Returns:
       ``round(fit, batches, weights)``, a step for `train`. ``batches`` has leaves
       ``(n, num_steps, ...)``: a batch for every local step of every client of the
@@ -88,6 +84,10 @@ def federated_round(
       or None. Of a `Cohort` the optimizer is told ``clients``, for
       ``co.error_feedback`` and ``co.row_momentum`` ahead of its rule. Metric ``loss``
       is the mean loss, before the first step, of the clients that count.
+
+    Raises:
+      ValueError: when traced, the rule is a ``co.private_sum`` and clients keep control
+        variates, which it does not protect.
 
     Cost: n rows, the rule, and ``chunk_size`` of the local optimizer's state and of
     what training takes; of ``memory`` entries of those who are there are read and

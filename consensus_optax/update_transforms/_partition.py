@@ -26,7 +26,8 @@ def partition(
 
     Guarantees: each transformation gets the rows of its own parameters alone, so that
     one reducer in it compares these; the update is that of as many models.
-    Edge cases: a row that is not finite in one label's parameters counts in others.
+    Edge cases: a row that is not finite is left out where it is not, and counts for
+    other labels.
 
     Args:
       transforms: by label, all that follows: ``optax.chain(co.mean(),

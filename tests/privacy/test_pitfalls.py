@@ -195,3 +195,27 @@ def test_finite_precision():
     ours = jax.jit(jax.vmap(clipped))(rows)
     assert lengths(plain).max() > 1
     assert 1 - 1e-4 < lengths(ours).min() <= lengths(ours).max() <= 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_is_kept_from_step_to_step(known):
+    """The one of ours: a row of the first step alone, in place 0 or as client 5."""
+    chain = optax.chain(co.row_momentum(0.9, 6), co.clipped_sum(1.0, divisor=1.0))
+    clients = np.array([[5, 1], [2, 1], [3, 1]])
+
+    @jax.jit
+    def steps(first):
+        params, updates = jnp.zeros(2), []
+        state = chain.init(params)
+        for number, who in enumerate(clients):
+            rows = jnp.stack([first if number == 0 else jnp.ones(2), jnp.ones(2)])
+            told = {"clients": jnp.asarray(who)} if known else {}
+            update, state = chain.update(rows, state, params, **told)
+            updates.append(update)
+        return jnp.stack(updates)
+
+    gap = np.linalg.norm(
+        steps(jnp.array([0.0, 1.0])) - steps(jnp.array([1.0, 0.0])), axis=1
+    )
+    assert gap[0] > 0.5
+    assert (gap[1:] == 0).all() == known
