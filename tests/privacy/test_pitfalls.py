@@ -200,7 +200,8 @@ def test_finite_precision():
 @pytest.mark.parametrize("known", [False, True])
 def test_what_is_kept_from_step_to_step(known):
     """The one of ours: a row of the first step alone, in place 0 or as client 5."""
-    chain = optax.chain(co.row_momentum(0.9, 6), co.clipped_sum(1.0, divisor=1.0))
+    momentum = co.row_momentum(0.9, 6 if known else 2)
+    chain = optax.chain(momentum, co.clipped_sum(1.0, divisor=1.0))
     clients = np.array([[5, 1], [2, 1], [3, 1]])
 
     @jax.jit
@@ -217,5 +218,5 @@ def test_what_is_kept_from_step_to_step(known):
     gap = np.linalg.norm(
         steps(jnp.array([0.0, 1.0])) - steps(jnp.array([1.0, 0.0])), axis=1
     )
-    assert gap[0] > 0.5
+    assert gap[0] > 0.1  # a tenth of the root of two
     assert (gap[1:] == 0).all() == known
