@@ -91,7 +91,7 @@ def divide_and_conquer(num_byzantine: int, filter_fraction: float = 1.0) -> Redu
         scores = jnp.where(variance > 0, jnp.abs(vectors[:, -1]), 1)
         dropped = jnp.array(drops, jnp.int32)[bad]
         # Entries of a unit vector, of which those about 0 are 0 to its rounding.
-        same = 4 * size**0.5 * jnp.finfo(scores.dtype).eps
+        same = 4 * size**0.5 * float(jnp.finfo(scores.dtype).eps)
         kept = among_smallest(scores, jnp.maximum(n - dropped, 1), roster.present, same)
         return shares_of(kept * roster.weights), state
 

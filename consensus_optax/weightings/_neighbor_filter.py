@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from consensus_optax import _check
-from consensus_optax._rules.arithmetic import SLACK
+from consensus_optax._rules.arithmetic import SLACK, positive_or_one
 from consensus_optax._rules.kinds import Roster, Weighting
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Reducer, reducer
@@ -82,7 +82,7 @@ def neighbor_filter(max_distance: Threshold = 0.97) -> Reducer:
         closeness = jnp.where(most, closeness, -jnp.inf)
         chosen = jnp.argmax(closeness >= closeness.max() - SLACK)  # of ties the first
         mass = jnp.where((near | itself)[chosen], roster.weights, 0)
-        weights = jnp.where(most.any(), mass / mass.sum(), 0)
+        weights = mass / positive_or_one(mass.sum())
         count = pairs.sum(dtype=cosine.dtype)
         numbers = (
             near[chosen].sum(),
