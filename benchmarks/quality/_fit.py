@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Hashable
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -112,9 +113,7 @@ def _in_parts(
         part = jax.tree.map(operator.itemgetter(places), given)
         program = _PROGRAMS.get((name, size))
         if program is None or name is None:
-            # Compiling takes longer than training at these sizes, so LLVM tries less.
-            cpu = jax.default_backend() == "cpu"
-            quickly = {"xla_backend_optimization_level": 1} if cpu else {}
+            quickly = _QUICKLY if jax.default_backend() == "cpu" else {}
             while len(_PROGRAMS) >= _MOST_PROGRAMS:
                 del _PROGRAMS[next(iter(_PROGRAMS))]  # the oldest
             program = jax.jit(function).lower(*part).compile(quickly)
@@ -122,6 +121,12 @@ def _in_parts(
         found.append(program(*part))
     return jax.tree.map(lambda *x: np.concatenate(x)[:total], *found)
 
+
+# Compiling takes as long as training at these sizes, so LLVM tries less, and where
+# jaxlib has two ways to emit loops it takes the quicker one.
+_QUICKLY: dict[str, int | bool] = {"xla_backend_optimization_level": 1}
+if version("jaxlib").startswith("0.10."):
+    _QUICKLY["xla_cpu_use_fusion_emitters"] = False
 
 # More than settings that share programs have arms and numbers of rows. Each takes some
 # hundred mapped pieces of memory, of which Linux gives a process 65530.
