@@ -127,8 +127,9 @@ def late_round(
         cohort = batches if isinstance(batches, Cohort) else Cohort(None, batches)
         num_kept = jax.tree.leaves(fit.past)[0].shape[0]
         version = buffer_of(fit.opt_state).version
-        versions = jnp.maximum(version - ages, 0)
-        ages, began = version - versions, versions % num_kept
+        ages = jnp.clip(ages, 0, version)
+        versions = version - ages
+        began = versions % num_kept
         counts = counts_of(cohort, weights, ages.shape[0], None)
         counts = jnp.where(ages < num_kept, counts, 0)
         told = {} if cohort.clients is None else {"clients": cohort.clients}

@@ -147,8 +147,7 @@ def geometric_median(nu: Threshold = 1e-4, iterations: int = 64) -> Reducer:
         gradient = pull - pull.sum() * z
         squared = jnp.where(together, 0, gradient @ (gramian @ gradient))
         residual = root(squared).astype(jnp.float32)
-        return jnp.where(together, start, z), GeometricMedianState(
-            residual, residual <= _CONVERGED
-        )
+        z = jnp.where(together, start, z)
+        return z, GeometricMedianState(residual, residual <= _CONVERGED)
 
     return reducer(Weighting(weigh, init, reads=Reads.AFFINE, degree=0))

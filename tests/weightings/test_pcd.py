@@ -140,8 +140,7 @@ def test_arguments_are_checked():
 @pytest.mark.parametrize("short", [1.0, 1e-2, 3e-3, 1e-6])
 def test_a_row_is_not_opposed_however_short_it_is_today(short):
     """Nor are others for its sake: three usual steps, then one where row 2 is short."""
-    rows = np.tile([[1.0, 0, 0], [0, 1.0, 0], [-0.9, 0.0, 0.436]], (4, 1, 1))
-    rows[:, 1, :] = [-0.5, 0.866, 0.0]
+    rows = np.tile([[1.0, 0, 0], [-0.5, 0.866, 0], [-0.9, 0.0, 0.436]], (4, 1, 1))
     rows[-1, 2] *= short
     rule = co.pcd(3, regularization=1e-4)
     update = np.asarray(trained(rule, rows)[0])[-1]
@@ -152,10 +151,7 @@ def test_a_row_is_not_opposed_however_short_it_is_today(short):
 
 @pytest.mark.parametrize("short", [1.0, 1e-2, 1e-6])
 def test_constraints_that_leave_no_way_are_dropped(short):
-    rows = np.tile([[1.0, 0.5], [-1.0, 1.0], [-1.0, -1.0], [1.0, 0.1]], (2, 1, 1))
-    rows = np.delete(rows, 3, 1)
-    rows[:, 1] = [0.0, 1.0]
-    rows[:, 2] = [0.0, -1.0]
+    rows = np.tile([[1.0, 0.5], [0.0, 1.0], [0.0, -1.0]], (2, 1, 1))
     rows[-1, 2] *= short
     update = np.asarray(trained(co.pcd(3), rows)[0])[-1]
     np.testing.assert_allclose(update, rows[-1, 0], rtol=1e-5)  # the first row's
