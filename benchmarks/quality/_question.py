@@ -69,16 +69,12 @@ class Arm(NamedTuple):
 class Size(NamedTuple):
     """How much of everything.
 
-    Where ``seeds`` are as many as rates times tuning seeds, choosing and answering
-    share a program.
-
     Attributes:
       steps: of an arm of length 1.
       seeds: that answer.
       tuning_seeds: that rows and rates are chosen by.
       rates: to choose from.
       evaluations: how often it is looked, at equal distances.
-      at_once: replicates trained at the same time, None: all.
       looks: batches that are looked at in an evaluation; nan: nothing to see.
       first_seed: of those that answer.
       falls_after: share of the steps after which the rate is a tenth; 1: never.
@@ -89,7 +85,6 @@ class Size(NamedTuple):
     tuning_seeds: int
     rates: tuple[float, ...]
     evaluations: int = 10
-    at_once: int | None = None
     looks: int = 1
     first_seed: int = 0
     falls_after: float = 1.0

@@ -105,7 +105,6 @@ QUESTION = Question(
         tuning_seeds=1,
         rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         evaluations=4,
-        at_once=55,  # of each of the eleven other tasks, every rate
     ),
     shown={
         "test_accuracy": "Test pixels, %",
