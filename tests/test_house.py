@@ -69,6 +69,7 @@ CROSS_CUTTING = {
     *["test_contract", "test_contract_optax", "test_contract_flax"],
     *[
         "test_contract_leaves",
+        "test_contract_memory",
         "test_sources",
         "test_sources_of_sums",
         "test_derivatives",

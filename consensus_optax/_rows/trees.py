@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -33,10 +33,56 @@ def arrays_of(params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(as_array, params)
 
 
+def floating(leaf: Any) -> bool:
+    """Whether the leaf has a gradient."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
 def floating_leaves(params: Tree) -> list[Array]:
     """The leaves that have a gradient, in order."""
-    leaves = jax.tree.leaves(params)
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return list(filter(floating, jax.tree.leaves(params)))
+
+
+def refilled(tree: Tree, leaves: Iterable[Any]) -> Tree:
+    """The tree with these in place of its floating leaves."""
+    new = iter(leaves)
+    return jax.tree.map(lambda leaf: next(new) if floating(leaf) else leaf, tree)
+
+
+def rows_like(rows: Tree, leaves: Sequence[Any]) -> Tree:
+    """A tree like these rows, of other floating leaves, and as many rows as these.
+
+    Other leaves carry no gradient: of them the shape alone is looked at.
+    """
+    new, num_rows = iter(leaves), leaves[0].shape[0]
+
+    def of_leaf(leaf: Any) -> Any:
+        if floating(leaf):
+            return next(new)
+        return jax.ShapeDtypeStruct((num_rows, *leaf.shape[1:]), leaf.dtype)
+
+    return jax.tree.map(of_leaf, rows, is_leaf=is_outer_product)
+
+
+def memory(params: Tree, make: Callable[[Any], Array]) -> Tree:
+    """What is made of every floating leaf, in a tree like the parameters.
+
+    Whoever looks for parameters in states, by ``optax.tree.map_params`` or by paths,
+    finds these. In place of other leaves False stands.
+    """
+    nothing = lambda: jnp.zeros((), bool)
+    return jax.tree.map(
+        lambda leaf: make(leaf) if floating(leaf) else nothing(), arrays_of(params)
+    )
+
+
+def no_params(params: Tree, tree: Tree) -> Tree:
+    """A memory of other shapes than the parameters have, whose shardings fit not.
+
+    ``optax.tree.map_params`` calls ``init`` with a tree that has no leaves, to see
+    where that comes out again; here it does not.
+    """
+    return tree if jax.tree.leaves(params) else jnp.zeros(())
 
 
 def shapes_of(params: Tree) -> Tree:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
-from consensus_optax._rows.trees import floating_leaves
+from consensus_optax._rows.trees import floating_leaves, memory, refilled
 from consensus_optax._rules.arithmetic import with_all_digits
 from consensus_optax._rules.kinds import (
     After,
@@ -62,6 +62,7 @@ class Outcome(NamedTuple):
 def init_rule(rule: Rule, params: Tree) -> Any:
     """The rule's own state, zeros of fixed shape and dtype."""
     dtype = verbs.decision_dtype(params)
+    zeros = lambda: memory(params, lambda leaf: jnp.zeros_like(leaf, dtype))
     match rule:
         case Among():
             selector = init_rule(rule.selector, params)
@@ -72,27 +73,23 @@ def init_rule(rule: Rule, params: Tree) -> Any:
         case Noised():
             return init_rule(rule.rule, params)
         case Weighting():
-            leaves = floating_leaves(params)
-            if not rule.per_leaf:
-                state = rule.init(params, dtype)
-            elif not leaves:
-                state = ()
-            else:
-                states = [rule.init(leaf, dtype) for leaf in leaves]
-                state = jax.tree.map(lambda *fields: jnp.stack(fields), *states)
-            if rule.remembers:
-                return MemoryState(_zeros_like(leaves, dtype), state)
-            return state
+            state = (
+                _of_each_leaf(rule, floating_leaves(params), dtype)
+                if rule.per_leaf
+                else rule.init(params, dtype)
+            )
+            return MemoryState(zeros(), state) if rule.remembers else state
         case Fold(remembers=names) if names:
-            leaves = floating_leaves(params)
-            arrays = {name: _zeros_like(leaves, dtype) for name in names}
+            arrays = {name: zeros() for name in names}
             return FoldState(jnp.zeros((), jnp.int32), arrays)
     return ()
 
 
-def _zeros_like(leaves: list[Array], dtype: Any) -> list[Array]:
-    """Arrays of their own that lie on a mesh as the parameters do."""
-    return [jnp.zeros_like(leaf, dtype) for leaf in leaves]
+def _of_each_leaf(rule: Weighting, leaves: list[Array], dtype: Any) -> Any:
+    """States of all leaves, stacked; they are alike, and there may be none."""
+    states = [rule.init(leaf, dtype) for leaf in leaves or [jnp.zeros((), dtype)]]
+    stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *states)
+    return jax.tree.map(lambda field: field[: len(leaves)], stacked)
 
 
 def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
@@ -114,12 +111,14 @@ def run(rule: Rule, source: Source, state: Any) -> tuple[Outcome, Source]:
             own = (outcome.accepted[:, None] & (changed.matrix != 0)).any(0)  # (B,)
             return outcome._replace(accepted=own), source
         case Weighting(remembers=True):
-            found, source = weigh(rule, source, state.rule_state, state.previous)
+            previous = floating_leaves(state.previous)
+            found, source = weigh(rule, source, state.rule_state, previous)
             coordinates = source.seen.roster.coordinates
             update = source.combine(found.weights[..., :-1])
-            previous = coordinates.own(state.previous)
-            update = coordinates.whole(_added(update, found.weights, previous), True)
-            found = found._replace(state=MemoryState(update, found.state))
+            update = _added(update, found.weights, coordinates.own(previous))
+            update = coordinates.whole(update, True)
+            kept = refilled(state.previous, update)
+            found = found._replace(state=MemoryState(kept, found.state))
             return _combined(update, found, source), source
         case Weighting():
             update, found, source = combine(rule, source, state)
@@ -162,28 +161,35 @@ def resolved(
             update = rule.resolve(merged, roster)
         return _settled(update, roster)
     some, coordinates = jnp.any(roster.present), roster.coordinates
-    own = {name: coordinates.own(kept) for name, kept in state.arrays.items()}
+    own = {
+        name: coordinates.own(floating_leaves(kept))
+        for name, kept in state.arrays.items()
+    }
     with with_all_digits():
         update, new = rule.resolve(merged, roster, Remembered(state.count, own))
     arrays = {}
     for name, kept in own.items():
         pairs = zip(new[name], kept, strict=True)
         pieces = [jnp.where(some, fresh, old) for fresh, old in pairs]
-        arrays[name] = coordinates.whole(pieces, True)
+        arrays[name] = refilled(state.arrays[name], coordinates.whole(pieces, True))
     state = FoldState(state.count + some.astype(jnp.int32), arrays)
     return _settled(update, roster)._replace(state=state)
 
 
-def map_previous(fun: Callable[[Any], Any], rule: Rule, state: Any) -> Any:
-    """The state with a function of what is kept like the parameters, if anything is."""
+def map_previous(fun: Callable[[list[Any]], Any], rule: Rule, state: Any) -> Any:
+    """The state with a function of what is kept like the parameters, if anything is.
+
+    Of its floating leaves, to as many.
+    """
+    of_leaves = lambda kept: refilled(kept, fun(floating_leaves(kept)))
     match rule:
         case Among() | After():
             inner = map_previous(fun, rule.rule, state.rule_state)
             return state._replace(rule_state=inner)
         case Weighting(remembers=True):
-            return state._replace(previous=fun(state.previous))
+            return state._replace(previous=of_leaves(state.previous))
         case Fold(remembers=names) if names:
-            arrays = {name: fun(kept) for name, kept in state.arrays.items()}
+            arrays = {name: of_leaves(kept) for name, kept in state.arrays.items()}
             return state._replace(arrays=arrays)
     return state
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from consensus_optax._typing import Array, Count
+from consensus_optax._typing import Count, Tree
 
 
 class FoldState(NamedTuple):
@@ -12,11 +12,11 @@ class FoldState(NamedTuple):
 
     Attributes:
       count: () int32, steps so far in which there was a row.
-      arrays: by name one array for every floating leaf.
+      arrays: by name a tree like the parameters, float32 at least.
     """
 
     count: Count
-    arrays: dict[str, list[Array]]
+    arrays: dict[str, Tree]
 
 
 class AmongState(NamedTuple):
@@ -37,9 +37,9 @@ class MemoryState(NamedTuple):
     """State of a weighting that remembers its previous update.
 
     Attributes:
-      previous: that update, one array for every floating leaf.
+      previous: that update, like the parameters, float32 at least.
       rule_state: the rule's own state.
     """
 
-    previous: list[Array]
+    previous: Tree
     rule_state: Any

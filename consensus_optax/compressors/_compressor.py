@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from consensus_optax import _check
 from consensus_optax._rows.outer_product import Factored
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating_leaves
 from consensus_optax._typing import Array, Tree
 
 Shape = tuple[int, ...]
@@ -71,9 +71,8 @@ class Compressor(NamedTuple):
         Returns:
           The sum of the sizes of what ``compress`` makes of every floating leaf.
         """
-        leaves = jax.tree.leaves(arrays_of(params))
-        moving = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-        return sum(message_bytes(self, leaf.shape, leaf.dtype) for leaf in moving)
+        leaves = floating_leaves(arrays_of(params))
+        return sum(message_bytes(self, leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def message_bytes(compressor: Compressor, shape: Shape, dtype: Any) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from consensus_optax import _check
+from consensus_optax._rows.trees import no_params
 from consensus_optax._rules.kinds import Known, Probing, Reads
 from consensus_optax._running.named import named
 from consensus_optax._running.row_transform import RowTransform, row_transform
@@ -145,11 +146,12 @@ def probe(
     def init(params: Tree, dtype: Any) -> ProbeState:
         del dtype
         zero = lambda *shape: jnp.zeros(shape, jnp.float32)
-        each = lambda: {name: zero() for name in parts(params)[1]}
+        names = list(parts(params)[1] if jax.tree.leaves(params) else ())
+        each = lambda: no_params(params, {name: zero() for name in names})
         return ProbeState(
             *(zero(), zero(), zero() if pairs else None, zero(), zero()),
             zero(5) if pairs else None,
-            jax.tree.map(lambda _: zero(), params),
+            no_params(params, jax.tree.map(lambda _: zero(), params)),
             *(each(), each() if pairs else None, each(), each(), each()),
             zero(),
         )

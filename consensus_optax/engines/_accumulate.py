@@ -10,9 +10,8 @@ import optax
 from jax import lax
 
 from consensus_optax import _check
-from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import Stack, as_stack, checked_weights
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating_leaves, rows_like
 from consensus_optax._rules.kinds import WORDS, Fold
 from consensus_optax._running.named import named
 from consensus_optax._running.reducer import Aggregator, Reducer
@@ -129,16 +128,19 @@ def accumulate(
         return empty, places(batch, every_k)
 
     def init(params: Tree) -> AccumulateState:
-        merged, kept = None, None
-        if like is not None:
-            stack = as_stack(jax.eval_shape(lambda rows: rows, like), arrays_of(params))
-            number = jax.ShapeDtypeStruct((stack.num_rows,), stack.dtype)
-            columns = dict.fromkeys(per_row, number)
-            shapes = jax.eval_shape(lambda tree: tree, parts_of(stack.leaves))
-            batch = {"rows": None if fold else shapes, "weights": number, **columns}
-            merged, kept = room(stack, batch)
         zero = jnp.zeros((), jnp.int32)
-        return AccumulateState(zero, merged, kept, reducer.init(params))
+        state = AccumulateState(zero, None, None, reducer.init(params))
+        if not jax.tree.leaves(params):  # what is kept is no parameter
+            return state._replace(merged=zero, batches=zero)
+        if like is None:
+            return state
+        stack = as_stack(jax.eval_shape(lambda rows: rows, like), arrays_of(params))
+        number = jax.ShapeDtypeStruct((stack.num_rows,), stack.dtype)
+        columns = dict.fromkeys(per_row, number)
+        shapes = jax.eval_shape(lambda tree: tree, parts_of(stack.leaves))
+        batch = {"rows": None if fold else shapes, "weights": number, **columns}
+        merged, kept = room(stack, batch)
+        return state._replace(merged=merged, batches=kept)
 
     def update(
         updates: Tree,
@@ -181,11 +183,12 @@ def accumulate(
                 given = merged, whole["weights"], old, words
                 update, new = statistics.reduced(fold, stack, *given)
                 return _like(update, stack.params), new
-            rows = _rows_like(updates, stack, whole["rows"], every_k)
+            pairs = zip(stack.leaves, whole["rows"], strict=True)
+            rows = rows_like(updates, [from_parts(*pair) for pair in pairs])
             step, new = inner.update(
                 rows, old, params, weights=whole["weights"], **words
             )
-            return _like(_floating(step), stack.params), new
+            return _like(floating_leaves(step), stack.params), new
 
         def wait() -> tuple[list[Array], Any]:
             zeros = [jnp.zeros_like(param) for param in stack.params]
@@ -234,29 +237,6 @@ def _check_batch(batch: Tree, kept: Tree) -> None:
         )
 
 
-def _rows_like(updates: Tree, stack: Stack, parts: Any, every_k: int) -> Tree:
-    """A tree like these rows, of all batches."""
-    flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
-    pairs = zip(stack.leaves, parts, strict=True)
-    queue = iter([from_parts(*pair) for pair in pairs])
-
-    def of_all(leaf: Any) -> Any:
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            return next(queue)
-        # carries no gradient: only its shape is looked at
-        return jax.ShapeDtypeStruct(
-            (every_k * leaf.shape[0], *leaf.shape[1:]), leaf.dtype
-        )
-
-    return jax.tree.unflatten(treedef, [of_all(leaf) for leaf in flat])
-
-
 def _like(update: list[Array], params: list[Any]) -> list[Array]:
     """In the parameters' dtypes: a rule may answer in a narrower one."""
     return [x.astype(p.dtype) for x, p in zip(update, params, strict=True)]
-
-
-def _floating(tree: Tree) -> list[Array]:
-    """The leaves that have a gradient."""
-    leaves = jax.tree.leaves(tree)
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]

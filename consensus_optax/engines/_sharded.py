@@ -204,9 +204,9 @@ def sharded(
         where = mesh_of(mesh, axes)
         inner = [without(spec, axes) for spec in specs]
         whole, by_row = PartitionSpec(), PartitionSpec(axes)
-        of_state = jax.tree.map(lambda _: whole, state)
-        of_rule = map_previous(lambda _: inner, rule, of_state.rule_state)
-        of_state = of_state._replace(rule_state=of_rule)
+        told = map_previous(lambda _: inner, rule, state.rule_state)
+        is_told = lambda x: x if isinstance(x, PartitionSpec) else whole
+        of_state = jax.tree.map(is_told, state._replace(rule_state=told))
         pairs = zip(stack.leaves, inner, strict=True)
         rows = [entering(leaf, axes, spec, where) for leaf, spec in pairs]
         of_extra = {name: inner if name == "target" else whole for name in extra}

@@ -12,7 +12,13 @@ from jax import lax
 from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import Stack, as_stack, present_weights
-from consensus_optax._rows.trees import arrays_of, floating_leaves
+from consensus_optax._rows.trees import (
+    floating_leaves,
+    memory,
+    no_params,
+    refilled,
+    rows_like,
+)
 from consensus_optax._running.reducer import Aggregator
 from consensus_optax._typing import Array, Count, Number, PerRow, Tree
 from consensus_optax.federated._staleness import Staleness, polynomial_staleness
@@ -28,7 +34,8 @@ class BufferState(NamedTuple):
       num_refused: () int32, updates so far that were not finite or had no weight that
         is one.
       mean_age: () of those that were reduced last.
-      rows: (K - 1, \*shape) for every floating leaf, float32 at least.
+      rows: a tree like the parameters, (K - 1, \*shape) for every floating leaf,
+        float32 at least.
       weights: (K - 1,), 0 where a place is free.
       versions: (K - 1,) int32, that each update started from.
       rule: the rule's own state.
@@ -38,7 +45,7 @@ class BufferState(NamedTuple):
     num_held: Count
     num_refused: Count
     mean_age: Number
-    rows: list[Array]
+    rows: Tree
     weights: PerRow
     versions: Count
     rule: Any
@@ -116,17 +123,18 @@ def buffered(
 
     def init(params: Tree) -> BufferState:
         dtype = verbs.decision_dtype(params)
-        leaves, places = floating_leaves(arrays_of(params)), num_updates - 1
+        places = num_updates - 1
+        place = lambda leaf: jnp.zeros((places, *leaf.shape), dtype)
         zero = lambda: jnp.zeros((), jnp.int32)
         return BufferState(
             version=zero(),
             num_held=zero(),
             num_refused=zero(),
             mean_age=jnp.zeros((), dtype),
-            rows=[jnp.zeros((places, *leaf.shape), dtype) for leaf in leaves],
+            rows=no_params(params, memory(params, place)),
             weights=jnp.zeros(places, dtype),
             versions=jnp.zeros(places, jnp.int32),
-            rule=rule.init(leaves),
+            rule=rule.init(params),
         )
 
     def update(
@@ -144,10 +152,11 @@ def buffered(
             _check.fail("state", "what `init(params)` gave", type(state).__name__)
         stack = as_stack(updates, params)
         arrived, num_refused = present_weights(stack, weights)
-        everyone = _joined(state, stack, arrived, _started(versions, stack, state))
+        held = state._replace(rows=floating_leaves(state.rows))
+        everyone = _joined(held, stack, arrived, _started(versions, stack, state))
         ages = jnp.maximum(state.version - everyone.versions, 0).astype(stack.dtype)
         there = everyone.weights > 0
-        held = there.sum(dtype=jnp.int32)
+        num_held = there.sum(dtype=jnp.int32)
 
         def reduce() -> tuple[Any, BufferState]:
             factors = worth(ages).astype(stack.dtype)
@@ -156,12 +165,12 @@ def buffered(
                 rows = [leaf * _column(factors, leaf) for leaf in rows]
                 counted = jnp.where(factors > 0, everyone.weights, 0)
             reduced, inner = rule.update(
-                rows, state.rule, stack.params, weights=counted, **extra
+                rows_like(updates, rows), state.rule, params, weights=counted, **extra
             )
             total = jnp.where(there, ages, 0).sum()
-            return reduced, everyone._replace(
+            return floating_leaves(reduced), everyone._replace(
                 version=jnp.asarray(optax.safe_increment(state.version)),
-                mean_age=total / jnp.maximum(held, 1).astype(stack.dtype),
+                mean_age=total / jnp.maximum(num_held, 1).astype(stack.dtype),
                 weights=jnp.zeros_like(everyone.weights),
                 rule=inner,
             )
@@ -170,11 +179,13 @@ def buffered(
             nothing = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in stack.params]
             return nothing, everyone._replace(rule=_not_ready(state.rule))
 
-        enough = held >= num_updates
+        enough = num_held >= num_updates
         reduced, after = lax.cond(enough, reduce, wait)
-        return stack.rebuild(reduced), _kept(after, num_updates - 1)._replace(
-            num_held=jnp.where(enough, 0, held),
+        kept = _kept(after, num_updates - 1)
+        return stack.rebuild(reduced), kept._replace(
+            num_held=jnp.where(enough, 0, num_held),
             num_refused=state.num_refused + num_refused,
+            rows=refilled(state.rows, kept.rows),
         )
 
     # optax names the first argument per_elt_updates; every caller passes it by position

@@ -13,7 +13,7 @@ from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import cleared, finite_rows, spoiled
 from consensus_optax._rows.outer_product import is_outer_product
 from consensus_optax._rows.stack import as_rows, checked_weights
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import floating, memory, no_params
 from consensus_optax._typing import Array, Tree
 
 Turn = Callable[[Any, Array, int], tuple[Any, Array]]
@@ -23,17 +23,15 @@ def no_memory_yet(num_rows: int, params: Tree) -> Tree:
     r"""Zeros (num_rows, \*shape) for every floating leaf, in float32 at least."""
 
     def zeros(param: Any) -> Array:
-        floating = jnp.issubdtype(param.dtype, jnp.floating)
-        shape = (num_rows, *param.shape) if floating else ()
-        return jnp.zeros(shape, verbs.decision_dtype(param))
+        return jnp.zeros((num_rows, *param.shape), verbs.decision_dtype(param))
 
-    return jax.tree.map(zeros, arrays_of(params))
+    return no_params(params, memory(params, zeros))
 
 
 def remembered(
     turn: Turn,
     updates: Tree,
-    memory: Tree,
+    kept: Tree,
     params: Tree | None,
     weights: Array | None,
     clients: Any,
@@ -47,7 +45,7 @@ def remembered(
     Args:
       turn: (rows of a leaf, what they remember, number of the leaf) to (rows, memory).
       updates: rows.
-      memory: from :func:`no_memory_yet`.
+      kept: from :func:`no_memory_yet`.
       params: the parameters, or None.
       weights: which rows are there, (B,), or None.
       clients: whose rows they are, (B,) integers; None: row i is i's.
@@ -56,10 +54,10 @@ def remembered(
     """
     leaves, dtype = as_rows(updates, params)
     if not leaves:
-        return updates, memory
+        return updates, kept
     flat, treedef = jax.tree.flatten(updates, is_leaf=is_outer_product)
-    olds = treedef.flatten_up_to(memory)
-    moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in flat]
+    olds = treedef.flatten_up_to(kept)
+    moving = list(map(floating, flat))
     pairs = [
         x for x, yes in zip(zip(flat, olds, strict=True), moving, strict=True) if yes
     ]
@@ -78,8 +76,8 @@ def remembered(
     rows = iter([spoiled(row, finite) for row, *_ in made])
     news = iter([put(old, new, own, moves, clients) for _, new, own, old in made])
     outgoing = [next(rows) if yes else x for x, yes in zip(flat, moving, strict=True)]
-    kept = [next(news) if yes else x for x, yes in zip(olds, moving, strict=True)]
-    return jax.tree.unflatten(treedef, outgoing), jax.tree.unflatten(treedef, kept)
+    news = [next(news) if yes else x for x, yes in zip(olds, moving, strict=True)]
+    return jax.tree.unflatten(treedef, outgoing), jax.tree.unflatten(treedef, news)
 
 
 def taken(kept: Array, clients: Array) -> Array:

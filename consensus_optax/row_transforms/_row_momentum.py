@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
-from consensus_optax._rows.trees import floating_leaves
+from consensus_optax._rows.trees import floating_leaves, refilled
 from consensus_optax._rules.kinds import Remembering, Roster
 from consensus_optax._running.named import named
 from consensus_optax._running.row_transform import RowTransform, row_transform
@@ -18,10 +18,11 @@ class RowMomentumState(NamedTuple):
     r"""State of :func:`row_momentum`, which has an example axis.
 
     Attributes:
-      momentum: (num_rows, \*shape) for every floating leaf, float32 at least.
+      momentum: a tree like the parameters, (num_rows, \*shape) for every floating
+        leaf, float32 at least.
     """
 
-    momentum: list[Array]
+    momentum: Tree
 
 
 @named
@@ -77,7 +78,7 @@ def row_momentum(decay: Threshold, num_rows: int) -> RowTransform:
 
     def init(params: Tree, dtype: Any) -> RowMomentumState:
         del dtype
-        return RowMomentumState(no_memory_yet(num_rows, floating_leaves(params)))
+        return RowMomentumState(no_memory_yet(num_rows, params))
 
     def replace(
         leaves: list[Any], roster: Roster, state: RowMomentumState
@@ -89,9 +90,8 @@ def row_momentum(decay: Threshold, num_rows: int) -> RowTransform:
             return new.astype(leaf.dtype), new
 
         clients = roster.extra.get("clients")
-        rows, momentum = remembered(
-            average, leaves, state.momentum, None, roster.weights, clients
-        )
-        return rows, RowMomentumState(momentum)
+        kept = floating_leaves(state.momentum)
+        rows, new = remembered(average, leaves, kept, None, roster.weights, clients)
+        return rows, RowMomentumState(refilled(state.momentum, new))
 
     return row_transform(Remembering(replace, init, "row_momentum"))

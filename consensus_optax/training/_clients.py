@@ -13,7 +13,7 @@ from consensus_optax import _check
 from consensus_optax._rows import verbs
 from consensus_optax._rows.finite import finite_rows
 from consensus_optax._rows.stack import checked_weights
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating_leaves
 from consensus_optax.row_transforms._row_memory import are_put, put, taken
 
 
@@ -237,7 +237,7 @@ def counts_of(
 
 def are_finite(tree: Any, num_rows: int) -> jax.Array:
     """Whose entries are all finite, (n,) bool; of no entries, everyone's."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves = floating_leaves(tree)
     if not leaves:
         return jnp.ones(num_rows, bool)
     return finite_rows(leaves, verbs.decision_dtype(leaves))

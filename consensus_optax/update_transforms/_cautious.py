@@ -10,7 +10,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating
 from consensus_optax._typing import Array, Number, Tree
 
 
@@ -86,7 +86,6 @@ def cautious(
         steps, new = inner.update(updates, state.inner, params, **extra)
         flat, treedef = jax.tree.flatten(steps)
         given = treedef.flatten_up_to(updates)
-        floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
         kept: list[Array] = []
         gated: list[Any] = []
         for step, incoming in zip(flat, given, strict=True):

@@ -10,9 +10,10 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
+from consensus_optax._rows.trees import floating
 from consensus_optax._rules.arithmetic import SLACK, positive_or_one
 from consensus_optax._typing import Count, Number, Threshold, Tree
-from consensus_optax.update_transforms._sound import floating, inner_product, memory
+from consensus_optax.update_transforms._sound import inner_product, no_update_yet
 
 
 class EmaAgreementState(NamedTuple):
@@ -71,8 +72,8 @@ def ema_agreement(
     _check.one_of("scope", scope, ("leaf", "model"))
 
     def init(params: Tree) -> EmaAgreementState:
-        zero = lambda dtype: jnp.zeros((), dtype)
-        return EmaAgreementState(zero(jnp.int32), memory(params), zero(jnp.float32))
+        step, suppressed = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        return EmaAgreementState(step, no_update_yet(params), suppressed)
 
     def update(
         updates: Tree,

@@ -78,6 +78,8 @@ def freeze(
         return frozen, moving
 
     def init(params: Tree) -> Any:
+        if not jax.tree.leaves(params):  # as optax.tree.map_params asks
+            return inner.init(params)
         _, moving = split(params)
         return inner.init(moving(params))
 

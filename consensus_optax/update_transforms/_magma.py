@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax import _check
-from consensus_optax._rows import verbs
 from consensus_optax._rows.stack import check_reduced
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import (
+    arrays_of,
+    floating,
+    floating_leaves,
+    refilled,
+)
 from consensus_optax._rules.arithmetic import positive_or_one
 from consensus_optax._typing import Array, Count, Number, Threshold, Tree
-from consensus_optax.update_transforms._sound import floating, inner_product
+from consensus_optax.update_transforms._sound import inner_product, no_update_yet
 
 
 class MagmaState(NamedTuple):
@@ -22,15 +26,15 @@ class MagmaState(NamedTuple):
 
     Attributes:
       step: () int32, updates made so far.
-      momentum: moving average of the incoming updates, like the floating parameters,
-        float32 at least.
+      momentum: moving average of the incoming updates, like the parameters, float32 at
+        least.
       alignment: (leaves,) float32, moving average of how each agrees with it.
       kept: () float32, share of leaves that took the last step.
       inner: state of the wrapped optimizer.
     """
 
     step: Count
-    momentum: list[Array]
+    momentum: Tree
     alignment: Array
     kept: Number
     inner: Any
@@ -102,15 +106,11 @@ def magma(
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Tree) -> MagmaState:
-        zeros = [
-            jnp.zeros_like(leaf, verbs.decision_dtype(leaf))
-            for leaf in jax.tree.leaves(arrays_of(params))
-            if floating(leaf)
-        ]
+        num_leaves = len(floating_leaves(arrays_of(params)))
         return MagmaState(
             jnp.zeros((), jnp.int32),
-            zeros,
-            jnp.zeros(len(zeros), jnp.float32),
+            no_update_yet(params),
+            jnp.zeros(num_leaves, jnp.float32),
             jnp.ones((), jnp.float32),
             inner.init(params),
         )
@@ -122,11 +122,12 @@ def magma(
             check_reduced(updates, arrays_of(params))
         steps, new = inner.update(updates, state.inner, params, **extra)
         step = jnp.asarray(optax.safe_increment(state.step))
-        incoming = [leaf for leaf in jax.tree.leaves(updates) if floating(leaf)]
+        incoming = floating_leaves(updates)
         if not incoming:
             return steps, state._replace(step=step, inner=new)
         value = lambda given: _check.value_at(given, state.step, jnp.float32)
-        moments, moving, cosines = _moments(incoming, state.momentum, value(momentum))
+        past = floating_leaves(state.momentum)
+        moments, moving, cosines = _moments(incoming, past, value(momentum))
         now = jax.nn.sigmoid(cosines / value(temperature))
         beta = jnp.where(state.alignment > 0, value(decay), 0)
         mixed = beta * state.alignment + (1 - beta) * now
@@ -135,13 +136,12 @@ def magma(
         kept = jax.random.bernoulli(drawn, value(survival), alignment.shape)
         factors = iter(jnp.where(kept, alignment, 0))
 
-        def gated(leaf: Any) -> Any:
-            if not floating(leaf):
-                return leaf
-            return leaf * next(factors).astype(leaf.dtype)
+        def gated(given: Any, leaf: Any) -> Any:
+            return leaf * next(factors).astype(leaf.dtype) if floating(given) else leaf
 
         share = kept.mean(dtype=jnp.float32)
-        masked = jax.tree.map(gated, steps)
+        masked = jax.tree.map(gated, updates, steps)
+        moments = refilled(state.momentum, moments)
         return masked, MagmaState(step, moments, alignment, share, new)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from consensus_optax._rows.stack import check_reduced
+from consensus_optax._rows.trees import floating
 from consensus_optax._typing import Array, Count, Tree
-from consensus_optax.update_transforms._sound import floating, is_sound, memory, or_zero
+from consensus_optax.update_transforms._sound import is_sound, no_update_yet, or_zero
 
 
 class MedianOfThreeState(NamedTuple):
@@ -70,7 +71,7 @@ def median_of_three_steps() -> optax.GradientTransformationExtraArgs:
 
     def init(params: Tree) -> MedianOfThreeState:
         return MedianOfThreeState(
-            jnp.zeros((), jnp.int32), memory(params), memory(params)
+            jnp.zeros((), jnp.int32), no_update_yet(params), no_update_yet(params)
         )
 
     def update(

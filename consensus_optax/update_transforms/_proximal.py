@@ -10,6 +10,7 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows import verbs
+from consensus_optax._rows.trees import floating
 from consensus_optax._typing import Threshold, Tree
 
 
@@ -75,7 +76,7 @@ def proximal(mu: Threshold) -> optax.GradientTransformationExtraArgs:
             )
 
         def pulled(leaf: Any, now: Any, start: Any) -> Any:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            if not floating(leaf):
                 return leaf
             dtype = verbs.decision_dtype(leaf)
             moved = now.astype(dtype) - start.astype(dtype)

@@ -11,7 +11,7 @@ from jax import lax
 
 from consensus_optax._rows.explicit import zeros_as
 from consensus_optax._rows.stack import check_reduced
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import arrays_of, floating_leaves
 from consensus_optax._typing import Array, Count, Tree
 
 
@@ -87,6 +87,5 @@ def skip_if_empty(
 
 def any_nonzero(tree: Tree) -> Array:
     """Whether any floating leaf has an entry other than zero, () bool."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    flags = [jnp.any(leaf != 0) for leaf in leaves]
+    flags = [jnp.any(leaf != 0) for leaf in floating_leaves(tree)]
     return jnp.any(jnp.stack(flags)) if flags else jnp.asarray(False)

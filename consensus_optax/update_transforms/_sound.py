@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from consensus_optax._rows import verbs
-from consensus_optax._rows.trees import arrays_of
+from consensus_optax._rows.trees import floating, memory
 from consensus_optax._typing import Array, Tree
 
 
-def floating(leaf: Any) -> bool:
-    """Whether the leaf carries a gradient."""
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def memory(params: Tree) -> Tree:
-    """Zeros like the parameters, float32 at least; of shape () for other leaves."""
-
-    def zeros(p: Any) -> Array:
-        dtype = verbs.decision_dtype(p)
-        return jnp.zeros_like(p, dtype) if floating(p) else jnp.zeros((), dtype)
-
-    return jax.tree.map(zeros, arrays_of(params))
+def no_update_yet(params: Tree) -> Tree:
+    """Zeros like the parameters, float32 at least."""
+    return memory(params, lambda p: jnp.zeros_like(p, verbs.decision_dtype(p)))
 
 
 def inner_product(x: Array, y: Array) -> Array:

@@ -10,9 +10,10 @@ import optax
 
 from consensus_optax import _check
 from consensus_optax._rows.stack import check_reduced
+from consensus_optax._rows.trees import floating
 from consensus_optax._rules.arithmetic import SLACK
 from consensus_optax._typing import Array, Count, Number, Threshold, Tree
-from consensus_optax.update_transforms._sound import floating, is_sound, memory, or_zero
+from consensus_optax.update_transforms._sound import is_sound, no_update_yet, or_zero
 
 
 class TemporalAndMaskState(NamedTuple):
@@ -86,7 +87,7 @@ def temporal_and_mask(
         return TemporalAndMaskState(
             step=jnp.zeros((), jnp.int32),
             mass=jnp.zeros((), jnp.float32),
-            signs=memory(params),
+            signs=no_update_yet(params),
             consensus_ratio=jnp.zeros((), jnp.float32),
         )
 

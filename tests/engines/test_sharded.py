@@ -225,7 +225,7 @@ def test_what_is_remembered_is_not_rounded_to_what_travels():
         return across.update(rows, state, parameters, weights=weights)[1]
 
     run = jax.shard_map(step, mesh=mesh_of(2), in_specs=(P("data"),) * 2, out_specs=P())
-    (previous,) = jax.jit(run)(rows, weights).rule_state.previous
+    previous = jax.jit(run)(rows, weights).rule_state.previous
     assert previous.dtype == jnp.float32
     np.testing.assert_allclose(previous, rows.mean(0), rtol=1e-6)  # of four numbers
 

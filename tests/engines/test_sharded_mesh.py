@@ -5,13 +5,13 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import consensus_optax as co
 from benchmarks._traffic import collectives
-from consensus_optax._running.run import map_previous
 from tests.engines.test_sharded import CHAINS, KINDS, assert_same, mesh_of
 
 pytestmark = pytest.mark.slow
@@ -50,10 +50,13 @@ def test_parameters_cut_along_another_axis(kind, check_vma):
     mesh = mesh_of(2, 2, names=("data", "model"))
     across = co.sharded(reducer, "data", param_specs=SPECS)
     state = reducer.init(PARAMS)
-    of_state = jax.tree.map(lambda _: P(), state)
-    in_leaves = lambda _: [SPECS["b"], SPECS["w"]]
-    of_rule = map_previous(in_leaves, reducer.rule, of_state.rule_state)
-    of_state = of_state._replace(rule_state=of_rule)
+    of_state = optax.tree.map_params(
+        reducer,
+        lambda _, spec: spec,
+        state,
+        SPECS,
+        transform_non_params=lambda _: P(),
+    )
     of_rows = {"w": P("data", None, "model"), "b": P("data")}
 
     def step(rows, state, params, weights):

@@ -136,7 +136,7 @@ def test_the_answer_of_one_device(kind, place, way):
             close(leaf, expected[name], atol=1e-4 * largest)
             assert leaf.sharding.is_equivalent_to(own[name].sharding, leaf.ndim)
         if kind == "previous":
-            lies = [x.sharding for x in state.rule_state.previous]
+            lies = [x.sharding for x in jax.tree.leaves(state.rule_state.previous)]
             assert lies == [x.sharding for x in jax.tree.leaves(update)]
 
 

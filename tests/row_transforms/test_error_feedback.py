@@ -191,7 +191,7 @@ def test_clients_over_devices():
     rule, params = co.error_feedback(code, 16, axis_name="clients"), jnp.zeros(5)
     mesh = jax.make_mesh((8,), ("clients",), axis_types=(AxisType.Auto,))
     rows = jnp.asarray(np.random.default_rng(3).normal(size=(16, 5)), jnp.float32)
-    (kept,) = co.row_momentum(0.0, 16).init(params).rule_state.momentum
+    kept = co.row_momentum(0.0, 16).init(params).rule_state.momentum
 
     def each(rows, error):
         state = rule.init(params)._replace(error=error)
@@ -211,7 +211,7 @@ def test_of_a_client_that_is_there_twice_the_first_present_row_is_kept():
     rows, state = jnp.array([[2.0], [9.0], [4.0], [6.0], [8.0]]), rule.init(params)
     clients, weights = jnp.array([1, 2, 2, 2, 0]), jnp.array([0.0, 0.0, 1.0, 1.0, 1.0])
     _, state = rule.update(rows, state, params, weights=weights, clients=clients)
-    assert state.rule_state.momentum[0].tolist() == [[4.0], [0.0], [2.0]]
+    assert state.rule_state.momentum.tolist() == [[4.0], [0.0], [2.0]]
 
 
 @in_ci
@@ -220,8 +220,7 @@ def test_momentum_remembers_clients_too():
     rows, state = jnp.array([[4.0], [8.0]]), rule.init(params)
     out, state = rule.update(rows, state, params, clients=jnp.array([2, 0]))
     assert out.tolist() == [[2.0], [4.0]]
-    (momentum,) = state.rule_state.momentum
-    assert momentum.tolist() == [[4.0], [0.0], [2.0]]
+    assert state.rule_state.momentum.tolist() == [[4.0], [0.0], [2.0]]
 
 
 def test_bad_arguments():
