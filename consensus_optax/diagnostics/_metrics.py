@@ -19,6 +19,9 @@ _PACKAGE = __name__.partition(".")[0]
 _NAMES = {"consensus_ready": "ready", "num_accepted": "accepted"}
 # What only the state itself needs, and a filter's count, which the reducer has too.
 _LEFT_OUT = {"step", "mass", "accepted", "merged", "batches"}
+# What our states have like the parameters, of which some may be numbers.
+_MEMORIES = {"previous", "arrays", "momentum", "error", "rows", "start"}
+_MEMORIES |= {"ema", "signs", "last", "before_last"}
 _QUANTILES = (0, 25, 50, 75, 100)
 
 Path = tuple[Any, ...]
@@ -104,7 +107,7 @@ def _found(node: Any, path: Path, of_rule: bool) -> Iterator[tuple[Path, str, An
         return
     for key, child in _children(node):
         name = _text(key)
-        if ours and name in _LEFT_OUT:
+        if (ours and name in _LEFT_OUT) or (_is_ours(node) and name in _MEMORIES):
             continue
         if not hasattr(child, "dtype"):
             inside = isinstance(node, ReducerState) and name == "rule_state"

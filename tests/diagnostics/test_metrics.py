@@ -213,15 +213,6 @@ def test_what_the_rule_says_of_itself():
     assert co.metrics(after_a_step(own))["mine"] == 1
 
 
-@pytest.mark.slow
-def test_scalar_parameters_are_no_metrics():
-    params = {"scale": jnp.float32(2)}
-    tx = optax.chain(co.centered_clipping(1.0), co.ema_agreement(), optax.adam(1e-3))
-    rows = {"scale": jnp.ones(3)}
-    _, state = tx.update(rows, tx.init(params), params)
-    assert set(co.metrics(state)) == OF_A_REDUCER | {"clipped_share", "suppressed"}
-
-
 def test_three_of_a_kind_are_told_apart():
     part = optax.partition(
         {"x": co.per_leaf(co.mgda()), "y": co.mgda()}, {"a": "x", "b": "y"}
