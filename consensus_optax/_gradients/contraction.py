@@ -156,7 +156,8 @@ def ends_of_rows(
     closed, _, wanted = _of_all_rows(function, in_axes, rows_axis, args)
     outputs = _evaluated(closed, args, wanted, keep)
     leaves = outputs[len(outputs) - len(wanted) :]
-    pairs = zip(ends(closed.jaxpr, wanted), leaves, strict=True)
+    found = ends(closed.jaxpr, wanted, wanted[0].aval.shape[0] if wanted else None)
+    pairs = zip(found, leaves, strict=True)
     return [" + ".join(end) + _why(end, leaf) for end, leaf in pairs]
 
 
@@ -164,9 +165,10 @@ def _why(end: tuple[str, ...], leaf: Any) -> str:
     """Why a leaf that ends in products may be an array."""
     if is_outer_product(leaf):
         return "" if is_outer_product(worth(leaf)) else f", which is {_NO_LARGER}"
-    of_products = [name.split()[0] in ("dot_general", "scatter-add") for name in end]
-    if not any(of_products):
-        return ""
+    products = ("dot_general", "scatter-add")
+    of_products = [name.split()[0] in products for name in end]
+    if not any(name.partition(" in scan")[0] in products for name in end):
+        return ""  # or the name says why
     if not all(of_products):
         return ", a sum of which not all are products"
     if any("in scan" in name for name in end):

@@ -16,10 +16,13 @@ from consensus_optax._gradients.jaxprs import (
 from consensus_optax._gradients.sources import described, sources
 
 
-def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
+def ends(
+    jaxpr: Any, wanted: Sequence[Any], num_rows: int | None = None
+) -> list[tuple[str, ...]]:
     """For every wanted variable the operations at which the walk back from it ends.
 
     Every name once. A variable is visited once, however many sums it is part of.
+    ``num_rows``: of gradients of all rows, how many; None: of one row.
     """
     producers, stack = producers_of(jaxpr), list(wanted)
     known: dict[Any, tuple[str, ...]] = {}
@@ -27,7 +30,7 @@ def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
 
     def of_body(eqn: Any, body: Any) -> list[tuple[str, ...]]:
         if id(eqn) not in bodies:
-            bodies[id(eqn)] = ends(body, body.outvars)
+            bodies[id(eqn)] = ends(body, body.outvars, num_rows)
         return bodies[id(eqn)]
 
     given = lambda var: not is_in(var, producers)
@@ -44,19 +47,19 @@ def ends(jaxpr: Any, wanted: Sequence[Any]) -> list[tuple[str, ...]]:
         if not unknown:
             names = [end for operand in operands for end in found(operand)]
             if not sources(eqn):
-                own = _end(eqn, var, of_body)
+                own = _end(eqn, var, num_rows, of_body)
                 names += [end for end in own if not (operands and end == "input")]
             known[var] = tuple(dict.fromkeys(names))
     return [found(var) for var in wanted]
 
 
-def _end(eqn: Any, var: Any, of_body: Any) -> tuple[str, ...]:
+def _end(eqn: Any, var: Any, num_rows: int | None, of_body: Any) -> tuple[str, ...]:
     """Where the walk back ends at an operation that is no move, or inside of it."""
     index = eqn.outvars.index(var)
     if eqn.primitive.name in CALLS:
         return of_body(eqn, inner_of(eqn)[0])[index]
     if eqn.primitive.name != "scan":
-        return (described(eqn),)
+        return (described(eqn, num_rows),)
     scan = as_scan(eqn)
     carried = index < scan.num_carry
     if eqn.effects or (carried and not scan.accumulates(index)):

@@ -79,12 +79,13 @@ def _repeats(eqn: Any) -> bool:
     return ranks[0] + 1 == ranks[1] and kept == tuple(range(1, ranks[1]))
 
 
-def described(eqn: Any) -> str:
+def described(eqn: Any, num_rows: int | None) -> str:
     """An operation at which a gradient ends, with what keeps it from being factors."""
     name = eqn.primitive.name
     if name == "dot_general":
         _, (batch, _) = eqn.params["dimension_numbers"]
-        return name if batch else f"{name} without an example axis"
+        first = [eqn.invars[0].aval.shape[axis] for axis in batch[:1]]
+        return name if first == [num_rows] else f"{name} without an example axis"
     if name != "scatter-add":
         return name
     dims, table = eqn.params["dimension_numbers"], eqn.invars[0].aval

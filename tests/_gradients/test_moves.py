@@ -54,6 +54,20 @@ def test_explain_says_where_other_arrays_end(capsys):
     assert "dot_general + mul, a sum of which not all are products" in said
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_explain_tells_an_axis_of_heads_from_that_of_examples(capsys, heads):
+    """What all share is multiplied with each: examples are no batch axis of that."""
+    shared = array(0, heads, 5, 4)
+
+    def loss(p, x):
+        y = jnp.einsum("hnm,hmk->hnk", shared, p)
+        return ((y * x.mean() + x.sum()) ** 2).mean()
+
+    co.explain(loss, array(1, heads, 4, 2), array(2, ROWS, heads))
+    said = capsys.readouterr().out
+    assert "array: ends in dot_general without an example axis\n" in said
+
+
 @pytest.mark.parametrize("mode", ["clip", "fill"])
 def test_windows_that_begin_elsewhere(mode):
     """Clipped, every start in a line is its first entry; filled, it is outside."""
