@@ -3,7 +3,7 @@
 #   make test                      the test suite
 #   make test PYTHON=python3.12    the same with another interpreter, side by side
 #   make fuzz                      2000 random combinations, each right or an error
-#   make evidence                  does consensus help? trains for hours (SMOKE=1: minutes)
+#   make evidence                  does consensus help? trains for 1.5 hours (SMOKE=1: minutes)
 #   make docs                      the site, in docs/_build/html
 #   make mutants                   what the tests do not see, if it is changed
 #   make aot-cuda, make aot-tpu    what an H100, a TPU would run, compiled without one
