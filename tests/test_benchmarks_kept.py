@@ -94,6 +94,7 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["made.json"]
 
 
+@pytest.mark.slow
 def test_the_report_writes_tables_and_pictures_again(tmp_path):
     """Of the results that there are, whatever run made them."""
     for kind in (breakdown.KIND, compression.KIND):

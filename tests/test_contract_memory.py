@@ -49,7 +49,7 @@ def assert_parameters_are_found(optimizer):
     """Before and after a step, each named as its parameter, and nothing else is."""
     of_shape = {(5, 3): NAMES["w"], (7,): NAMES["layers"][0]}
     state = optimizer.init(PARAMS)
-    _, new = optimizer.update(EXAMPLES, state, PARAMS)
+    _, new = jax.eval_shape(optimizer.update, EXAMPLES, state, PARAMS)
     for kept in (state, new):
         found = optax.tree.map_params(
             optimizer,

@@ -66,6 +66,7 @@ def test_what_does_not_count_does_no_harm(row):
         np.testing.assert_allclose(found[KEPT], alone, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOPING)
 def test_what_loops_says_so(name):
     (row, *_) = (row for row in FACTORIES if str(row).startswith(name))

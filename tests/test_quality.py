@@ -208,6 +208,7 @@ def test_seeds_of_an_answer_may_begin_elsewhere(tmp_path, monkeypatch):
         assert len(asked) == (2 if first == 0 else 1)  # chosen once
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_marks_tell_what_a_filter_leaves_out():
     """The third row is against the two others."""

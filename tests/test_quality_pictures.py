@@ -79,6 +79,7 @@ def test_precision_recall_and_weights_by_hand():
     assert nobody["equal_rows"] == 1
 
 
+@pytest.mark.slow
 def test_halving_leaves_three_rows():
     """Of rows that all pass, the last weighs a half: as three of equal weight."""
     rows = {"w": jnp.eye(16)}

@@ -45,6 +45,7 @@ def test_windows_of_a_role_are_its_own_and_what_is_kept_back_is_of_no_client():
         assert sorted(split.indices.ravel().tolist()) == list(range(40 * 201))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["near_the_mean", "trust_region"])
 def test_weights_of_a_trust_region_are_in_the_ball(rule):
     """0 is the mean; rounding of eight rows of five numbers is below 1e-5."""

@@ -95,6 +95,7 @@ def test_sums_over_rows(count, way, monkeypatch):
     np.testing.assert_allclose(got[1], (rows * rows).sum(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [lambda: co.trimmed_mean(1), co.median], ids=["trimmed", "median"]
 )

@@ -43,6 +43,7 @@ def test_json_holds_settings_versions_device_and_numbers():
     assert report["rules"]["adam"]["test_accuracy_difference"]["mean"] == 0
 
 
+@pytest.mark.slow
 def test_json_knows_no_nan():
     report = result()._replace(settings={"steps": 4, "seeds": 2, "odd": float("nan")})
     assert json.loads(comparison.to_json(report))["settings"]["odd"] is None

@@ -45,6 +45,7 @@ def test_equal_the_loops(weights):
     )
 
 
+@pytest.mark.slow
 def test_of_many_narrow_pairs_none_is_beyond_them():
     """More pairs than bfloat16 can count: 2016."""
     rows = np.random.default_rng(0).normal(size=(64, 3000))

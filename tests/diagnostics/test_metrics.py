@@ -173,6 +173,7 @@ def test_a_mesh():
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+@pytest.mark.slow
 def test_what_stands_before_and_after():
     tx = optax.chain(
         co.probe(0.0),
@@ -195,6 +196,7 @@ def test_what_stands_before_and_after():
     assert not any("step" in name for name in found if "without" not in name)
 
 
+@pytest.mark.slow
 def test_what_the_rule_says_of_itself():
     mgda = co.metrics(after_a_step(co.mgda()))
     assert {"residual", "converged"} <= set(mgda)

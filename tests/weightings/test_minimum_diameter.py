@@ -12,6 +12,7 @@ def test_too_many_subsets_are_an_error_that_names_other_rules():
     assert "co.krum" in str(error.value)
 
 
+@pytest.mark.slow
 def test_subsets_of_one_diameter_share():
     rule, params = co.minimum_diameter(1), jnp.zeros(1)
     rows = jnp.array([[0.0], [1.0], [2.0]])  # either neighbour of the middle

@@ -46,6 +46,7 @@ def test_rows_without_neighbours_give_nothing():
     assert not first_update(co.neighbor_filter(2.0), np.ones((1, 2))).any()
 
 
+@pytest.mark.slow
 def test_a_rows_own_weight_is_a_vote_for_its_group():
     """As of so many equal rows: 11 against 12, where others alone are 10 against 6."""
     rows = np.array([[1.0, 0, 0, 0], [1, 0.01, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0.01]])

@@ -117,6 +117,7 @@ def test_toward_the_last_update_is_the_filter_against_it(temperature):
         states = first, second
 
 
+@pytest.mark.slow
 def test_a_target_of_zero_lets_all_pass():
     rule, (rows, target) = co.select_toward(top_k=1), given()
     zero = jax.tree.map(jnp.zeros_like, target)

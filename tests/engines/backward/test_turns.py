@@ -96,6 +96,7 @@ def test_rows_of_a_turn_have_each_their_own_size():
     assert jnp.abs(wanted).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_microbatches_send_less_than_the_plain_gradient_of_them():
     """And a reducer that knows of no mesh leaves the batch where it is."""
     size = 4
