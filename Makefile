@@ -60,7 +60,8 @@ types: $(INSTALLED)dev
 # The first without tests/conftest.py: examples run as they do for a reader, but that
 # they are compiled in two thirds of the time.
 doctest: $(INSTALLED)test
-	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(BIN)/python -m pytest --doctest-modules consensus_optax $(ARGS)
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" \
+	  $(BIN)/python -m pytest --doctest-modules consensus_optax $(ARGS)
 	$(BIN)/python -m pytest -m slow tests/test_readme.py
 
 # Executed at smoke size and not written back; CONTRIBUTING.md says how to refresh them.

@@ -159,3 +159,17 @@ def test_bad_arguments():
         server.update(take([0]), server.init(PARAMS), PARAMS, versions=jnp.zeros(2))
     with pytest.raises(ValueError, match="`opt_state` must hold one buffer"):
         federated.buffer_of(optax.sgd(1.0).init(PARAMS))
+
+
+def test_a_target_is_a_tree_like_the_parameters():
+    """The rule sees trees like these: with a leaf that does not move, too."""
+    params = {"w": jnp.zeros((2, 3)), "ids": jnp.arange(4)}
+    draw = np.random.default_rng(0).normal
+    target = {"w": jnp.asarray(draw(size=(2, 3)), jnp.float32), "ids": params["ids"]}
+    rows = {"w": jnp.asarray(draw(size=(4, 2, 3)), jnp.float32)}
+    rows["ids"] = jnp.zeros((4, 4), jnp.int32)
+    rule = co.select_toward(top_k=2)
+    server = co.federated.buffered(rule, 4)
+    found, _ = server.update(rows, server.init(params), params, target=target)
+    wanted, _ = rule.update(rows, rule.init(params), params, target=target)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
